@@ -98,8 +98,8 @@ class ResourceEstimate(Result):
     memory : int or None
         Available bytes.
     choices : pandas.DataFrame
-        With ``memory``: what can be trained in it, with and without gradient checkpointing, how many samples at once
-        and of which length. The first row fits and takes the least time. See ``choice_columns``.
+        Ways to train an adapter, with and without gradient checkpointing; with ``memory`` also how many samples at once
+        fit, and of which length. What fits comes first, then what takes the least time. See ``choice_columns``.
     changes : list of dict
         If calibration with whole covariances, subspaces or LoRA (training ``A`` and ``B``) do not fit: what to change,
         the cheapest change first, each in addition to those before it. ``"change"`` names the argument, ``"costs"`` its
@@ -141,9 +141,10 @@ class ResourceEstimate(Result):
         "training": "trained part, as in the names of the stages",
         "gradient_checkpointing": "whether only the inputs of blocks are stored",
         "gigabytes": "peak memory (1e9 bytes) of a step with the given batch and length",
-        "fits": "whether this fits",
-        "batch_size": "most samples of the given length that fit; 0 if none",
-        "length": "most tokens of a sample that fit in a batch of the given size; 0 if none",
+        "activations": "part of it that is stored from the forward to the backward pass",
+        "fits": "whether this fits in the given memory; None without",
+        "batch_size": "most samples of the given length that fit; NaN without memory",
+        "length": "most tokens of a sample that fit in a batch of the given size; NaN without memory",
         "teraflops": "1e12 floating-point operations of a step with the given batch and length",
         "seconds": "time of this step at the given speed; NaN without",
     }
@@ -294,10 +295,8 @@ def estimate(
         stages = {name: kind for name, kind in STAGES.items() if kind != AS_BASE or kind in setup.adapters}
         simulated = {name: steps.run(setup, kind) for name, kind in stages.items() if kind}
         stage_bytes = {name: _stage_bytes(steps, setup, name) for name in stages}
-        choices, changes = pd.DataFrame(columns=list(ResourceEstimate.choice_columns)), []
-        if memory is not None:
-            choices = _training_choices(steps, setup, memory, speed)
-            changes = _propose_changes(steps, setup, memory)
+        choices = _training_choices(steps, setup, memory, speed)
+        changes = [] if memory is None else _propose_changes(steps, setup, memory)
     return ResourceEstimate(
         shapes=steps.shapes,
         shared={name: steps.shared[name] for name in steps.shapes},
@@ -431,6 +430,7 @@ class SimulatedModel:
 
     def __init__(self, simulation: Simulation, model: Any, targets: dict[str, Target]) -> None:
         self.model = model
+        model.config.use_cache = False  # as in calibration and training
         self.shapes = {name: (target.d_out, target.d_in) for name, target in targets.items()}
         self.shared: dict[str, str] = {}
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -569,27 +569,24 @@ def _subspace_flops(rows: int, columns: int, width: int) -> float:
     return products + orthogonal + 1000.0 * width**3
 
 
-def _training_choices(steps: SimulatedModel, setup: Setup, memory: float, speed: float | None) -> pd.DataFrame:
-    """Return what can be trained in this memory, and how much at once: what fits first, then the cheapest first."""
+def _training_choices(steps: SimulatedModel, setup: Setup, memory: float | None, speed: float | None) -> pd.DataFrame:
+    """Return the ways to train an adapter, and how much fits: what fits first, then the cheapest first."""
     rows = []
-    longest = (position_limit(steps.model) or (math.inf, ""))[0]
-    double = {"length": 2 * setup.length, "labels": setup.labels * (2 if setup.labels == setup.length else 1)}
     for kind, checkpointing in itertools.product(setup.adapters, (False, True)):
         if checkpointing and not steps.model.supports_gradient_checkpointing:
             continue
         once = replace(setup, gradient_checkpointing=checkpointing)
-        sizes = (once, replace(once, batch_size=2 * setup.batch_size), replace(once, **double))
-        peak, wider, longer = (_stage_bytes(steps, size, f"training {kind}") for size in sizes)
-        batch = wider - peak  # what a batch adds to the rest; that of samples twice as long adds more
-        step = steps.run(once, kind)
+        peak, step = _stage_bytes(steps, once, f"training {kind}"), steps.run(once, kind)
+        size, length = (math.nan, math.nan) if memory is None else _largest(steps, once, kind, memory)
         rows.append(
             {
                 "training": kind,
                 "gradient_checkpointing": checkpointing,
                 "gigabytes": peak / 1e9,
-                "fits": peak <= memory,
-                "batch_size": int(max(memory - peak + batch, 0) / batch * setup.batch_size),
-                "length": int(min(longest, setup.length * _most(memory - peak + batch, batch, longer - peak + batch))),
+                "activations": step.stored / 1e9,
+                "fits": None if memory is None else peak <= memory,
+                "batch_size": size,
+                "length": length,
                 "teraflops": step.flops / 1e12,
                 "seconds": math.nan if speed is None else step.flops / speed,
             }
@@ -598,15 +595,27 @@ def _training_choices(steps: SimulatedModel, setup: Setup, memory: float, speed:
     return frame.sort_values(["fits", "teraflops"], ascending=[False, True], ignore_index=True)
 
 
-def _most(room: float, once: float, twice: float) -> float:
-    """Return how many times as long samples may be, from the bytes that a batch of them adds, and one of twice as long.
+def _largest(steps: SimulatedModel, setup: Setup, kind: str, memory: float) -> tuple[int, int]:
+    """Return the most samples of the given length, and the most tokens of a sample in a batch of the given size.
 
-    They are ``constant + linear x + quadratic x^2``: logits of a fixed number of labels are constant, and attention is
-    quadratic where it is a matrix of tokens by tokens.
+    A step is simulated with twice the samples and with samples twice as long. What a batch adds to the rest is
+    ``constant + linear x + quadratic x^2`` if samples are ``x`` times as long: logits of a fixed number of labels are
+    constant, and attention is quadratic where it is a matrix of tokens by tokens.
     """
+    double = {"length": 2 * setup.length, "labels": setup.labels * (2 if setup.labels == setup.length else 1)}
+    sizes = (setup, replace(setup, batch_size=2 * setup.batch_size), replace(setup, **double))
+    peak, wider, longer = (_stage_bytes(steps, size, f"training {kind}") for size in sizes)
+    once, twice, room = wider - peak, longer - 2 * peak + wider, max(memory - 2 * peak + wider, 0)
     constant, quadratic = max(2 * once - twice, 0), max(twice - 2 * once, 0) / 2
     linear, left = once - constant - quadratic, max(room - constant, 0)
-    return 2 * left / (linear + math.sqrt(linear**2 + 4 * quadratic * left))
+    times = 2 * left / (linear + math.sqrt(linear**2 + 4 * quadratic * left))
+    longest, _ = position_limit(steps.model) or (math.inf, "")
+    length = int(min(longest, setup.length * times))
+    if length > 2 * setup.length:  # attention may have become a larger part
+        there = replace(setup, length=length, labels=length if setup.labels == setup.length else setup.labels)
+        if _stage_bytes(steps, there, f"training {kind}") > 1.05 * memory:
+            length = _largest(steps, there, kind, memory)[1]
+    return int(setup.batch_size * room / once), length
 
 
 def _propose_changes(steps: SimulatedModel, setup: Setup, memory: float) -> list[dict[str, Any]]:
@@ -850,7 +859,6 @@ def _training(model: Any, setup: Setup) -> Iterator[None]:
     """Set a model to training, with gradient checkpointing if the setup has it."""
     model.train()
     if setup.gradient_checkpointing:
-        model.config.use_cache = False  # incompatible with checkpointing
         _checkpointing(model, "enable", {"use_reentrant": False, "preserve_rng_state": False})
     try:
         yield
@@ -858,6 +866,7 @@ def _training(model: Any, setup: Setup) -> Iterator[None]:
         model.eval()
         if setup.gradient_checkpointing:
             _checkpointing(model, "disable")
+            model.disable_input_require_grads()  # which enabling has set
 
 
 def _checkpointing(model: Any, verb: str, *options: dict[str, bool]) -> None:

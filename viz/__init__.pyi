@@ -6,6 +6,7 @@ from .plots.alignment import plot_alignment as plot_alignment
 from .plots.allocation import plot_allocation as plot_allocation
 from .plots.training import plot_training as plot_training
 from .plots.compression import plot_compression as plot_compression
+from .plots.memory import plot_memory as plot_memory
 from .plots.race import plot_race as plot_race
 from .plots.tokens import plot_reads as plot_reads
 from .plots.tokens import plot_tokens as plot_tokens

@@ -22,7 +22,6 @@ import benchmarks.lab.rewritten  # noqa: F401  (registers its tasks, in every pr
 from benchmarks.lab.methods import Cache, Job, Method, seeded_adapt
 from benchmarks.lab.store import Floats, Record, pack
 from benchmarks.lab.summary import TRAINING
-from benchmarks.speed.peak_memory import PeakMemory
 from tlora.adapters.lora_layers import head_parameters
 from tlora.models.loading import PACKAGED, load_model
 from tlora.tasks.evaluation import evaluate_samples, losses_of_samples
@@ -32,6 +31,7 @@ from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.train import LOSS_SAMPLES, train
 from tlora.utils.packages import library_versions
+from tlora.utils.peak_memory import PeakMemory
 
 Split = Literal["validation", "test"]
 

@@ -9,8 +9,8 @@ import sys
 
 import tlora
 from benchmarks.lab.methods import METHODS, Job, seeded_adapt
-from benchmarks.speed.peak_memory import PeakMemory
 from benchmarks.speed.stopwatch import now
+from tlora.utils.peak_memory import PeakMemory
 
 PEERS = ("tlora-paper", "lora-ga", "corda", "eva")
 

@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import save_file
 
 import tlora
-from benchmarks.speed.peak_memory import PeakMemory
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance, SketchedCovariance
 from tlora.calibration.sample_means import SampleMeans
@@ -28,6 +27,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import Target
 from tlora.numerics.sketching import SketchingMatrices
 from tlora.results import Meta
+from tlora.utils.peak_memory import PeakMemory
 
 D, MLP = 4096, 11008
 SHAPES = {

@@ -40,10 +40,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tlora
 from benchmarks.speed.memory import random_batch, said_by
-from benchmarks.speed.peak_memory import PeakMemory
 from benchmarks.speed.stopwatch import now
 from tlora.models.forward import restrict_logits
 from tlora.models.weights import copy_sharing_weights
+from tlora.utils.peak_memory import PeakMemory
 
 RANK, LABELS = 8, 16
 

@@ -34,8 +34,8 @@ from transformers import (
 )
 
 import tlora
-from benchmarks.speed.peak_memory import PeakMemory
 from tlora.models.forward import restrict_logits
+from tlora.utils.peak_memory import PeakMemory
 
 LLAMA = LlamaConfig(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=8, num_attention_heads=12, vocab_size=4000

@@ -10,7 +10,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from benchmarks.speed.peak_memory import PeakMemory
+from tlora.utils.peak_memory import PeakMemory
 
 Result = TypeVar("Result")
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import tlora
-from benchmarks.speed.peak_memory import PeakMemory
 from tlora.allocation.footprint import BYTES
+from tlora.utils.peak_memory import PeakMemory
 
 
 def main() -> None:

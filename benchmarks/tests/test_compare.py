@@ -21,12 +21,12 @@ from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.methods import METHODS, Cache, Method
 from benchmarks.lab.run import Condition, Settings
 from benchmarks.lab.store import Store
-from benchmarks.speed.peak_memory import PeakMemory
 from benchmarks.tests.helpers import record
 from tests.helpers.models import tiny_model
 from tlora.recipes import Recipe
 from tlora.tasks.task import Task
 from tlora.training.trainer import AdapterTrainer
+from tlora.utils.peak_memory import PeakMemory
 
 pytestmark = pytest.mark.usefixtures("workplace", "narrow")
 QUICK = {

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoConfig,
@@ -16,6 +17,7 @@ from transformers import (
 )  # fmt: skip
 
 import tlora
+from benchmarks.speed.freezing import stored_bytes
 from benchmarks.speed.memory import CONFIGURATIONS, estimated, measured
 from tests.helpers.adapted import rising_allocation
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model
@@ -82,8 +84,9 @@ def test_the_time_does_not_grow_with_the_blocks(monkeypatch):
     for layers in (5, 15):
         config = tiny_config("llama", num_hidden_layers=layers)
         assert len(estimate(config, 2, **SMALL).shapes) == 7 * layers
-    # one block and two, in calibration and in three kinds of training; and one in full fine-tuning with one label
-    assert len(runs) == 2 * (2 * 4 + 1)
+    # one block and two, in calibration, in full fine-tuning, and in two kinds of training with and without
+    # checkpointing; and one in full fine-tuning with one label
+    assert len(runs) == 2 * (2 * 6 + 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -209,7 +212,7 @@ def test_experts_are_counted_in_any_type():
     assert full.bytes["weights"] == pytest.approx(2 * short.bytes["weights"], rel=0.01)
     passes = [result.bytes["training all weights"] - result.bytes["weights"] for result in (full, short)]
     assert passes[0] == pytest.approx(2 * passes[1], rel=0.1)
-    assert full.flops == short.flops
+    assert full.flops == {stage: short.flops[stage] for stage in full.flops}
 
 
 def test_the_head_of_a_classifier_is_trained_too():
@@ -294,4 +297,50 @@ def test_what_to_change_ends_with_what_fits_and_says_what_it_costs():
     assert last[:2] == ["covariance='sketch'", "batch_size=1, gradient_accumulation_steps=8"]
     assert last[2].endswith("GPUs, the base sharded by FSDP2")
     again = estimate(WIDE, 8, **work | {"batch_size": 1}, gpus=int(last[2].split()[0])).bytes
-    assert max(again[stage] for stage in ("calibration, covariances sketched", "subspaces", "training B")) == after
+    assert (
+        max(again[stage] for stage in ("calibration, covariances sketched", "subspaces", "training A and B")) == after
+    )
+
+
+def test_freezing_a_is_a_change_that_takes_no_time():
+    work = {"samples": 4, "length": 256, "batch_size": 8, "sketch_size": 8, "dtype": "bfloat16"}
+    result = estimate(WIDE, 8, **work)
+    frozen, lora = (result.bytes[f"training {kind}"] for kind in ("B", "A and B"))
+    result = estimate(WIDE, 8, **work, memory=(frozen + lora) / 2)
+    assert result.choices[["training", "gradient_checkpointing"]].iloc[0].tolist() == ["B", False]
+    assert "freeze_a=True" in [change["change"] for change in result.changes]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["B", "A and B", "A and B, adapter as base"])
+def test_activations_are_what_autograd_stores(kind, dtype):
+    model = AutoModelForCausalLM.from_config(WIDE, dtype=getattr(torch, dtype)).train()
+    options = {"autocast_adapter_dtype": kind != "A and B, adapter as base"}
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"), **options)
+    if kind == "B":
+        tlora.freeze_a(adapted)
+    ids = torch.randint(3, 1000, (2, 64))
+    with stored_bytes(adapted) as sizes:
+        adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    if dtype == "float32":
+        kind = kind.removesuffix(", adapter as base")
+    said = estimate(WIDE, 8, samples=2, length=64, batch_size=2, dtype=dtype).activations[f"training {kind}"]
+    assert said == pytest.approx(sum(sizes), rel=0.05)
+
+
+@pytest.mark.parametrize(("multi_query", "labels"), [(True, None), (False, 4)])
+def test_the_largest_batch_and_length_fit_and_more_does_not(multi_query, labels):
+    """Attention of one key for all queries is a matrix of tokens by tokens."""
+    config = FalconConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=500, multi_query=multi_query
+    )
+    work = {"samples": 4, "batch_size": 2, "length": 32, "labels": labels}
+    memory = 4 * estimate(config, 2, **work).bytes["training A and B"]
+    for row in estimate(config, 2, **work, memory=memory).choices.itertuples():
+        options = work | {"gradient_checkpointing": row.gradient_checkpointing}
+        for name, size in (("batch_size", row.batch_size), ("length", row.length)):
+            fits, more = (
+                estimate(config, 2, **options | {name: count}).bytes[f"training {row.training}"]
+                for count in (size, round(1.1 * size + 1))
+            )
+            assert fits < 1.05 * memory < 1.05 * more

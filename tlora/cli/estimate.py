@@ -151,11 +151,11 @@ def _yes(is_true: bool) -> str:
 
 def _next_command(ctx: typer.Context, resources: tlora.ResourceEstimate) -> str:
     """Return the line that trains what fits and takes the least time; LoRA without a limit, nothing if none fits."""
-    chosen = resources.choices[resources.choices["fits"].astype(bool) & resources.choices["training"].isin(KINDS)]
-    if resources.memory is not None and chosen.empty:
-        return ""
     values = ctx.params | {"task": ctx.params["task"] or "TASK", "load_in_4bit": ctx.params["bits"] == 4}
     if resources.memory is not None:
+        chosen = resources.choices[resources.choices["fits"] & resources.choices["training"].isin(KINDS)]
+        if chosen.empty:
+            return ""
         values["gradient_checkpointing"] = bool(chosen["gradient_checkpointing"].iloc[0])
         values["recipe"] = "tlora" if chosen["training"].iloc[0] == "B" else "lora"
         if resources.bytes["calibration, covariances whole"] > resources.memory:

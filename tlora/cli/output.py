@@ -112,6 +112,7 @@ def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     return {
         "adapter": f"{len(run.ranks)} modules, {ranks_text(run.ranks.values())}, {size}",
         "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
+        "peak": size_text(run.peak_bytes) if run.peak_bytes else "",
     }
 
 

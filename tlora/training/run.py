@@ -44,6 +44,9 @@ class TrainingRun(Result):
         Number of parameters that were trained.
     seconds : float
         Time spent in training, including evaluations in between, without the metrics before and after.
+    peak_bytes : int or None
+        The most memory that was held while training, the model included: on a GPU what PyTorch allocated there, else
+        what was resident of the process. None if the system does not report it.
     interrupted : bool
         Whether training was stopped before its last step, by the user or by a callback.
     diverged : bool
@@ -86,6 +89,7 @@ class TrainingRun(Result):
     adapter: dict[str, Tensor] = field(default_factory=dict)
     adapter_config: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
+    peak_bytes: int | None = None
 
     columns: ClassVar[dict[str, str]] = {
         "step": "optimizer steps done, from 1",

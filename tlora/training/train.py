@@ -42,6 +42,7 @@ from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restore_modules
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
+from tlora.utils.peak_memory import PeakMemory
 from tlora.utils.validation import require_positive, require_positive_int
 
 LOSS_SAMPLES = 256
@@ -228,6 +229,7 @@ def train(
         interrupted=ending.interrupted,
         diverged=ending.diverged,
         meta=Meta(model.config._name_or_path, data.name, plain, seed, len(data.train)),
+        peak_bytes=ending.peak_bytes,
         **_adapter(model, record),
     )
 
@@ -237,6 +239,7 @@ class _Ending:
     """How training ended."""
 
     seconds: float
+    peak_bytes: int | None
     reason: str  # empty if all steps were done
     step: int  # the step whose adapter the run has
     interrupted: bool
@@ -245,10 +248,10 @@ class _Ending:
 
 
 def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) -> _Ending:
-    started = time.perf_counter()
+    started, peak = time.perf_counter(), PeakMemory(model.device)
     reason, diverged, skip_evaluation = "", False, False
     try:
-        with heads_in_float32(model), torch.inference_mode(False), torch.enable_grad():
+        with peak, heads_in_float32(model), torch.inference_mode(False), torch.enable_grad():
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         reason, skip_evaluation = "training was interrupted", True
@@ -265,7 +268,7 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
         holds = f"that of step {best}, the best" if best else "the adapter as it was then"
         reason += f" after {done} of {planned} steps; the run holds {holds}"
     seconds = time.perf_counter() - started
-    return _Ending(seconds, reason, best or done, bool(reason) and not diverged, diverged, skip_evaluation)
+    return _Ending(seconds, peak.bytes, reason, best or done, bool(reason) and not diverged, diverged, skip_evaluation)
 
 
 def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraModule]) -> None:

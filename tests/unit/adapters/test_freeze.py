@@ -1,13 +1,17 @@
 """A stays frozen, whatever PEFT and trainers do."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import TrainerCallback
 
 import tlora
+from benchmarks.speed.freezing import stored_bytes
 from tests.helpers.adapted import rising_allocation
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, sft
@@ -89,3 +93,89 @@ def test_what_has_no_a_is_refused() -> None:
     for model in (tiny_model("llama"), get_peft_model(tiny_model("llama"), config)):
         with pytest.raises(ValueError, match="LoRA adapter"):
             tlora.freeze_a(model)
+
+
+LENGTH = 8
+ROWS = Dataset.from_list([{"input_ids": list(range(4 + n, 4 + n + LENGTH)), "labels": [5] * LENGTH} for n in range(8)])
+QUICK: dict[str, Any] = {"batch_size": 2, "progress": False, "evaluation_limit": 0, "learning_rate": 1e-3}
+
+
+class StoredBytes(TrainerCallback):
+    """The bytes that autograd stores in each step of a training."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.context = stored_bytes(kwargs["model"])
+        self.sizes = self.context.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.context.__exit__(None, None, None)
+        self.steps.append(sum(self.sizes))
+
+
+def stored_in_a_step(model: PeftModel) -> int:
+    ids = torch.tensor(ROWS["input_ids"])
+    with stored_bytes(model) as sizes:
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+    return sum(sizes)
+
+
+def attached(freeze_a: bool = True) -> PeftModel:
+    base = tiny_model("llama")
+    return tlora.attach(base, None, rising_allocation(base), freeze_a)
+
+
+def saving(disturb: Callable[[PeftModel], object] = lambda model: None) -> int:
+    """Bytes that a step stores less with A frozen, after something has been done to the model."""
+    stored = []
+    for freeze_a in (True, False):
+        model = attached(freeze_a)
+        disturb(model)
+        stored.append(stored_in_a_step(model))
+    return stored[1] - stored[0]
+
+
+def look_at_the_base(model: PeftModel) -> None:
+    with model.disable_adapter():
+        model.eval()(input_ids=torch.tensor(ROWS["input_ids"]))
+
+
+def checkpoint_and_stop(model: PeftModel) -> None:
+    base = model.get_base_model()
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    stored_in_a_step(model)
+    base.activation_checkpointing_disable()
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        look_at_the_base,
+        lambda model: model.set_adapter("default"),
+        lambda model: model.eval()(input_ids=torch.tensor(ROWS["input_ids"])),
+        checkpoint_and_stop,
+        lambda model: tlora.train(model, ROWS, max_steps=2, gradient_checkpointing=True, **QUICK),
+    ],
+    ids=["disable_adapter", "set_adapter", "evaluation", "checkpointing", "training"],
+)
+def test_nothing_gives_back_the_activations_that_freezing_saves(disturb: Any) -> None:
+    assert saving(disturb) == saving() > 0.05 * stored_in_a_step(attached())
+
+
+def test_preparing_for_quantized_training_leaves_the_saving() -> None:
+    base = prepare_model_for_kbit_training(tiny_model("llama"), use_gradient_checkpointing=False)
+    adapted = tlora.attach(base, None, rising_allocation(base))
+    assert stored_in_a_step(adapted) == stored_in_a_step(attached())
+
+
+def test_a_training_stores_as_little_after_a_resume(tmp_path: Path) -> None:
+    resumed, frozen, trained = StoredBytes(), StoredBytes(), StoredBytes()
+    options = QUICK | {"max_steps": 2, "save_steps": 1, "output_dir": tmp_path}
+    tlora.train(attached(), ROWS, **options)
+    tlora.train(attached(), ROWS, callbacks=resumed, **options | {"max_steps": 4, "resume": True})
+    for callback, freeze_a in ((frozen, True), (trained, False)):
+        tlora.train(attached(freeze_a), ROWS, callbacks=callback, max_steps=2, **QUICK)
+    assert resumed.steps == frozen.steps
+    assert max(frozen.steps) < 0.95 * min(trained.steps)

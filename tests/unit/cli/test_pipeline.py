@@ -127,7 +127,7 @@ def test_options_reach_the_functions():
     done("init llama --data pairs.jsonl --samples 6 --rank 2 --target-modules attention --output start")
     targets = tlora.Allocation.load("start/tlora/allocation").targets
     assert {target.part for target in targets.values()} == {"attention"}
-    resources = json.loads(done("estimate llama --target-modules attention --teraflops 1 --json").stdout)
+    resources = json.loads(done("estimate --model llama --target-modules attention --teraflops 1 --json").stdout)
     assert resources["modules"] == len(targets)
 
 
@@ -136,6 +136,16 @@ def test_what_is_left_out_is_printed_as_text():
     assert [line.split() for line in said.splitlines() if "left out" in line] == [
         ["left", "out:", "answers", "...", "'</s>'"]
     ]
+
+
+def test_an_estimate_measures_the_data_and_names_the_training_that_fits():
+    task = tlora.load_task("pairs.jsonl", AutoTokenizer.from_pretrained("llama"))
+    longest = max(map(len, task.train["input_ids"]))
+    plain = done("estimate --model llama --data pairs.jsonl --rank 2 --teraflops 1 --memory 1").stdout
+    assert f"samples of {longest} tokens" in plain
+    assert next_command(plain).startswith("run --model llama --task pairs.jsonl --dtype float32 --rank 2")
+    resources = json.loads(done("estimate --model llama --data pairs.jsonl --memory 1 --teraflops 1 --json").stdout)
+    assert resources["choices"][0]["training"] == "B"
 
 
 def test_ranks_stay_within_a_sketch():

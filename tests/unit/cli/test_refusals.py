@@ -98,7 +98,7 @@ def test_run_replaces_no_folder_of_others():
         ("compress nowhere/ small --rank 1", "no adapter in nowhere/"),
         ("compress adapter other --rank 1 --energy 0.5", "--energy"),
         ("compress adapter adapter --rank 1 --overwrite", "adapter"),
-        ("estimate llama --teraflops 0", "--teraflops"),
+        ("estimate --model llama --teraflops 0", "--teraflops"),
     ],
 )
 def test_commands_refuse_what_does_not_fit(line, name):

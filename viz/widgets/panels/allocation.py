@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import BYTES, footprint, size_text
+from tlora.allocation.footprint import BYTES, Footprint, size_text, uniform_footprints
 from tlora.resource_estimate import ResourceEstimate
 from viz import style
 from viz.plots.allocation import left_out
@@ -66,8 +66,8 @@ def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part
 def costs(kept: Allocation, new: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
     """Rows of a table: costs of the kept allocation, of the new one, their ratio, and those of plain LoRA."""
 
-    def row(what: str, before: int, after: int, lora: int | None, write: Callable[[int], str]) -> list[str]:
-        return [what, write(before), write(after), percent(after / before), "" if lora is None else write(lora)]
+    def row(what: str, before: int, after: int, lora: int, write: Callable[[int], str]) -> list[str]:
+        return [what, write(before), write(after), percent(after / before), write(lora)]
 
     rows = [
         row(what, getattr(kept, key), getattr(new, key), getattr(new.lora, key), write)
@@ -78,18 +78,19 @@ def costs(kept: Allocation, new: Allocation, estimate: ResourceEstimate | None =
         )
     ]
     if estimate is not None:
-        before, after = (training_bytes(estimate, allocation) for allocation in (kept, new))
-        rows.append(row("peak memory of training", before, after, None, size_text))
+        before, after = (training_bytes(estimate, allocation.footprint()) for allocation in (kept, new))
+        rows.append(
+            row("peak memory of training", before, after, training_bytes(estimate, new.lora, "A and B"), size_text)
+        )
     return rows
 
 
-def training_bytes(estimate: ResourceEstimate, allocation: Allocation) -> int:
-    """Upper bound of the peak memory of training ``B``: that of the uniform adapter, and what this one adds."""
-    uniform = footprint(estimate.shapes, dict.fromkeys(estimate.shapes, estimate.meta.recipe["rank"]), freeze_a=True)
-    ours = allocation.footprint()
-    gradients = BYTES * (ours.trainable_parameters - uniform.trainable_parameters)
-    more = ours.adapter_bytes - uniform.adapter_bytes + ours.optimizer_bytes - uniform.optimizer_bytes
-    return estimate.bytes["training B"] + more + gradients
+def training_bytes(estimate: ResourceEstimate, adapter: Footprint, kind: str = "B") -> int:
+    """Upper bound of the peak memory of training an adapter: that of the estimate's, and what this one adds."""
+    uniform = uniform_footprints(estimate.shapes, estimate.meta.recipe["rank"])[kind]
+    gradients = BYTES * (adapter.trainable_parameters - uniform.trainable_parameters)
+    more = adapter.adapter_bytes - uniform.adapter_bytes + adapter.optimizer_bytes - uniform.optimizer_bytes
+    return estimate.bytes[f"training {kind}"] + more + gradients
 
 
 def saturation_warning(allocation: Allocation) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tlora.allocation.footprint import size_text
 from tlora.training.run import TrainingRun
 from viz import style
 from viz.plots.training import split_in_words
@@ -86,6 +87,7 @@ def _circumstances(results: Results, run: TrainingRun) -> Part:
     values = {
         "optimizer steps": f"{run.steps:,}" if run.steps else "none was logged",
         "time": style.duration(run.seconds),
+        "peak memory": size_text(run.peak_bytes) if run.peak_bytes else "",
         "trained parameters": f"{run.trainable_parameters:,}{head}",
         "A": "frozen" if run.frozen_a else "trained",
     }

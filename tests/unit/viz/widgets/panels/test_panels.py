@@ -268,4 +268,5 @@ def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> No
     work: dict[str, Any] = {"length": 4, "batch_size": 1}
     estimates = {rank: tlora.estimate(walked.base().config, rank, **work) for rank in (2, 16)}
     uniform = tlora.allocate(walked.calibration().sensitivity, rank=16, temperature=0)
-    assert 0 <= training_bytes(estimates[2], uniform) / estimates[16].bytes["training B"] - 1 < 0.06
+    for adapter, kind in ((uniform.footprint(), "B"), (uniform.lora, "A and B")):
+        assert 0 <= training_bytes(estimates[2], adapter, kind) / estimates[16].bytes[f"training {kind}"] - 1 < 0.06

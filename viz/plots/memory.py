@@ -1,0 +1,62 @@
+"""Picture of a ResourceEstimate: the peak memory of training, with A trained and frozen."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from tlora.allocation.footprint import size_text
+from tlora.resource_estimate import ResourceEstimate
+from tlora.utils.validation import check_type
+from viz import style
+
+LABELS = {"A and B": "LoRA", "A and B, adapter as base": "LoRA, adapter as base", "B": "A frozen"}
+
+
+@style.styled
+def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
+    """Peak memory of a training step as bars: LoRA and a frozen ``A``, with and without gradient checkpointing.
+
+    Parameters
+    ----------
+    estimate : ResourceEstimate
+        From ``tlora.estimate(...)``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes. The dark part of a bar are the weights, the middle one the stored activations; the line is the memory,
+        if the estimate has one.
+
+    Examples
+    --------
+    >>> viz.plot_memory(tlora.estimate("base", rank=8, length=64))
+    <Axes: title={'left': '...'}, xlabel='peak memory of a training step, GB'>
+    """
+    estimate = check_type(estimate, ResourceEstimate, "tlora.estimate(model)")
+    choices = estimate.choices.set_index(["gradient_checkpointing", "training"])
+    rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in LABELS]
+    bars = choices.loc[[row for row in rows if row in choices.index]]
+    names = [f"{LABELS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
+    weights, left = estimate.bytes["weights"] / 1e9, 0.0
+    rest = bars["gigabytes"] - weights - bars["activations"]
+    ax = style.axes(ax, 5.4, 0.4 * len(bars) + 1.6)
+    parts = {"weights": bars["gigabytes"] * 0 + weights, "stored activations": bars["activations"], "other": rest}
+    for (label, widths), color in zip(parts.items(), style.colors(3), strict=True):
+        ax.barh(names, widths, left=left, color=color, label=label)
+        left = left + widths
+    if estimate.memory is not None:
+        ax.axvline(estimate.memory / 1e9, **style.ink(), linewidth=1)
+    ax.invert_yaxis()
+    ax.set(xlabel="peak memory of a training step, GB")
+    ax.legend(loc="lower right")
+    recipe = estimate.meta.recipe
+    work = f"{recipe['batch_size']} samples of {recipe['length']:,} tokens, {recipe['dtype']}, rank {recipe['rank']}"
+    lora, frozen = (1e9 * bars["gigabytes"][False, kind] for kind in ("A and B", "B"))
+    style.headline(
+        ax,
+        f"{size_text(frozen)} with A frozen, {size_text(lora)} for LoRA",
+        style.sentence(work, style.source(estimate.meta)),
+    )
+    return ax
