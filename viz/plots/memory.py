@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from matplotlib.axes import Axes
 
 from tlora.allocation.footprint import size_text
@@ -56,7 +58,7 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     lora, frozen = (1e9 * bars["gigabytes"][False, kind] for kind in ("A and B", "B"))
     style.headline(
         ax,
-        f"{size_text(frozen)} with A frozen, {size_text(lora)} for LoRA",
-        style.sentence(work, style.source(estimate.meta)),
+        f"A frozen: {size_text(frozen)}, LoRA: {size_text(lora)}",
+        style.sentence(work, PurePath(estimate.meta.model).name),
     )
     return ax
