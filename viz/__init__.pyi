@@ -10,6 +10,7 @@ from .plots.memory import plot_memory as plot_memory
 from .plots.race import plot_race as plot_race
 from .plots.tokens import plot_reads as plot_reads
 from .plots.tokens import plot_tokens as plot_tokens
+from .plots.attribution import plot_attribution as plot_attribution
 from .widgets.workbench import Workbench as Workbench
 from .widgets.explore import explore as explore
 from .widgets.monitor import TrainingMonitor as TrainingMonitor

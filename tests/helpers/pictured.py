@@ -17,6 +17,7 @@ from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
+from tlora.explanation.attribution import Attribution, ExplainedAnswer
 from tlora.models.targets import Target
 from tlora.results import Meta
 from tlora.subspaces.alignment import Alignment
@@ -133,12 +134,49 @@ def allocation(model: str = "2 layers", **options: Any) -> Allocation:
     return allocate(sensitivity(model), rank=8, **options)
 
 
+def attribution(model: str = "2 layers") -> Attribution:
+    """Two answers of four tokens, of which the first module did most, in one direction each."""
+    modules = targets(model)
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(2):
+        by_module = torch.rand(2, 4, len(modules), generator=generator, dtype=torch.float64)
+        by_module[:, :, 0] *= 3
+        base = -by_module.sum(2) - 0.1
+        zeros = torch.full_like(base, -0.1)
+        one = ExplainedAnswer(
+            prompt="Set the blind.",
+            answer="blind=on",
+            tokens=["<s>", "Set", " the", " blind", ".\n", "blind", "=", "on", "</s>"],
+            positions=[5, 6, 7, 8],
+            base=base,
+            start=base,
+            adapter=zeros,
+            ranks=torch.tensor([[5, 1, 3, 1], [1, 1, 1, 1]]),
+            choices=[["a", "=", "b", "</s>"], ["blind", "=", "on", "</s>"]],
+            shifts=torch.tensor([5, 1, 3, 1]),
+            by_module=by_module,
+            by_direction={name: by_module[0, :, n, None].float() for n, name in enumerate(modules)},
+            by_token_read=torch.rand(len(modules), 4, 9, generator=generator).half(),
+            switched={name: zeros - 0.2 for name in list(modules)[:10]},
+            unchanged={name: torch.ones(4, dtype=torch.bool) for name in list(modules)[:10]},
+            generated=["a = b", "blind=on"],
+            matches=[0.0, 1.0],
+            points=16,
+        )
+        samples.append(one)
+    values = {name: torch.ones(1) for name in modules}
+    ranks, switches = dict.fromkeys(modules, 1), {name: [name] for name in list(modules)[:10]}
+    return Attribution(modules, ranks, values, samples, switches, META)
+
+
 PLOTS = {
     viz.plot_spectrum: spectrum,
     viz.plot_sensitivity: sensitivity,
     viz.plot_alignment: alignment,
     viz.plot_allocation: allocation,
     viz.plot_training: training_run,
+    viz.plot_attribution: attribution,
 }
 """Every picture, and what makes a result for it."""
 

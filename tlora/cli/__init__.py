@@ -1,5 +1,5 @@
 """The command line.
 
-main (the commands), pipeline, evaluate, serving, estimate, race (what they do), options,
+main (the commands), pipeline, evaluate, explain, serving, estimate, race (what they do), options,
 checks (refusals without torch), loading, command_line (a command as text), output, errors.
 """

@@ -9,6 +9,7 @@ import typer
 from tlora.cli.errors import Commands
 from tlora.cli.estimate import ESTIMATE_EXAMPLES, estimate
 from tlora.cli.evaluate import EVALUATE_EXAMPLES, REPORT_EXAMPLES, evaluate, report
+from tlora.cli.explain import EXPLAIN_EXAMPLES, explain
 from tlora.cli.pipeline import (
     ALLOCATE_EXAMPLES,
     CALIBRATE_EXAMPLES,
@@ -73,5 +74,6 @@ for command, examples in (
     (export, EXPORT_EXAMPLES),
     (report, REPORT_EXAMPLES),
     (race, RACING),
+    (explain, EXPLAIN_EXAMPLES),
 ):
     app.command(epilog=examples)(command)

@@ -157,8 +157,8 @@ def attribute(
             gated.model.config._name_or_path or type(gated.model).__name__,
             task.name,
             {"split": split, "limit": limit, "points": points},
-            task.seed,
-            len(rows),
+            task.seed if task is task_or_text else None,
+            len(rows) if task is task_or_text else None,
         ),
     )
 

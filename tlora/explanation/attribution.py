@@ -301,19 +301,30 @@ class Attribution(ModuleResult):
         return pd.DataFrame(columns)
 
     @property
-    def sentence(self) -> str:
-        """The finding: what the first module contributed, and what leaving it out alone costs."""
-        frame = self.to_frame()
-        top = frame.loc[frame["contribution"].abs().idxmax()]
-        odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
+    def headline(self) -> str:
+        """The finding: what the largest module contributed, and what leaving it out alone costs."""
+        top = self._largest()
         mean = f", mean of {len(self.samples)} answers" if len(self.samples) > 1 else ""
-        spared = top["contribution"] - top["cost"]
-        rest = f", so the other modules make up for {spared:.2f}" if spared > 0 else ""
         return (
             f"{_place(top)} contributed {top['contribution']:.2f} of {self.rise:.2f} nats{mean}; leaving it out alone "
-            f"costs {top['cost']:.2f}{rest}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} "
-            f"of {odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}."
+            f"costs {top['cost']:.2f}"
         )
+
+    @property
+    def sentence(self) -> str:
+        """The finding, what the other modules make up for, and the same in log-odds."""
+        top = self._largest()
+        spared = top["contribution"] - top["cost"]
+        rest = f", so the other modules make up for {spared:.2f}" if spared > 0 else ""
+        odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
+        return (
+            f"{self.headline}{rest}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
+            f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}."
+        )
+
+    def _largest(self) -> pd.Series:
+        frame = self.to_frame()
+        return frame.loc[frame["contribution"].abs().idxmax()]
 
     def _row(self, label: str, names: Sequence[str]) -> dict[str, float]:
         """Contribution of some modules with its interval, and what was lost without them."""

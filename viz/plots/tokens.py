@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -98,14 +99,10 @@ def plot_tokens(
     ax.set_axis_off()
     _color_bar(ax, norm, label)
     style.headline(ax, _headline(shown, numbers), detail)  # gives the axes their width
-    size, places = _arrange(ax, texts, shown, fixed=own)
-    columns = int(72 * style.inches(ax) / (CHARACTER * size))
-    lines = places[-1].line + 1
+    width, height = (extent / style.figure_of(ax).dpi for extent in ax.bbox.size)
+    lines = draw_tokens(ax, texts, numbers, norm, marks, (width, math.inf if own else height))
     if own:
-        height = ax.bbox.height / style.figure_of(ax).dpi
-        style.figure_of(ax).set_figheight(1.5 - height + lines * LINE * size / 72)
-    ax.set(xlim=(0, columns), ylim=(lines, 0))
-    _draw(ax, shown, numbers, places, norm, size, set(marks))
+        style.figure_of(ax).set_figheight(1.5 - height + lines * LINE * FONT_SIZE / 72)
     return ax
 
 
@@ -204,6 +201,23 @@ def _reads_headline(ax: Axes, activations: DirectionActivations, module: str, ki
     style.headline(ax, f"{place}: share of z\u00b2 on constant tokens: {shares}", detail)
 
 
+def draw_tokens(
+    ax: Axes,
+    texts: Sequence[str],
+    values: np.ndarray,
+    norm: CenteredNorm,
+    marks: Iterable[int],
+    inches: tuple[float, float],
+) -> int:
+    """Draw tokens into axes of this width and height, in the largest font in which all fit; return the lines."""
+    shown = [visible(text) for text in texts]
+    size, places = _arrange(texts, shown, *inches)
+    lines = places[-1].line + 1
+    ax.set(xlim=(0, int(72 * inches[0] / (CHARACTER * size))), ylim=(lines, 0))
+    _draw(ax, shown, values, places, norm, size, set(marks))
+    return lines
+
+
 def visible(token: str) -> str:
     """The text of a token as one line: newlines and tabs are signs, and so is what the fonts do not have."""
     return "".join(WHITESPACE.get(c, c if c in (" ", "\xa0") or _has_glyph(c) else UNKNOWN) for c in token) or " "
@@ -214,13 +228,12 @@ def _has_glyph(character: str) -> bool:
     return character.isprintable() and any(get_font(findfont(font)).get_char_index(ord(character)) for font in FONTS)
 
 
-def _arrange(ax: Axes, texts: Sequence[str], shown: Sequence[str], fixed: bool) -> tuple[float, list[Place]]:
-    """The font size, and the place of each token: on axes of the user's own the largest size at which all fit."""
-    width, height = (72 * extent / style.figure_of(ax).dpi for extent in ax.bbox.size)
+def _arrange(texts: Sequence[str], shown: Sequence[str], width: float, height: float) -> tuple[float, list[Place]]:
+    """The largest font size at which all tokens fit into these inches, and the place of each."""
     size = FONT_SIZE
     while True:
-        places = _wrap(texts, shown, int(width / (CHARACTER * size)))
-        if fixed or size <= SMALLEST or (places[-1].line + 1) * LINE * size <= height:
+        places = _wrap(texts, shown, int(72 * width / (CHARACTER * size)))
+        if size <= SMALLEST or (places[-1].line + 1) * LINE * size <= 72 * height:
             return size, places
         size -= 0.5
 

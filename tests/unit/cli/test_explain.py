@@ -1,0 +1,45 @@
+"""`tlora explain` on an adapter that PEFT alone has made."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+import tlora
+from tests.helpers.commands import done, invoke
+from tests.helpers.foreign import foreign
+from tests.helpers.models import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def test_somebody_elses_adapter_is_explained_in_one_call():
+    tiny_model("gpt2").save_pretrained("gpt2")
+    tiny_tokenizer().save_pretrained("gpt2")
+    base, tokenizer = tlora.load_model("gpt2")
+    model = foreign(base, Path("theirs"), target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    result = done("explain theirs --prompt 'w4 w5' --answer 'w9 w8' --output picture.png --quiet")
+    attribution = tlora.attribute(model, "w4 w5", "w9 w8", tokenizer=tokenizer, progress=False)
+    assert result.stdout.rstrip().endswith(attribution.sentence)
+    largest = attribution.to_frame().sort_values("contribution", key=abs, ascending=False).iloc[0]
+    (line,) = [line.split() for line in result.stdout.splitlines() if line.startswith(f"{largest['module']} ")]
+    assert float(line[2]) == pytest.approx(largest["contribution"], abs=0.006)
+    assert float(line[3]) == pytest.approx(largest["cost"], abs=0.006)
+    gains = [line.split()[1] for line in result.stdout.splitlines() if line.startswith(("“ w9”", "“ w8”"))]
+    assert len(gains) == 2 or "w9" in result.stdout
+    assert image.imread("picture.png").shape[2] == 4
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("explain nowhere --prompt w4", "nowhere"),
+        ("explain llama --prompt w4", "adapter"),
+        ("explain llama --prompt w4 --output page.html", ".png"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(line, named):
+    result = invoke(line)
+    assert result.exit_code == 2
+    assert named in result.stderr

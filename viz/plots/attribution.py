@@ -1,0 +1,94 @@
+"""Picture of an Attribution: the tokens of an answer by what they gained, and the modules that contributed most."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+from tlora.explanation.attribution import Attribution
+from tlora.utils.validation import check_type
+from viz import style
+from viz.plots.tokens import draw_tokens
+
+MODULES = 10
+CHARACTERS = 600
+"""Most characters of the request: of a longer one the end is drawn."""
+STRIP, GAP = 1.7, 0.25
+"""Inches of the strip of tokens, and between it and the bars."""
+
+
+@style.styled
+def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | None = None) -> Axes:
+    """Strip of a request and its answer, colored by what each token gained, over bars of the ten largest modules.
+
+    Parameters
+    ----------
+    attribution : Attribution
+        From ``tlora.attribute(...)``.
+    sample : int
+        Number of the sample whose tokens are drawn.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default. The strip takes its room from it.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes of the bars, which are means over all samples, with 95 % intervals if there are several. A dot is what
+        leaving out the module alone costs.
+
+    Examples
+    --------
+    >>> attribution = tlora.attribute(adapted, task, limit=2, points=4, progress=False)
+    >>> viz.plot_attribution(attribution)
+    <Axes: title={'left': 'layer ...'}, xlabel='nats of log-probability', ylabel='module'>
+    """
+    attribution = check_type(attribution, Attribution, "tlora.attribute(adapted, task)")
+    frame = attribution.to_frame()
+    order = frame["contribution"].abs().sort_values(ascending=False).index[:MODULES]
+    top = frame.loc[order]
+    ax = style.axes(ax, 8.6, 5.6)
+    places = np.arange(len(top))
+    bar, dot = style.colors(2)
+    ax.barh(places, top["contribution"], height=0.7, color=bar, alpha=0.55, label="contributed")
+    if not top["low"].isna().any():
+        ends = [top["contribution"] - top["low"], top["high"] - top["contribution"]]
+        ax.errorbar(top["contribution"], places, xerr=ends, fmt="none", linewidth=1, **style.ink(0.6))
+    ax.plot(top["cost"], places, "o", color=dot, markersize=5, label="lost if it alone is left out")
+    labels = [style.cut(style.place(row) if row["layer"] >= 0 else row["module"]) for _, row in top.iterrows()]
+    ax.set_yticks(places, labels, parse_math=False)
+    ax.set_ylim(len(top) - 0.4, -0.6)
+    ax.axvline(0, linewidth=0.8, **style.ink(0.6))
+    ax.set(xlabel="nats of log-probability", ylabel="module")
+    ax.legend(loc="lower right")
+    strip = make_axes_locatable(ax).append_axes("top", STRIP, pad=GAP)
+    strip.set_axis_off()
+    detail = style.sentence(
+        f"tokens of the answer: red gained, blue lost, up to {style.number(_limit(attribution, sample))} nats",
+        f"the contributions miss the exact difference by {style.percent(attribution.gap)}",
+        style.source(attribution.meta),
+    )
+    style.headline(ax, attribution.headline, detail, lift=STRIP + GAP)
+    _draw_strip(strip, attribution, sample, style.inches(ax))
+    return ax
+
+
+def _limit(attribution: Attribution, sample: int) -> float:
+    return float(attribution.samples[sample].rise[0].abs().max()) or 1.0
+
+
+def _draw_strip(strip: Axes, attribution: Attribution, sample: int, width: float) -> None:
+    """Draw the request's end and the answer; what is no token of the answer has no color."""
+    one = attribution.samples[sample]
+    values = np.zeros(len(one.tokens))
+    values[one.positions] = one.rise[0].numpy()
+    lengths = list(itertools.accumulate(map(len, reversed(one.tokens))))
+    start = min(sum(length > CHARACTERS for length in lengths), one.positions[0])
+    texts, shown = one.tokens[start:], values[start:]
+    if start:
+        texts, shown = ["…", *texts], np.concatenate([[0.0], shown])
+    norm = CenteredNorm(0, halfrange=_limit(attribution, sample))
+    draw_tokens(strip, texts, shown, norm, (), (width, STRIP))
