@@ -50,7 +50,7 @@ from tlora.recipes import RECIPES, Recipe, allocate_and_decompose
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
-from tlora.utils.defaults import BATCH_SIZE, default_rows
+from tlora.utils.defaults import BATCH_SIZE, ROWS
 from tlora.utils.reproducibility import temporary_seed
 
 Arguments = Mapping[str, Any]
@@ -152,7 +152,7 @@ def _choose_recipe(recipe: Recipe) -> Method:
 def _recipe_method(recipe: Recipe) -> Method:
     arguments = recipe.arguments()
     if recipe.task_subspaces is not None:  # the keys of runs name the length of A's rows, also if it is the default
-        arguments["attach"] = {"rows": default_rows(recipe.task_subspaces.get("kind", "wc"))} | dict(recipe.attach)
+        arguments["attach"] = {"rows": ROWS} | dict(recipe.attach)
     return Method(recipe.name, partial(_adapt_by_recipe, recipe), arguments, train=recipe.train)
 
 

@@ -1,7 +1,7 @@
 """The pilot of the study: what freezing `A` costs if much must be learned, and which modules need the rank.
 
     python -m benchmarks.quality.pilot             # what is not in the store yet; can be stopped at any moment
-    python -m benchmarks.quality.pilot --only whitened head
+    python -m benchmarks.quality.pilot --only gradient head
     python -m benchmarks.quality.pilot --table     # print the tables of the store, and write them to the page
 
 Its rules and its decisions are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half minutes on one
@@ -45,7 +45,6 @@ EARLIER = {
 SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
 OTHER = {"reviews": {"max_length": 48, "test": 128, "train": 0}, "humaneval": {"max_length": 160, "test": 64}}
-GENERAL = ("reviews", {"max_length": 48, "train": 2000})
 REVIEWS = {"train": 6000, "validation": 500, "test": 2000}
 
 Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
@@ -53,18 +52,13 @@ Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
 
 def quarter(job: Job, *, choose: Choose) -> PeftModel:
     """LoRA on a quarter of the modules, at four times the rank."""
-    sensitivity = _calibration(job).sensitivity
+    calibrate = partial(tlora.calibrate, job.model, job.batches(), progress=False)
+    sensitivity = job.remember(("calibration", {}), calibrate).sensitivity
     chosen = choose(sensitivity, np.random.default_rng(job.seed))
     allocation = tlora.allocate(
         sensitivity, job.rank, exclude_modules=[n for n in sensitivity.names if n not in chosen], **UNIFORM
     )
     return tlora.attach(job.model, None, allocation, seed=job.seed, freeze_a=False)
-
-
-def _calibration(job: Job, **options: Any) -> tlora.Calibration:
-    return job.remember(
-        ("calibration", options), lambda: tlora.calibrate(job.model, job.batches(), progress=False, **options)
-    )
 
 
 def most_sensitive(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
@@ -103,31 +97,6 @@ def frozen_recipe(kind: str) -> Recipe:
     return Recipe(f"frozen {kind}", calibrate=gradient, task_subspaces={"kind": kind}, allocate=UNIFORM)
 
 
-def whitened_method(general_weight: float, general: tuple[str, dict[str, Any]] = GENERAL) -> Method:
-    """`A` frozen along the whitened gradient, with a penalty on other text."""
-    adapt = partial(_whitened, general_weight=general_weight, general=general)
-    return Method(f"frozen g_whitened, {general_weight:g}", adapt, {"general": general, "weight": general_weight})
-
-
-def _whitened(job: Job, *, general_weight: float, general: tuple[str, dict[str, Any]]) -> PeftModel:
-    calibration = _calibration(job, gradient=True)
-    more: dict[str, Any] = {}
-    if general_weight:
-        name, data = general
-        text = tlora.load_task(name, job.task.tokenizer, **{"seed": job.seed} | data)
-        batches = text.calibration(job.samples)
-        other = job.remember(("general",), lambda: tlora.calibrate(job.model, batches, progress=False))
-        more = {"general": other, "general_weight": general_weight}
-    allocation = tlora.allocate(calibration.sensitivity, job.rank, **UNIFORM)
-    subspaces = job.remember(
-        ("whitened", general_weight),
-        lambda: tlora.task_subspaces(
-            job.model, calibration, max_rank=allocation, kind="g_whitened", seed=job.seed, progress=False, **more
-        ),
-    )
-    return tlora.attach(job.model, subspaces, allocation, rows="whitened", seed=job.seed)
-
-
 @dataclass(frozen=True)
 class Part:
     """Methods that are run on the same tasks with the same training."""
@@ -145,9 +114,6 @@ PARTS = {
     "frozen": Part(
         ("full", "lora", *map(frozen_recipe, ("random", "wc"))),
         {"cipher": TEXT}, "smollm2-135m", 8, (2e-3, 4e-3, 8e-3), CIPHER,
-    ),
-    "whitened": Part(
-        tuple(map(whitened_method, (10.0, 1.0, 0.0))), {"cipher": TEXT}, "smollm2-135m", 8, (1e-3, 2e-3, 4e-3), CIPHER,
     ),
     "gradient": Part((frozen_recipe("g"),), {"cipher": TEXT}, "smollm2-135m", 8, (1.6e-2, 3.2e-2, 6.4e-2), CIPHER),
     "tight": Part(
@@ -168,7 +134,7 @@ PARTS = {
 }  # fmt: skip
 
 SLOWER = ((frozen_recipe("wc"), 8e-3), ("lora", 1e-3))
-"""Methods at rates below their best, at which they learn about as much as whitened directions."""
+"""Methods at rates below their best, at which they learn about as much as `g_whitened` did."""
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from scipy import stats
 
 from benchmarks.lab.compare import compare
 from benchmarks.lab.comparison import Comparison
-from benchmarks.lab.methods import Method, choose_method
+from benchmarks.lab.methods import Method
 from benchmarks.lab.plot import plot_forgetting
 from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot
@@ -64,7 +64,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Name in the store."""
-        return choose_method(self.method).name
+        return self.method if isinstance(self.method, str) else self.method.name
 
 
 LORA, AS_LARGE, WHITENED = "LoRA, rank 8", "LoRA, rank 4", "g_whitened"
@@ -74,8 +74,9 @@ ARMS = {
     "tlora": Arm(pilot.EARLIER["tlora"]),
     "tlora-trained, rank 4": Arm(pilot.EARLIER["tlora-trained"], 4),
     "tlora-freeze-late": Arm(pilot.EARLIER["tlora-freeze-late"]),
-    WHITENED: Arm(pilot.whitened_method(10.0, general=(pilot.GENERAL[0], pilot.GENERAL[1] | {"seed": 0}))),
 }
+FORMER = {WHITENED: Arm("frozen g_whitened, 10")}
+"""Arms with runs in the store, which nothing can run anymore: tlora no longer has these directions."""
 FEWER = {
     "full": Arm("full"),
     "frozen random": Arm(pilot.frozen_recipe("random")),
@@ -151,8 +152,6 @@ def plan(part: str) -> Iterator[list[ArmRuns]]:
             for n, arm in arms
             for job in runs_at_shares(arm, t, every, lower.get(n, SHARES))
         ]
-        while more := list(rates_below()):
-            yield more
     elif part == "fewer":
         yield [job for task in counting_tasks() for arm in FEWER.values() for job in runs_at_shares(arm, task, few)]
     elif part == "alone":
@@ -173,17 +172,6 @@ def searches(arms: Mapping[str, Arm]) -> list[ArmRuns]:
 def runs_at_shares(arm: Arm, task: str, seeds: tuple[int, ...], shares: Iterable[float] = SHARES) -> list[ArmRuns]:
     """Runs at multiples of the best rate on the development task."""
     return [ArmRuns(arm, task, share * require_rate(arm), seeds) for share in shares]
-
-
-def rates_below() -> Iterator[ArmRuns]:
-    """Half of LoRA's lowest rate, for the seeds that learned more at that one than with whitened directions."""
-    for task in counting_tasks():
-        aims = runs_at_best_rate(ARMS[WHITENED], task)["loss"]
-        for name in (LORA, AS_LARGE):
-            lowest = test_runs(ARMS[name], task).sort_values("rate").groupby("seed").first()
-            ahead = lowest[(lowest["loss"] < aims) & (lowest["rate"] > require_rate(ARMS[name]) / 64)]
-            for rate, runs in ahead.groupby("rate"):
-                yield ArmRuns(ARMS[name], task, float(rate) / 2, tuple(map(int, runs.index)))
 
 
 def best_rate(arm: Arm) -> float | None:
@@ -264,8 +252,8 @@ def forgetting_at(losses: Mapping[float, float], forgotten: Mapping[float, float
 
 
 def extra_forgetting(name: str, task: str, text: str) -> pd.Series:
-    """By how much more of a text LoRA forgets than whitened directions at their loss, by seed."""
-    own, extra = runs_at_best_rate(ARMS[WHITENED], task), {}
+    """By how much more of a text LoRA forgets than `g_whitened` at its loss, by seed."""
+    own, extra = runs_at_best_rate(FORMER[WHITENED], task), {}
     for seed, lora in test_runs(ARMS[name], task).set_index("rate").groupby("seed"):
         extra[seed] = forgetting_at(dict(lora["loss"]), dict(lora[text]), own.loc[seed, "loss"]) - own.loc[seed, text]
     return pd.Series(extra)
@@ -303,7 +291,7 @@ def hypotheses(tasks: Iterable[str]) -> pd.DataFrame:
     rows = []
     for task in tasks:
         for label, text in (("H1, told", "reviews"), ("H1, not told", "humaneval")):
-            for name in (LORA, AS_LARGE):
+            for name in (LORA, AS_LARGE) if best_rate(FORMER[WHITENED]) else ():
                 differences = extra_forgetting(name, task, text)
                 words = f"{name} forgets more of {text} at the loss of {WHITENED}"
                 rows.append(
@@ -330,7 +318,7 @@ def holm_adjusted(p: pd.Series) -> pd.Series:
 def measured_arms(task: str) -> dict[str, Arm]:
     """The arms with runs on a task at both of their rates."""
     complete = {}
-    for name, arm in (ARMS | FEWER | NEIGHBOURS).items():
+    for name, arm in (ARMS | FORMER | FEWER | NEIGHBOURS).items():
         rate = best_rate(arm)
         if rate is not None and {share * rate for share in SHARES} <= set(test_runs(arm, task)["rate"]):
             complete[name] = arm

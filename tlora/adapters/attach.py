@@ -37,7 +37,7 @@ from tlora.models.weights import (
     get_base_model,
 )
 from tlora.subspaces.subspaces import Subspaces
-from tlora.utils.defaults import Rows, default_rows
+from tlora.utils.defaults import ROWS, Rows
 from tlora.utils.reproducibility import exact_products, temporary_seed
 from tlora.utils.validation import require_choice
 
@@ -56,7 +56,7 @@ def attach(
     subspaces: Subspaces | None,
     allocation: Allocation,
     freeze_a: bool = True,
-    rows: Rows | None = None,
+    rows: Rows = ROWS,
     *,
     config: LoraConfig | None = None,
     adapter_name: str = ADAPTER,
@@ -77,12 +77,11 @@ def attach(
         Rank and scaling of each module.
     freeze_a : bool
         Train ``B`` alone. ``A`` then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
-    rows : {"variance", "whitened", "orthonormal"}, optional
-        Length of the rows of ``A``. ``"variance"`` (default): the inputs have the same variance along each row as
-        along a random row of LoRA, ``tr(C) / (3 d_in)``, so that LoRA's learning rate is a good start; a row that the
-        samples do not determine is taken to have the average variance ``tr(C) / d_in``. ``"whitened"`` (default for
-        subspaces of kind ``"g_whitened"``, and only for them): ``A K A^T = I``, so that the outputs of ``A`` are
-        uncorrelated with unit second moment. ``"orthonormal"``: unit length, as in the paper.
+    rows : {"variance", "orthonormal"}
+        Length of the rows of ``A``. ``"variance"``: the inputs have the same variance along each row as along a random
+        row of LoRA, ``tr(C) / (3 d_in)``, so that LoRA's learning rate is a good start; a row that the samples do not
+        determine is taken to have the average variance ``tr(C) / d_in``. ``"orthonormal"``: unit length, as in the
+        paper.
     config : peft.LoraConfig, optional
         Further options for PEFT, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
     adapter_name : str
@@ -131,9 +130,7 @@ def attach(
         model = get_base_model(model)
     else:
         refuse_adapted(model)
-    kind = None if subspaces is None else subspaces.kind
-    rows = None if subspaces is None else rows or default_rows(kind)
-    initial = {} if subspaces is None or rows is None else _initial_rows(model, subspaces, allocation, rows)
+    initial = {} if subspaces is None else _initial_rows(model, subspaces, allocation, rows)
     options = {} if config is None else non_default_options(config)
     lora = build_config(model, allocation, options)
     for name in allocation.ranks:
@@ -153,8 +150,9 @@ def attach(
                 linear.get_parameter("weight").copy_(a)
         if freeze_a:
             freeze(adapted)
+    kind, length = (None, None) if subspaces is None else (subspaces.kind, rows)
     for layer in adapter_layers(adapted).values():
-        how = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
+        how = {"kind": kind, "rows": length, "freeze_a": freeze_a, "seed": int(seed)}
         _ATTACH_OPTIONS[layer.lora_A[adapter_name]] = how
     return adapted
 
@@ -188,8 +186,6 @@ def _initial_rows(model: Any, subspaces: Subspaces, allocation: Allocation, rows
         raise ValueError(
             f"the allocation has {missing[0]}, the subspaces do not: make both from one calibration of this model"
         )
-    if rows == "whitened" and not subspaces.inner:
-        raise ValueError(f"rows='whitened' is for subspaces of kind 'g_whitened', and these are of {subspaces.kind!r}")
     shapes = {name: shape for name, shape in subspaces.shapes.items() if name in allocation.ranks}
     check_same_model(model, subspaces.fingerprints, shapes)
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
@@ -199,9 +195,6 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
     basis = subspaces.basis(name, rank)
     if rows == "orthonormal":
         return basis
-    if rows == "whitened":
-        factor = torch.linalg.cholesky(subspaces.inner[name][:rank, :rank].double())
-        return torch.linalg.solve_triangular(factor, basis.double(), upper=False).float()
     relative = subspaces.row_variance[name][:rank] / subspaces.traces[name] * basis.shape[1]
     # No length evens out a row along which nothing varies; its relative variance is about 0, or NaN if no row varies.
     varies = (torch.arange(rank) < subspaces.numerical_rank[name]) & (relative > NO_VARIANCE)

@@ -111,47 +111,6 @@ class Covariance(ABC):
         total = self.total + self.means.moment()
         return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + self.means.count, means=None)
 
-    def token_average(self) -> Self:
-        """A second moment as a mean over tokens: each token has equal weight, whatever the length of its text."""
-        return dataclasses.replace(self, samples=self.rank_bound)
-
-    def add(self, other: Covariance, weight: float) -> Self:
-        """The sum of this and a multiple of another covariance; both are means over samples.
-
-        Parameters
-        ----------
-        other : Covariance
-            Of the same width and form.
-        weight : float
-            What the other is multiplied with.
-
-        Returns
-        -------
-        Covariance
-            The sum.
-        """
-        ratio = weight * self.samples / other.samples
-        return dataclasses.replace(
-            self, total=self.total + ratio * other.total, rank_bound=self.rank_bound + other.rank_bound, means=None
-        )
-
-    def multiply_shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
-        """``C @ x`` after shrinking ``C`` as in `powers`.
-
-        Parameters
-        ----------
-        shrinkage : float
-            Between 0 and 1.
-        x : torch.Tensor
-            (d_in, k).
-
-        Returns
-        -------
-        torch.Tensor
-            (d_in, k).
-        """
-        return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
-
     def to(self, device: torch.device | str) -> Self:
         """The same covariance on ``device``."""
         means = None if self.means is None else self.means.to(device)
@@ -281,12 +240,6 @@ class SketchedCovariance(Covariance):
         total, trace = self.total + self.means.moment(self.omega), self.total_trace + self.means.trace
         bound = self.rank_bound + self.means.count
         return dataclasses.replace(self, total=total, total_trace=trace, rank_bound=bound, means=None)
-
-    def add(self, other: Covariance, weight: float) -> Self:
-        """The sum of this and ``weight`` times another sketched covariance."""
-        assert isinstance(other, SketchedCovariance)
-        trace = self.total_trace + weight * self.samples / other.samples * other.total_trace
-        return dataclasses.replace(super().add(other, weight), total_trace=trace)
 
     def to(self, device: torch.device | str) -> Self:
         """The same covariance on ``device``."""

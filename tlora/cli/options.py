@@ -23,6 +23,7 @@ from tlora.utils.defaults import (
     RANK,
     RANKS_BY,
     RECIPES,
+    ROWS,
     SAMPLES,
     SCALING,
     SKETCH_SIZE,
@@ -283,8 +284,8 @@ class AdapterFlags:
     rows: Annotated[
         Rows | None,
         _adapter(
-            "Length of the rows of A: by the variance of the inputs along them; whitened, of g_whitened; or one. "
-            "Default: what goes with the kind; one in tlora-paper."
+            "Length of the rows of A: by the variance of the inputs along them, or one. [default: variance; "
+            "orthonormal in tlora-paper]"
         ),
     ] = None
 
@@ -346,7 +347,7 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
         If an option was given that has no effect with this recipe.
     """
     values: dict[str, Any] = {"adapt_ranks": True, "adapt_scales": True, "freeze_a": True, "init": True}
-    values |= {"kind": KIND, "budget": BUDGET, "scaling": SCALING, "by": RANKS_BY}
+    values |= {"kind": KIND, "budget": BUDGET, "scaling": SCALING, "by": RANKS_BY, "rows": ROWS}
     for arguments in RECIPES[recipe].values():
         values |= {"init": False} if arguments is None else arguments  # no subspaces: A is random
     explicit = {f.name: each for group in groups for f in fields(group) if (each := getattr(group, f.name)) is not None}
@@ -368,7 +369,7 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     if values["by"] == "captured" and (is_random or values["kind"] not in by_gradient):
         raise ValueError(f"--by captured ranks the directions of a gradient: take --kind {' or '.join(by_gradient)}")
     if is_random:
-        values |= {"rows": None, "freeze_a": False}
+        values["freeze_a"] = False
     if is_frozen:
         values["freeze_a_after"] = None
     return tuple(replace(g, **{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups)

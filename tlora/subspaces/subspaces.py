@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -42,8 +42,6 @@ class Subspaces(ModuleResult):
         As in `Calibration`.
     meta : Meta
         Model, task, seed.
-    inner : dict of (k, k) float32 tensor
-        For kind ``"g_whitened"``, ``V K V^T`` of the rows ``V``, for ``attach(..., rows="whitened")``; otherwise empty.
 
     Examples
     --------
@@ -62,7 +60,6 @@ class Subspaces(ModuleResult):
     traces: dict[str, float]
     fingerprints: dict[str, Tensor]
     meta: Meta
-    inner: dict[str, Tensor] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tlora.allocation.allocation import Allocation
-from tlora.calibration.calibration import Calibration, check_alike
+from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
@@ -23,10 +23,10 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import KIND, KINDS, Kind
 from tlora.utils.devices import HostCoroutine, run_coroutines
 from tlora.utils.reproducibility import exact_products, module_seed
-from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
+from tlora.utils.validation import check_type, require_choice, require_positive_int
 
 SHRINKAGE = 0.01
-"""Weight of ``tr(C)/d * I`` in a covariance whose inverse root is needed: kinds ``"wc_half"`` and ``"g_whitened"``."""
+"""Weight of ``tr(C)/d * I`` in a covariance whose inverse root is needed: kind ``"wc_half"``."""
 
 GROUP_BYTES = 1 << 29
 """Bytes of covariances and weights decomposed at once on an accelerator, so that the host waits less."""
@@ -40,9 +40,6 @@ def task_subspaces(
     max_rank: int | Allocation = 64,
     kind: Kind = KIND,
     centered: bool = True,
-    general: Calibration | None = None,
-    general_weight: float = 1.0,
-    ridge: float = SHRINKAGE,
     seed: int = 0,
     progress: bool = True,
 ) -> Subspaces:
@@ -57,21 +54,13 @@ def task_subspaces(
     max_rank : int or Allocation
         Directions to compute for each module, at most ``min(d_in, d_out)``: one number for all, or the ranks of an
         allocation (modules without a rank are left out). Lower ranks need no new decomposition.
-    kind : {"wc", "w", "c", "wc_half", "g", "g_whitened", "fisher", "random"}
+    kind : {"wc", "w", "c", "wc_half", "g", "fisher", "random"}
         The matrix whose right singular vectors are taken: ``W C`` (TLoRA), ``W`` (PiSSA), ``C`` (EVA), ``W C^(1/2)``
-        (CorDA; the vectors are multiplied by ``C^(-1/2)`` and orthonormalized), the mean gradient (LoRA-GA), the mean
-        gradient times ``K^(-1/2)`` (whitened, see the notes), the inputs weighted by the gradients that follow them
-        (see the notes); or random orthonormal rows.
+        (CorDA; the vectors are multiplied by ``C^(-1/2)`` and orthonormalized), the mean gradient (LoRA-GA), the inputs
+        weighted by the gradients that follow them (see the notes); or random orthonormal rows.
     centered : bool
         False: use the uncentered second moment of the inputs instead of the covariance, for ``"wc"``, ``"c"`` and
         ``"wc_half"``.
-    general : Calibration, optional
-        For ``"g_whitened"``: a calibration of the same model on general text, whose inputs the update should leave
-        unchanged.
-    general_weight : float
-        Weight of the general inputs in ``K``; those of the task have weight 1, and each token counts equally.
-    ridge : float
-        For ``"g_whitened"``: weight of ``tr(K)/d * I`` in ``K``, in (0, 1].
     seed : int
         Seed of the start of the iteration, of random spaces, and of completions.
     progress : bool
@@ -96,11 +85,7 @@ def task_subspaces(
     minimizes ``||(W - W') M||_F``. If the matrix has fewer independent directions than requested, seeded random
     directions complete the basis, and ``numerical_rank`` says from which row on.
 
-    ``"g_whitened"`` is of this project. Training ``B`` is a regression on ``A x`` with the curvature ``A M A^T``: of
-    all ``A`` of rank r, ``V^T K^(-1/2)`` has the natural gradient step that lowers the loss most. ``K`` is the second
-    moment of the task's inputs, plus ``general_weight`` times that of general inputs, plus the ridge.
-
-    ``"fisher"`` is of this project too: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
+    ``"fisher"`` is of this project: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
     sample's loss at the module's output. Their squared singular values are the eigenvalues of ``Calibration.fisher``,
     a mean over samples: the squared gradient that each direction holds.
 
@@ -121,13 +106,9 @@ def task_subspaces(
     check_type(calibration, Calibration, "calibrate(model, ...)")
     counts = _direction_counts(calibration, max_rank)
     _check_kind(calibration, counts, kind, centered)
-    require_fraction(require_positive(ridge, "ridge"), "ridge")
-    if general is not None:
-        _check_general(calibration, general, kind)
-        require_positive(general_weight, "general_weight")
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     modules = base_modules(model)
-    inputs = _InputMoments(calibration, centered, ridge if kind == "g_whitened" else None, general, general_weight)
+    inputs = _InputMoments(calibration, centered)
     processes = model_processes(get_base_model(model))
     bases: dict[str, _Basis] = {}
     show = progress and processes.rank == 0
@@ -139,10 +120,7 @@ def task_subspaces(
             bar.update(len(names))
     bases = {name: bases[name] for name in counts}
     trace = {first: inputs.moment(first).trace for first in calibration.covariances}
-    recipe: dict[str, Any] = {"kind": kind, "centered": centered}
-    if kind == "g_whitened":
-        other = None if general is None else {"task": general.meta.task, "weight": general_weight}
-        recipe |= {"ridge": ridge, "general": other}
+    recipe = {"kind": kind, "centered": centered}
     return Subspaces(
         targets={name: calibration.targets[name] for name in counts},
         kind=kind,
@@ -154,7 +132,6 @@ def task_subspaces(
         traces={name: trace[calibration.shared[name]] for name in bases},
         fingerprints={name: calibration.fingerprints[name] for name in counts},
         meta=Meta(calibration.meta.model, calibration.meta.task, recipe, seed, calibration.meta.samples),
-        inner={name: basis.inner for name, basis in bases.items() if basis.inner is not None},
     )
 
 
@@ -193,14 +170,6 @@ def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind,
                 f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: use a max_rank "
                 f"of at most {kept}, or calibrate with a larger sketch_size"
             )
-
-
-def _check_general(calibration: Calibration, general: Calibration, kind: Kind) -> None:
-    """Refuse a general calibration of another model or in another form, or one that has no effect."""
-    if kind != "g_whitened":
-        raise ValueError(f"general= has no effect on kind={kind!r}: choose kind='g_whitened', or leave it out")
-    recipe = general.meta.recipe | {name: calibration.meta.recipe[name] for name in ("gradient", "fisher", "tokens")}
-    check_alike(calibration, general.names, recipe, general.fingerprints, "general")
 
 
 def _rounds(
@@ -266,44 +235,24 @@ class _InputMoments:
     Modules that share an input follow each other, so only the last one is kept there.
     """
 
-    def __init__(
-        self,
-        calibration: Calibration,
-        centered: bool,
-        ridge: float | None = None,
-        general: Calibration | None = None,
-        general_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, calibration: Calibration, centered: bool) -> None:
         self.calibration, self.centered = calibration, centered
-        self.general, self.general_weight = general, general_weight
         self.on_device = lru_cache(maxsize=1)(lambda first, device: self.moment(first).to(device))
-        # the matrix whose powers are taken, before shrinkage
-        self.metric = self.on_device if ridge is None else lru_cache(maxsize=1)(self._curvature)
-        self.shrinkage = SHRINKAGE if ridge is None else ridge
-        self.powers = lru_cache(maxsize=1)(lambda first, device: self.metric(first, device).powers(self.shrinkage))
+        self.powers = lru_cache(maxsize=1)(lambda first, device: self.on_device(first, device).powers(SHRINKAGE))
 
     def moment(self, first: str) -> Covariance:
         """The covariance or second moment of an input, by the first module that reads it, on the CPU."""
         covariance = self.calibration.covariances[first]
         return covariance if self.centered else covariance.second_moment()
 
-    def _curvature(self, first: str, device: torch.device) -> Covariance:
-        """``K`` without the ridge: the second moment of the task's tokens plus that of general ones."""
-        moment = self.calibration.covariances[first].second_moment().token_average()
-        if self.general is not None:
-            other = self.general.covariances[first].second_moment().token_average()
-            moment = moment.add(other, self.general_weight)
-        return moment.to(device)
-
 
 class _Basis(NamedTuple):
-    """Rows, singular values, numerical rank, input variance of the rows, and ``V K V^T``; on the CPU."""
+    """Rows, singular values, numerical rank, and input variance of the rows; on the CPU."""
 
     rows: Tensor
     values: Tensor
     rank: int
     variance: Tensor
-    inner: Tensor | None = None
 
 
 def _module_basis(
@@ -330,12 +279,8 @@ def _module_basis(
     if rank < k:
         rows = fix_signs(complete_rows(rows[:rank], k, generator))
         values = torch.where(torch.arange(k) < rank, values, 0.0)
-    tensors = [rows.contiguous(), _row_variance(c, rows)]
-    if kind == "g_whitened":
-        metric = inputs.metric(calibration.shared[name], w.device)
-        tensors.append(rows @ metric.multiply_shrunk(inputs.shrinkage, rows.T))
-    rows, variance, *inner = yield tensors
-    return _Basis(rows, values, rank, variance, *inner)
+    rows, variance = yield [rows.contiguous(), _row_variance(c, rows)]
+    return _Basis(rows, values, rank, variance)
 
 
 def _row_variance(c: Covariance, rows: Tensor) -> Tensor:
@@ -369,13 +314,10 @@ def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Ki
         case "wc_half":
             root, inverse = inputs.powers(calibration.shared[name], w.device)
             return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
-        case "g" | "g_whitened":
+        case "g":
             assert calibration.gradient is not None
             gradient = calibration.gradient[name]
-            if kind == "g":
-                return _Matrix(lambda x: gradient @ x, gradient.transposed)
-            _, whiten = inputs.powers(calibration.shared[name], w.device)
-            return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), back=whiten)
+            return _Matrix(lambda x: gradient @ x, gradient.transposed)
         case "fisher":
             assert calibration.fisher is not None
             fisher = calibration.fisher[name].to(w.device)

@@ -4,11 +4,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 Tokens = Literal["all", "labels", "task"]
 CovarianceForm = Literal["dense", "sketch"]
-Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "fisher", "random"]
+Kind = Literal["wc", "w", "c", "wc_half", "g", "fisher", "random"]
 Budget = Literal["ranks", "parameters"]
 Scaling = Literal["nominal", "allocated"]
 RanksBy = Literal["score", "captured"]
-Rows = Literal["orthonormal", "variance", "whitened"]
+Rows = Literal["orthonormal", "variance"]
 MetricName = Literal["exact_match", "final_answer", "loss"]
 """Metrics that a user can choose for a task; presets have others."""
 
@@ -46,7 +46,6 @@ KINDS: dict[Kind, SubspaceKind] = {
     "c": SubspaceKind("principal directions of the inputs", "EVA", reads_covariance=True, within_sketch=True),
     "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True),
     "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs="gradient", is_gradient=True),
-    "g_whitened": SubspaceKind("directions of the mean gradient, whitened by the inputs", needs="gradient"),
     "fisher": SubspaceKind(
         "input directions with the largest squared gradient", within_sketch=True, needs="fisher", is_gradient=True
     ),
@@ -65,6 +64,7 @@ TOKENS: Tokens = "all"
 COVARIANCE: CovarianceForm = "dense"
 SKETCH_SIZE = 256
 KIND: Kind = "wc"
+ROWS: Rows = "variance"
 BUDGET: Budget = "ranks"
 SCALING: Scaling = "nominal"
 RANKS_BY: RanksBy = "score"
@@ -96,10 +96,3 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
     "lora": _UNIFORM | {"task_subspaces": None, "attach": {"freeze_a": False}},
 }
 """Arguments of each recipe that differ from the defaults, by function; None for no subspaces: ``A`` is random."""
-
-
-def default_rows(kind: str | None) -> Rows | None:
-    """Return the length of the rows of A that goes with a kind of subspaces; None without subspaces."""
-    if kind is None:
-        return None
-    return "whitened" if kind == "g_whitened" else "variance"

@@ -70,7 +70,7 @@ def test_a_stays_frozen_whatever_peft_does() -> None:
 def test_the_eight_cells_of_the_ablation(init: bool, ranks: bool, scales: bool) -> None:
     model, subspaces, allocation = prepare(adapt_ranks=ranks, adapt_scales=scales)
     start = subspaces if init else None
-    adapted = tlora.attach(model, start, allocation, freeze_a=init, rows="orthonormal" if init else None)
+    adapted = tlora.attach(model, start, allocation, freeze_a=init, rows="orthonormal")
     layers = adapter_layers(adapted).values()
     assert (len({layer.r["default"] for layer in layers}) > 1) == ranks
     assert (len({layer.scaling["default"] for layer in layers}) > 1) == scales
@@ -301,7 +301,6 @@ def refused_attachments() -> dict[str, tuple[Callable[[Any, Any, Any], Any], typ
     return {
         "rank": (lambda m, _, a: attach(m, small, a, replace=True), ValueError, "max_rank"),
         "rows": (lambda m, s, a: attach(m, s, a, rows="long", replace=True), ValueError, "rows"),
-        "kind": (lambda m, s, a: attach(m, s, a, rows="whitened", replace=True), ValueError, "rows='whitened'"),
         "order": (lambda m, s, a: attach(m, a, s, replace=True), TypeError, "model, subspaces, allocation"),
         "weights": (lambda _, s, a: attach(tiny_model("llama", seed=3), s, a), ValueError, "another model"),
         "names": (lambda _, s, a: attach(tiny_model("gpt2"), None, a), ValueError, "another model"),

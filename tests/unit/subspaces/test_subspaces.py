@@ -91,66 +91,6 @@ def test_wc_half_gives_the_best_low_rank_outputs(llama, centered):
     assert np.linalg.norm((w - b @ plain) @ root) ** 2 > error
 
 
-def moment_of_tokens(model, batch, name):
-    """Mean of x x^T over the real tokens that a module reads, in float64."""
-    seen = []
-    hook = model.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(args[0].detach()))
-    with torch.no_grad():
-        model(**batch)
-    hook.remove()
-    x = seen[0][batch["attention_mask"].bool()].double().numpy()
-    return x.T @ x / len(x)
-
-
-@pytest.mark.parametrize("weight_of_general", [None, 0.5, 4.0])
-def test_the_whitened_gradient_takes_the_best_step_of_a_regression(weight_of_general):
-    """By least squares on inputs with second moment K, no other A of the rank lowers the loss by more."""
-    model = tiny_model("llama")
-    batches = [tiny_batch(model, lengths=lengths, seed=seed) for seed, lengths in enumerate([(30, 25, 28), (9, 40)])]
-    task, other = (tlora.calibrate(model, [batch], gradient=True, progress=False) for batch in batches)
-    general = {} if weight_of_general is None else {"general": other, "general_weight": weight_of_general}
-    found = subspaces(model, task, max_rank=6, kind="g_whitened", ridge=0.02, **general)
-    attached = tlora.attach(model, found, tlora.allocate(task.sensitivity, 5, adapt_ranks=False), rows="whitened")
-    for name in ("model.layers.1.mlp.up_proj", "model.layers.0.self_attn.o_proj"):
-        base = tiny_model("llama")
-        k = moment_of_tokens(base, batches[0], name)
-        if weight_of_general is not None:
-            k += weight_of_general * moment_of_tokens(base, batches[1], name)
-        k = 0.98 * k + 0.02 * np.trace(k) / len(k) * np.eye(len(k))
-        g = task.gradient[name].dense().double().numpy()
-        layer = attached.get_base_model().get_submodule(name)
-        a = layer.lora_A["default"].weight.detach().double().numpy()
-        np.testing.assert_allclose(a @ k @ a.T, np.eye(5), atol=2e-4)
-        best = np.linalg.svd(g @ fractional_matrix_power(k, -0.5).real, compute_uv=False)
-        assert np.linalg.norm(g @ a.T) ** 2 >= 0.9999 * (best[:5] ** 2).sum()  # of G A^T (A K A^T)^-1 A G^T
-        rows = found.basis(name, 5).double().numpy()
-        np.testing.assert_allclose(rows @ rows.T, np.eye(5), atol=5e-6)
-        np.testing.assert_allclose(found.inner[name][:5, :5], rows @ k @ rows.T, atol=2e-4 * k.trace() / len(k))
-        plain = subspaces(base, task, max_rank=5, kind="g").basis(name, 5).double().numpy()
-        inverse = np.linalg.inv(plain @ k @ plain.T)
-        assert np.trace(g @ plain.T @ inverse @ plain @ g.T) < 0.999 * np.linalg.norm(g @ a.T) ** 2
-
-
-def test_the_whitened_gradient_of_sketches(tmp_path):
-    """Of few tokens a sketch knows all; beyond what they span, K is the ridge."""
-    model = tiny_model("llama")
-    options = {"gradient": True, "covariance": "sketch", "sketch_size": 16, "progress": False}
-    batches = [tiny_batch(model, lengths=(4, 3), seed=seed) for seed in (0, 1)]
-    task, other = (tlora.calibrate(model, [batch], **options) for batch in batches)
-    found = subspaces(model, task, max_rank=4, kind="g_whitened", general=other, general_weight=2.0)
-    name = "model.layers.1.mlp.down_proj"
-    k = moment_of_tokens(model, batches[0], name) + 2 * moment_of_tokens(model, batches[1], name)
-    assert len(k) >= 2 * 16
-    k = 0.99 * k + 0.01 * np.trace(k) / len(k) * np.eye(len(k))
-    g = task.gradient[name].dense().double().numpy()
-    a = found.basis(name, 4).double().numpy()
-    best = np.linalg.svd(g @ fractional_matrix_power(k, -0.5).real, compute_uv=False)
-    captured = np.trace(g @ a.T @ np.linalg.inv(a @ k @ a.T) @ a @ g.T)
-    assert captured == pytest.approx((best[:4] ** 2).sum(), rel=1e-3)
-    loaded = Subspaces.load(found.save(tmp_path / "subspaces"))
-    assert torch.equal(loaded.inner[name], found.inner[name])
-
-
 def test_no_kind_holds_more_of_what_fisher_is_made_of(llama):
     model, calibration = llama
     bases = {kind: subspaces(model, calibration, max_rank=4, kind=kind) for kind in KINDS}
@@ -248,7 +188,7 @@ def test_few_tokens_bound_the_rank_of_kinds_of_the_covariance():
     for kind in KINDS:
         ranks = set(subspaces(model, calibration, max_rank=8, kind=kind).numerical_rank.values())
         most = {"wc": 3, "c": 3, "fisher": 5}.get(kind)
-        assert max(ranks) <= most if most else ranks == {8} or kind in ("g", "g_whitened")
+        assert max(ranks) <= most if most else ranks == {8} or kind == "g"
 
 
 @pytest.mark.parametrize(("family", "tokens", "lengths"), [("llama", "labels", (6, 6)), ("bert", "all", (1, 1))])
@@ -350,9 +290,7 @@ def test_subspaces_of_an_adapted_model_are_those_of_its_base(family: str) -> Non
 def test_what_a_kind_needs_is_checked(llama):
     model, calibration = llama
     plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
-    foreign = tlora.calibrate(tiny_model("llama", seed=1), [tiny_batch(model)], progress=False)
     gpt2 = tlora.calibrate(tiny_model("gpt2"), [tiny_batch("gpt2")], progress=False)
-    whitened = {"kind": "g_whitened"}
     for arguments, words in (
         ({"max_rank": 0}, "max_rank"),
         ({"max_rank": tlora.allocate(gpt2.sensitivity, 4)}, "allocation"),
@@ -361,11 +299,6 @@ def test_what_a_kind_needs_is_checked(llama):
         ({"kind": "g", "calibration": plain}, "gradient=True"),
         ({"kind": "fisher", "calibration": plain}, "fisher=True"),
         ({"kind": "fisher", "centered": False}, "centered"),
-        (whitened | {"calibration": plain}, "gradient=True"),
-        (whitened | {"general": foreign}, "general is of another model"),
-        (whitened | {"ridge": 0}, "ridge"),
-        (whitened | {"general": plain, "general_weight": -1}, "general_weight"),
-        ({"general": plain, "kind": "g"}, "general"),
     ):
         with pytest.raises(ValueError, match=words):
             subspaces(model, **{"calibration": calibration} | arguments)

@@ -8,7 +8,7 @@ from typing import Any
 from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS
-from tlora.utils.defaults import default_rows
+from tlora.utils.defaults import ROWS
 from viz.widgets.panels.parts import Part, code, facts, panel, text, texts
 from viz.widgets.results import Results, scores_to_show
 from viz.widgets.state import allocation_code, state_from_allocation
@@ -104,9 +104,9 @@ def _attach(results: Results) -> str:
     arguments = ["subspaces" if recorded.get("kind", "wc") else "None", "allocation"]
     if results.run and not results.run.frozen_a:
         arguments.append("freeze_a=False")
-    defaults = {"rows": default_rows(recorded.get("kind", "wc")), "seed": 0}
-    differing = {name: recorded.get(name, value) for name, value in defaults.items()}
-    return ", ".join([*arguments, *(f"{n}={v!r}" for n, v in differing.items() if v != defaults[n])])
+    defaults = {"rows": ROWS, "seed": 0}
+    differing = [name for name, default in defaults.items() if recorded.get(name) not in (None, default)]
+    return ", ".join([*arguments, *(f"{name}={recorded[name]!r}" for name in differing)])
 
 
 def _train(meta: Meta) -> str:

@@ -91,7 +91,7 @@ def test_calls_repeat_what_was_recorded() -> None:
     found = calls(python_calls(Results(**walked())))
     assert found["load_task"] == {0: "family_relationships"}
     assert found["calibration"] == {0: 4}
-    assert found["calibrate"] == {"gradient": True}
+    assert found["calibrate"] == {"gradient": True, "fisher": True}
     assert found["allocate"] == {"rank": 3, "max_rank": 8, "exclude_modules": allocation.options.exclude_modules}
     assert found["edit"] == {0: allocation.edits}
     assert found["train"] == {"learning_rate": 0.01, "epochs": 1, "batch_size": 2, "max_steps": 4, "seed": 0}
