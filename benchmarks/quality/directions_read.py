@@ -69,13 +69,14 @@ def shares(name: str, data: str, samples: int) -> pd.DataFrame:
 
 
 def stored_losses() -> dict[tuple[str, str, str], float]:
-    """Mean held-out loss over seeds of each kind's method on the test split, by model, task and kind."""
+    """Mean held-out loss at rank 8 over the seeds that all methods have, by model, task and kind."""
     found: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     kinds = {method: kind for kind, method in TRAINED.items()}
     for line in STORE.read_text().splitlines():
         row = json.loads(line)
         key = row["key"]
-        if key["split"] == "test" and key["method"] in kinds and row["status"] == "done":
+        is_compared = key["split"] == "test" and key["rank"] == 8 and key["seed"] in (0, 1, 2)
+        if is_compared and key["method"] in kinds and row["status"] == "done":
             found[key["model"], key["task"], kinds[key["method"]]].append(row["metrics"]["loss"])
     return {key: sum(values) / len(values) for key, values in found.items()}
 
