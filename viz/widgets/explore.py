@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from tlora.calibration.calibrate import calibrate
+from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.observe_directions import direction_activations
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
+from tlora.utils.defaults import BATCH_SIZE
 from viz.widgets.workbench import Workbench
 
 HELD_OUT = 32
-"""Validation samples that the captured gradient is measured on."""
+"""Validation samples that are captured and read."""
 
 
 def explore(
     model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, rank: int = 8, **options: Any
 ) -> Workbench:
-    """Calibrate, compute subspaces, measure the captured gradient, and show the workbench.
+    """Calibrate, compute subspaces, measure what they capture and read of validation samples, and show the workbench.
 
     Parameters
     ----------
@@ -51,17 +54,38 @@ def explore(
     """
     calibration = calibrate(model, task.calibration(samples))
     subspaces = task_subspaces(model, calibration, max_rank=max_rank)
-    capture = measure_capture(model, task, subspaces)
-    workbench = Workbench(calibration, subspaces, model=model, task=task, capture=capture, rank=rank, **options)
+    workbench = Workbench(
+        calibration,
+        subspaces,
+        model=model,
+        task=task,
+        capture=measure_capture(model, task, subspaces),
+        activations=read_directions(model, task, subspaces),
+        rank=rank,
+        **options,
+    )
     workbench.display()
     return workbench
 
 
 def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
     """The captured gradient of validation samples at every rank; None if the task has no such samples."""
-    rows = [task.validation[i] for i in range(min(HELD_OUT, len(task.validation)))]
-    if not rows:
+    batches = held_out_batches(task)
+    if not batches:
         return None
-    batches = [task.collate(rows[i : i + 8]) for i in range(0, len(rows), 8)]
     most = min(len(basis) for basis in subspaces.bases.values())
     return gradient_capture(model, batches, {subspaces.kind: subspaces}, range(1, most + 1), task=task.name)
+
+
+def read_directions(model: Any, task: Any, subspaces: Subspaces) -> DirectionActivations | None:
+    """What the first directions read of validation samples; None if the task has too few of them to compare."""
+    if len(task.validation) < 2:
+        return None
+    options = {"tokenizer": task.tokenizer, "task": task.name}
+    return direction_activations(model, subspaces, held_out_batches(task), **options)
+
+
+def held_out_batches(task: Any) -> list[dict[str, Any]]:
+    """The first validation samples, in batches."""
+    rows = [task.validation[i] for i in range(min(HELD_OUT, len(task.validation)))]
+    return [task.collate(rows[i : i + BATCH_SIZE]) for i in range(0, len(rows), BATCH_SIZE)]

@@ -44,7 +44,8 @@ function readsPart(parent, part, { about, model, ask }) {
     }
     const key = make("span", { class: "key" }, bar);
     part.parts.forEach((name, n) => { const entry = make("span", {}, key); make("span", { class: `part-sign p${n}` }, entry); entry.append(name); });
-    make("p", {}, root, `On constant tokens: ${part.kinds.map((kind, n) => `${kind} ${part.constant[k][n] === null ? "\u2013" : percent(part.constant[k][n])}`).join(", ")} of z\u00b2. ` +
+    const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${shares[n] === null ? "\u2013" : percent(shares[n])}`).join(", ");
+    make("p", {}, root, `On constant tokens: ${byKind(part.constant[k])} of z\u00b2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ` +
       `${part.samples < part.of ? `${part.samples} of ${part.of} samples.` : `${part.of} samples.`}` +
       (part.sinks.includes(k) ? " The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out." : ""));
     const scroll = make("div", { class: "scroll" }, root), table = make("table", { "aria-label": `Tokens at both ends of the directions of ${place}` }, scroll);

@@ -33,8 +33,13 @@ def reads_panel(results: Results, names: Sequence[str], small: bool = False) -> 
     if activations is None or not names:
         return []
     samples, directions = extent(activations, small)
-    shares = activations.constant_share("module")
-    shares = shares.pivot(index="module", columns="kind", values="constant").reindex(names)[activations.kinds]
+    frame = activations.to_frame()
+
+    def by_module(column: str) -> list[list[float | None]]:
+        """Means over directions, by module and kind."""
+        means = frame.pivot_table(column, "module", "kind", dropna=False).reindex(names)[activations.kinds]
+        return [shorten_all(row, 2) for row in means.to_numpy()]
+
     part = {
         "kind": "reads",
         "kinds": activations.kinds,
@@ -43,7 +48,8 @@ def reads_panel(results: Results, names: Sequence[str], small: bool = False) -> 
         "parts": list(PARTS),
         "sides": {side: _tokens(tokens, samples) for side, tokens in activations.tokens.items()},
         "side": [activations.sides.get(name) for name in names],
-        "constant": [shorten_all(row, 2) for row in shares.to_numpy()],
+        "constant": by_module("constant"),
+        "agreement": by_module("agreement"),
         "sinks": [names.index(name) for name in activations.sinks() if name in names],
         "need": bool(activations.need),
         "samples": min(samples, activations.meta.samples or samples),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 import tlora
 import viz
 from tests.helpers import jobs, results
-from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
@@ -328,6 +328,7 @@ def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None
 def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     class Small:
         name = "small"
+        tokenizer = tiny_tokenizer()
         validation = range(3)
 
         def calibration(self, samples: int) -> list[Any]:
@@ -342,6 +343,8 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     it = viz.explore(tiny_model("llama"), Small(), samples=4, max_rank=4, rank=2)
     assert shown == [it]
     assert it.results.capture.ranks == [1, 2, 3, 4]
+    assert it.results.activations.kinds == ["wc", "random"]
+    assert it.results.activations.meta.samples == 3
     assert it.most == 4
 
 

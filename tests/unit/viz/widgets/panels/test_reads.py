@@ -47,6 +47,9 @@ def test_the_panel_says_which_tokens_and_how_much_is_constant() -> None:
     shares = found.constant_share("module").set_index(["module", "kind"])["constant"]
     for name, row in zip(NAMES, part["constant"], strict=True):
         assert row == pytest.approx([shares[name, kind] for kind in found.kinds], abs=0.006)
+    agreement = found.to_frame().groupby(["module", "kind"])["agreement"].mean()
+    for name, row in zip(NAMES, part["agreement"], strict=True):
+        assert row == pytest.approx([agreement[name, kind] for kind in found.kinds], abs=0.006)
     for row in found.constant_share().itertuples():
         assert f"{row.kind} {percent(row.constant)}" in finding(found)
 
