@@ -602,7 +602,10 @@ def _largest(steps: SimulatedModel, setup: Setup, kind: str, memory: float) -> t
     ``constant + linear x + quadratic x^2`` if samples are ``x`` times as long: logits of a fixed number of labels are
     constant, and attention is quadratic where it is a matrix of tokens by tokens.
     """
-    double = {"length": 2 * setup.length, "labels": setup.labels * (2 if setup.labels == setup.length else 1)}
+    double: dict[str, Any] = {
+        "length": 2 * setup.length,
+        "labels": setup.labels * (2 if setup.labels == setup.length else 1),
+    }
     sizes = (setup, replace(setup, batch_size=2 * setup.batch_size), replace(setup, **double))
     peak, wider, longer = (_stage_bytes(steps, size, f"training {kind}") for size in sizes)
     once, twice, room = wider - peak, longer - 2 * peak + wider, max(memory - 2 * peak + wider, 0)
