@@ -10,7 +10,8 @@ float32 and in bfloat16, with and without gradient checkpointing.
 - stored: bytes that autograd keeps from the forward to the backward pass, counted by hooks on saved tensors.
 - peak: the most that a step holds in addition to the model; on the CPU in a process of its own, which is forked and has
   one thread, on a GPU as PyTorch allocates it.
-- estimated / peak: what `tlora.estimate` says, divided by what was measured.
+- estimated / peak, estimated / seconds: what `tlora.estimate` says, divided by what was measured; its seconds are those
+  of the matrix products alone, at the speed of large ones.
 - tokens that fit: in the memory that `tlora` takes without checkpointing for the rows of the case.
 
 Seconds are the median over the repeats, in which the variants take turns.
@@ -43,7 +44,7 @@ from benchmarks.speed.memory import random_batch, said_by
 from benchmarks.speed.stopwatch import now
 from tlora.models.forward import restrict_logits
 from tlora.models.weights import copy_sharing_weights
-from tlora.resource_estimate import AS_BASE
+from tlora.resource_estimate import AS_BASE, matmul_speed
 from tlora.utils.peak_memory import PeakMemory
 
 RANK, LABELS = 8, 16
@@ -218,16 +219,19 @@ def table(number: int, dtype: str, arguments: argparse.Namespace) -> pd.DataFram
         lines = [json.loads(line) for line in said_by("benchmarks.speed.freezing", *words)]
     else:
         lines = [{"variant": v, "checkpointing": c, "peak": peak_bytes(model, case, (v, c))} for v, c in RUNS]
+    speed = matmul_speed(arguments.device, dtype)
     steppers = [Stepper(model, case, *run) for run in RUNS]
     for stepper, line in zip(steppers, lines, strict=True):
         with stored_bytes(stepper.model) as stored:
             stepper.loss().backward()
         options = {"gradient_checkpointing": line["checkpointing"], "gpus": int(arguments.device != "cpu")}
         work = {"batch_size": case.rows, "length": case.length, "labels": LABELS, "dtype": dtype}
-        said = tlora.estimate(case.config, RANK, **work, **options).bytes
-        stage = VARIANTS[line["variant"]][2]  # in float32 there is one type of adapter
-        estimated = said.get(stage, said["training A and B"]) - said["weights"]
-        line.update(stored=sum(stored), fixed=stepper.fixed_bytes(), estimated=estimated)
+        said = tlora.estimate(case.config, RANK, **work, **options)
+        stage = VARIANTS[line["variant"]][2]
+        stage = stage if stage in said.bytes else "training A and B"  # in float32 there is one type of adapter
+        line["estimated"] = said.bytes[stage] - said.bytes["weights"]
+        line["estimated seconds"] = said.flops[stage] / speed
+        line.update(stored=sum(stored), fixed=stepper.fixed_bytes())
     seconds = [[stepper.seconds() for stepper in steppers] for _ in range(arguments.repeats)]
     frame = pd.DataFrame(lines).assign(seconds=np.median(seconds, axis=0))
     limit = frame["peak"][RUNS.index((TLORA, False))]
@@ -253,6 +257,7 @@ def text(frame: pd.DataFrame) -> str:
         "peak, MB": relative("peak", megabytes),
         "estimated / peak": frame["estimated"] / frame["peak"],
         "seconds a step": relative("seconds", "{:.2f}".format),
+        "estimated / seconds": frame["estimated seconds"] / frame["seconds"],
         "tokens that fit": frame["fit"].map("{:,.0f}".format),
         "tokens a second": frame["speed"].map("{:,.0f}".format),
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import tqdm.auto
@@ -146,6 +147,11 @@ def test_what_the_evaluation_draws_does_not_change_training() -> None:
     losses, _ = bert(HeldOut, eval_strategy="no")
     assert bert(Drawing, eval_strategy="no") == (losses, 0)
     assert bert(HeldOut, eval_strategy="steps", eval_steps=1) == (losses, 4)
+
+
+def test_a_run_records_the_memory_that_it_peaked_at() -> None:
+    held = psutil.Process().memory_info().rss
+    assert train(adapted_model(), token_rows(), **QUICK).peak_bytes == pytest.approx(held, rel=0.5)
 
 
 def test_a_look_at_the_base_in_between_leaves_a_frozen() -> None:
