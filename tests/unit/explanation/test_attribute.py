@@ -179,6 +179,21 @@ def test_switching_off_is_the_model_without_the_updates(family):
         assert costs.loc[label, "cost"] == pytest.approx(np.mean(lost))
 
 
+def test_blocks_that_read_more_by_row_than_hidden_states():
+    """Bloom's alibi has rows of its own, so rows cannot join a pass at a block."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    base = transformers.BloomForCausalLM(transformers.BloomConfig(**sizes))
+    config = LoraConfig(r=2, target_modules=["query_key_value"], init_lora_weights=False)
+    model, rows = get_peft_model(base, config), task("llama")
+    attribution = tlora.attribute(model, rows, points=4, limit=1, switch_off="layers", answers=False, progress=False)
+    (row,), (sample,) = rows.rows("test", 1), attribution.samples
+    for label, names in attribution.switches.items():
+        np.testing.assert_allclose(
+            sample.switched[label], values(without(model, names), rows, row), rtol=1e-4, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_cut_module_is_what_compress_makes_of_it(calibrated, tmp_path):
     model = adapter("llama", target_modules=["q_proj", "down_proj"]).float()
