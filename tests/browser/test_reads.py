@@ -16,11 +16,21 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import viz
+from tests.browser.test_workbench import built
 from tests.helpers.results import activations, calibration, subspaces
 from tlora.explanation.direction_activations import DirectionActivations
 from viz.widgets.panels.reads import reading
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
+
+
+BUILD = """
+import viz
+from tests.browser.test_workbench import built
+from tests.helpers.results import activations, calibration, subspaces
+workbench = viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
+workbench.display()
+"""
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])
@@ -59,6 +69,26 @@ def shows_ends(page: Any, k: int, kind: int, direction: int) -> None:
         tokens = line.locator(".token").all_text_contents()
         assert set(zip(tokens, counts, strict=True)) == set(zip(rows["token"], rows["count"], strict=True))
         assert tokens[0] == rows["token"].iloc[0]
+
+
+def test_in_a_notebook_the_kernel_sends_the_module_that_is_selected(server: str, chromium: str) -> None:
+    # first in this file: the other tests keep a browser open, and there can be one at a time
+    with built(server, chromium, "reads.ipynb", BUILD.strip()) as bench:
+        bench.root.locator("[data-panel=reads]").click()
+        heading = bench.root.locator(".reads h3")
+        for k in (6, 3):
+            bench.module(k).click()
+            target = calibration().targets[calibration().names[k]]
+            expect(heading).to_have_text(f"layer {target.layer} {target.projection}")
+        shows_ends(bench.page, 3, 1, 2)
+        rank = bench.ranks()[3]
+        bench.drag(3, 8)
+        expect(bench.root.locator(".reads .cut")).to_contain_text(f"rank {rank + 2}:")
+        bench.root.locator(".reads .ends").first.click()
+        expect(bench.root.locator(".reads .sample")).to_have_count(3)
+        bench.root.locator("[data-panel=reads]").click()
+        expect(bench.root.locator(".reads")).to_have_count(0)
+        assert not bench.lab.said()
 
 
 def test_a_module_a_direction_and_a_sample(page: Any) -> None:

@@ -11,11 +11,12 @@ function readsPart(parent, part, { about, model, ask }) {
   const choice = { open: null, need: false, whole: new Set() };
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
   const root = make("div", { class: "reads" }, parent);
-  let values = null; // of the module that is shown
+  let values = null, wasOnPage = false; // values of the module that is shown
 
   const selected = () => model.get("selected").at(-1) ?? 0;
   function follow() { // the selected module, or its values, have changed
-    if (!root.isConnected && root.childNodes.length) return stop();
+    if (!root.isConnected && wasOnPage) return stop(); // another panel is open
+    wasOnPage = root.isConnected;
     const reading = model.get("reading"), k = selected();
     if (reading?.module !== k) return ask("read", { module: k }, "read");
     if (values?.module !== k) [values, choice.open] = [unpack(reading, part.need), null];
@@ -119,7 +120,7 @@ function readsPart(parent, part, { about, model, ask }) {
     }
   }
 
-  const ground = () => (luminance(rgb(getComputedStyle(root).color)) > 0.4 ? [17, 17, 17] : [255, 255, 255]);
+  const ground = () => (luminance(rgb(getComputedStyle(root).color || "rgb(0, 0, 0)")) > 0.4 ? [17, 17, 17] : [255, 255, 255]);
   function token(box, text, share) {
     const base = ground(), hue = share > 0 ? RED : BLUE, s = Math.min(1, Math.abs(share));
     const fill = base.map((c, i) => Math.round(c + (hue[i] - c) * s)), ink = luminance(fill) > 0.179 ? "#000" : "#fff";
