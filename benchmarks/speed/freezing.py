@@ -78,8 +78,8 @@ SMOLLM2 = _llama(576, 1536, 9, 3, blocks=4)
 CASES = (
     Case("SmolLM2-135M", SMOLLM2, rows=1, length=512),
     Case("SmolLM2-135M", SMOLLM2, rows=8, length=64),
-    Case("Llama-3.2-1B", _llama(2048, 8192, 32, 8, blocks=1), rows=1, length=256),
-    Case("LLaMA-2-7B", _llama(4096, 11008, 32, 32, blocks=1), rows=1, length=128),
+    Case("Llama-3.2-1B", _llama(2048, 8192, 32, 8, blocks=4), rows=1, length=128),
+    Case("LLaMA-2-7B", _llama(4096, 11008, 32, 32, blocks=2), rows=1, length=64),
 )
 
 
