@@ -210,7 +210,7 @@ def _request(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: str,
         def load(label: int) -> Task:
             features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
             rows = Dataset.from_dict({"text": [text], "label": [label]}, features=features)
-            return load_task({"test": rows}, tokenizer)
+            return replace(load_task({"test": rows}, tokenizer), name="")
 
         task = load(label)
         if answer is None:
@@ -309,10 +309,8 @@ def _cut(
 ) -> Float[Tensor, "r r"]:
     """The matrix between ``A`` and ``B`` with which a module computes its update cut to a rank by `compress`."""
     cut = compress(adapted, rank={name: rank}, calibration=calibration)
-    if rank >= gated.ranks[name]:
-        return torch.eye(gated.ranks[name])
-    if not rank:
-        return torch.zeros(gated.ranks[name], gated.ranks[name])
+    if cut.ranks[name] in (0, gated.ranks[name]):  # left out, or whole
+        return torch.eye(gated.ranks[name]) * bool(rank)
     module = lora_modules(gated.peft)[name]
     a, b = (cut.adapter[f"{PREFIX}{name}.lora_{part}.weight"].double() for part in "AB")
     whole_a, whole_b = module.a.detach().double().cpu(), module.b.detach().double().cpu() * module.scaling
