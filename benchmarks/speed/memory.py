@@ -213,8 +213,8 @@ def _training(configuration: Configuration, model: PreTrainedModel) -> int:
         allocation = tlora.allocate(calibration.sensitivity, arguments["rank"], adapt_ranks=False, adapt_scales=False)
         trained = tlora.attach(model, None, allocation, freeze_a=configuration.stage == B)
     trained.train()
+    model.config.use_cache = False  # as the Trainer has it
     if arguments.get("gradient_checkpointing"):
-        model.config.use_cache = False
         model.activation_checkpointing_enable({"use_reentrant": False})
     if arguments["gpus"] > 1:
         adapters = {parameter for name, parameter in trained.named_parameters() if "lora_" in name}

@@ -46,7 +46,7 @@ def live_peak(config, rank, batch_size, length):
     optimizer = torch.optim.AdamW(p for p in adapted.parameters() if p.requires_grad)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(2):
-            adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+            adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
