@@ -241,7 +241,8 @@ def _places(model: nn.Module) -> list[_Place]:
 
 def _expert_namesakes(model: nn.Module, names: list[str]) -> list[str]:
     """Layers whose names routed experts once had, so that PEFT would adapt the experts instead."""
-    if get_checkpoint_conversion_mapping(getattr(model.config, "model_type", None)) is None:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None or get_checkpoint_conversion_mapping(model_type) is None:
         return []  # as PEFT decides
     by_role: dict[str, list[str]] = {}
     for name in names:
