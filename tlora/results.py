@@ -28,7 +28,7 @@ from tlora.utils.file_names import result_file
 from tlora.utils.files import read_json, replace_file
 from tlora.utils.packages import library_versions
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
 
 HEADER_LIMIT = 100_000_000
@@ -179,7 +179,7 @@ def refuse_other_file(file: Path, kind: str) -> None:
         return
     try:
         with file.open("rb") as opened:
-            there = _head(file, _read_metadata(opened))["result"]
+            there = json.loads((_read_metadata(opened) or {})[_KEY])["result"]  # of whatever format
     except (ValueError, OSError, LookupError, TypeError, AttributeError):
         there = "something that is not a tlora result"
     if there != kind:

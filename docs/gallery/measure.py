@@ -18,7 +18,7 @@ from tlora.adapters.lora_layers import update_singular_values
 from tlora.training.run import PREFIX
 
 DATA = Path(__file__).parent / "data"
-KINDS = ("wc", "w", "c", "wc_half", "g", "random")
+KINDS = ("wc", "w", "c", "wc_half", "g", "fisher", "random")
 RANKS = (1, 2, 4, 8, 16, 32)
 KNOWN = 128
 """Eigenvalues kept of each spectrum."""
@@ -45,7 +45,7 @@ def main() -> None:
     model, tokenizer = tlora.load_model("smollm2-135m")
     task = tlora.load_task("notebooks/data/smart_home", tokenizer)
     held_out = [task.collate([task.validation[i] for i in range(8)])]
-    calibration = tlora.calibrate(model, task.calibration(16), gradient=True)
+    calibration = tlora.calibrate(model, task.calibration(16), gradient=True, fisher=True)
     others = tlora.calibrate(model, held_out)
     kinds = {kind: tlora.task_subspaces(model, calibration, max_rank=32, kind=kind) for kind in KINDS}
     allocation = tlora.allocate(calibration.sensitivity, rank=8, max_rank=32)
