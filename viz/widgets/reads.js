@@ -46,8 +46,8 @@ function readsPart(parent, part, { about, model, ask }) {
     const key = make("span", { class: "key" }, bar);
     part.parts.forEach((name, n) => { const entry = make("span", {}, key); make("span", { class: `part-sign p${n}` }, entry); entry.append(name); });
     const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${shares[n] === null ? "\u2013" : percent(shares[n])}`).join(", ");
-    make("p", {}, root, `On constant tokens: ${byKind(part.constant[k])} of z\u00b2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ` +
-      `${part.samples < part.of ? `${part.samples} of ${part.of} samples.` : `${part.of} samples.`}` +
+    make("p", {}, root, `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\u00b2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ` +
+      `${part.samples < part.of ? `${part.samples} of the ${part.of} samples that were read are in this page.` : `${part.of} samples.`}` +
       (part.sinks.includes(k) ? " The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out." : ""));
     const scroll = make("div", { class: "scroll" }, root), table = make("table", { "aria-label": `Tokens at both ends of the directions of ${place}` }, scroll);
     const head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
@@ -83,6 +83,8 @@ function readsPart(parent, part, { about, model, ask }) {
       if (!found.length) make("span", { class: "times" }, line, "nothing beyond a fifth of the other end");
       said.push(`${sign > 0 ? "high" : "low"} at ${found.slice(0, LISTED).map(({ at }) => quoted(tokens.text(at).trim() || tokens.text(at))).join(", ") || "nothing"}`);
     }
+    const squares = (isCounted) => v.reduce((sum, one, i) => sum + (isCounted(i) ? one * one : 0), 0);
+    make("span", { class: "times", "aria-hidden": "true" }, button, `${percent(squares((i) => tokens.part[i] === 0) / squares(() => true))} on constant tokens`);
     button.setAttribute("aria-label", `${part.kinds[n]}, direction ${d + 1}: ${said.join("; ")}`);
     button.addEventListener("click", () => { [choice.open, choice.whole] = [isOpen ? null : { d, n }, new Set()]; draw(); });
   }
@@ -99,7 +101,7 @@ function readsPart(parent, part, { about, model, ask }) {
       if (i === STRONGEST && rest.length > DRAWN_SAMPLES) make("div", { class: "key" }, cell, `${DRAWN_SAMPLES} of the other ${rest.length} samples, drawn at random`);
       const isWhole = choice.whole.has(s) !== (i === 0); // the strongest is shown whole
       const line = make("div", { class: "sample" }, cell);
-      const more = make("button", { type: "button", "aria-expanded": isWhole, "data-key": `sample ${s}`, "aria-label": `sample ${s + 1}, up to ${peaks[s].toFixed(1)}` }, line, peaks[s].toFixed(1));
+      const more = make("button", { type: "button", "aria-expanded": isWhole, "data-key": `sample ${s}`, title: "largest value of the sample; click for the whole sample", "aria-label": `sample ${s + 1}, up to ${peaks[s].toFixed(1)}` }, line, peaks[s].toFixed(1));
       more.addEventListener("click", () => { choice.whole[choice.whole.has(s) ? "delete" : "add"](s); draw(); });
       strip(make("span", { class: "strip" }, line), s, v, most, tokens, isWhole);
     });

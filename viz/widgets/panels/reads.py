@@ -14,12 +14,14 @@ from viz.widgets.panels.parts import count, panel, percent, shorten_all, text
 from viz.widgets.results import Results
 
 ABOUT = (
-    "What the directions of the selected module respond to: z = (a x - mean) / sd of each token's input x. The sign of "
-    "a direction is arbitrary, so both ends are shown. Random directions have ends too: trust what stands out from "
-    "theirs."
+    "Which tokens the directions of the selected module respond to. z is how far a token's input lies from the mean "
+    "along a direction, in standard deviations; the sign is arbitrary, so both ends are shown. Random directions have "
+    "ends too: trust what stands out from theirs. A direction that reads the template can still be one that training "
+    "needs: reading is not importance."
 )
 NEED = (
-    "Weighted by need, the norm of the loss's gradient at the module's output, kinds differ less: the weight decides."
+    "Need is the norm of the loss's gradient at the module's output. Weighted by it all kinds look more alike, random "
+    "ones too, since the need of a token is the same for every direction."
 )
 PAGE_BYTES = 1_500_000
 """Most values in a page without a kernel; in the page they take a third more."""
