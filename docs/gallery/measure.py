@@ -2,7 +2,7 @@
 
     python docs/gallery/measure.py
 
-writes ``docs/gallery/data``: what is small is kept whole, and two pictures stand for what is not.
+writes ``docs/gallery/data`` and ``docs/memory.png``: what is small is kept whole, and two pictures stand for what is not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig
 
 import tlora
 import viz
@@ -18,6 +19,7 @@ from tlora.adapters.lora_layers import update_singular_values
 from tlora.training.run import PREFIX
 
 DATA = Path(__file__).parent / "data"
+MEMORY = Path(__file__).parents[1] / "memory.png"
 KINDS = ("wc", "w", "c", "wc_half", "g", "fisher", "random")
 RANKS = (1, 2, 4, 8, 16, 32)
 KNOWN = 128
@@ -75,6 +77,14 @@ def main() -> None:
         result.save(DATA / name)
     small(run).save(DATA / "run")
     (DATA / "training_monitor.png").write_bytes(monitor._repr_png_())
+    draw_memory()
+
+
+def draw_memory() -> None:
+    """Draw what freezing `A` saves at LLaMA-2-7B's size, for README and the page on memory."""
+    config = LlamaConfig(name_or_path="llama-2-7b")  # its defaults are that model's
+    estimate = tlora.estimate(config, rank=8, dtype="bfloat16", batch_size=4, length=1024, memory=40e9)
+    viz.plot_memory(estimate).figure.savefig(MEMORY, dpi=110)
 
 
 if __name__ == "__main__":
