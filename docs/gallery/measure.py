@@ -2,7 +2,7 @@
 
     python docs/gallery/measure.py
 
-writes ``docs/gallery/data`` and ``docs/memory.png``: what is small is kept whole, and two pictures stand for what is not.
+writes ``docs/gallery/data`` and ``docs/memory.png``: what is small is kept whole, two pictures stand for what is not.
 """
 
 from __future__ import annotations
