@@ -167,7 +167,7 @@ def test_nothing_gives_back_the_activations_that_freezing_saves(disturb: Any) ->
 def test_preparing_for_quantized_training_leaves_the_saving() -> None:
     base = prepare_model_for_kbit_training(tiny_model("llama"), use_gradient_checkpointing=False)
     adapted = tlora.attach(base, None, rising_allocation(base))
-    assert stored_in_a_step(adapted) == stored_in_a_step(attached())
+    assert stored_in_a_step(adapted) == stored_in_a_step(attached()) < 0.95 * stored_in_a_step(attached(freeze_a=False))
 
 
 def test_a_training_stores_as_little_after_a_resume(tmp_path: Path) -> None:
