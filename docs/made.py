@@ -35,6 +35,7 @@ STAGES = {
     "adapters": "The adapter",
     "training": "Stage 5: training",
     "serving": "Serving",
+    "explanation": "What an adapter reads and did",
     "recipes": "Recipes and races",
     "comparison": "Recipes and races",
     "plots": "Pictures",

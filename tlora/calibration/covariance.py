@@ -34,7 +34,7 @@ class Covariance(ABC):
         ``N``.
     means : SampleMeans or None
         The token means of the samples, for `second_moment`; None for a second moment, which includes them, and for the
-        Fisher matrices of `Calibration.fisher`.
+        Fisher matrices of ``Calibration.fisher``.
 
     Notes
     -----
