@@ -676,7 +676,7 @@ def _possible_changes(setup: Setup) -> Iterator[tuple[str, Any, str, str]]:
             yield "gpus", gpus, f"{gpus} GPUs, the base sharded by FSDP2", "more GPUs"
 
 
-def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
+def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.1) -> float:
     """Measure the floating-point operations a second of a device in a product of 2,048 by 2,048 matrices.
 
     Parameters
