@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tlora.allocation.footprint import BYTES, KINDS, uniform_footprints
+from tlora.allocation.footprint import AS_BASE, BYTES, FULL, KINDS, uniform_footprints
 from tlora.calibration.calibration import Options
 from tlora.models.forward import has_argument, position_limit
 from tlora.models.hooks import ObservationError, observe_gradients
@@ -34,12 +34,6 @@ from tlora.results import Meta, Result
 from tlora.subspaces.task_subspaces import GROUP_BYTES
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
 from tlora.utils.validation import list_names, require_choice, require_positive, require_positive_int
-
-AS_BASE = "A and B, adapter as base"
-"""The kind of training that is LoRA with the adapter in the type of the base, not in float32."""
-
-FULL = "all weights"
-"""The kind of training that is full fine-tuning."""
 
 CALIBRATION = "calibration"
 

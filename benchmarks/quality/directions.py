@@ -11,9 +11,7 @@ minutes on one core.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -29,10 +27,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.lab.compare import SEARCH_SEEDS, compare
-from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.store import Record, Store
 from benchmarks.quality.pages import digest_text, markdown, publish, save_figure
-from benchmarks.quality.study import Arm, holm_adjusted
+from benchmarks.quality.study import Arm, holm_adjusted, run_all, searched_rate
 from tlora.recipes import Recipe
 from viz import style
 
@@ -129,15 +126,6 @@ class ArmRuns:
         )  # fmt: skip
 
 
-def run_all(todo: Iterable[ArmRuns], workers: int) -> None:
-    """Do all runs in so many processes, each on its share of the cores."""
-    threads = max(1, torch.get_num_threads() // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        for _ in pool.map(ArmRuns.run, todo):
-            pass
-
-
 def plan(part: str, names: Iterable[str] = TASKS) -> Iterator[ArmRuns]:
     """The runs of a part on some tasks, which is planned when the parts before it are done."""
     arms, tasks = list(ARMS.values()), [TASKS[name] for name in names]
@@ -160,22 +148,15 @@ def plan(part: str, names: Iterable[str] = TASKS) -> Iterator[ArmRuns]:
 
 def known_rate(data: Data) -> float:
     """R: the best learning rate of LoRA on the development task, on validation rows."""
-    rate = searched_rate(data)
+    rate = best_rate(data)
     if rate is None:
         raise ValueError(f"no rate is known for {data.name}: run the part rates first")
     return rate
 
 
-def searched_rate(data: Data) -> float | None:
-    """R, or None before the search has ended: a finished search has a run on test samples at its best rate."""
-    arm, (task, _) = ARMS[LORA], data.development
-    try:
-        searched = Comparison.read(STORE, tasks=task, methods=arm.name, ranks=arm.rank)
-    except (FileNotFoundError, ValueError):
-        return None
-    best = searched.flatness()["best"]
-    tested = searched.runs.loc[searched.runs["split"] == "test", "learning_rate"]
-    return float(best.iloc[0]) if len(best) and best.iloc[0] in set(tested) else None
+def best_rate(data: Data) -> float | None:
+    """R, or None before the search has ended."""
+    return searched_rate(STORE, ARMS[LORA], data.development[0])
 
 
 # --- What the runs came to ---
@@ -197,7 +178,7 @@ def test_runs() -> pd.DataFrame:
             rows.append({"task": key["task"], "arm": name, "seed": key["seed"], **_measured(record)})
     columns = ["task", "arm", "seed", "rate", "loss", "validation", "base", *OTHER, "parameters", "diverged"]
     runs = pd.DataFrame(rows, columns=columns)
-    rates = {data.name: searched_rate(data) or np.nan for data in TASKS.values()}
+    rates = {data.name: best_rate(data) or np.nan for data in TASKS.values()}
     return runs.assign(share=runs["rate"] / runs["task"].map(rates))
 
 
@@ -420,7 +401,7 @@ def main() -> None:
     if not arguments.table:
         for part in arguments.only:
             test_runs.cache_clear()
-            run_all(plan(part, arguments.tasks), arguments.workers)
+            run_all(plan(part, arguments.tasks), arguments.workers, torch.set_num_threads)
         return
     table = means()
     save_figure(draw_rates(table), PICTURE, digest_text(table.to_csv(index=False, float_format="%.6g")))

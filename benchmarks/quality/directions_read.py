@@ -18,6 +18,7 @@ import pandas as pd
 
 import tlora
 from tlora.tasks.presets import PRESETS
+from tlora.tasks.task import first_batches
 
 STORE = Path("benchmarks/results/comparison.jsonl")
 PAIRS = (
@@ -56,9 +57,9 @@ def shares(name: str, data: str, samples: int) -> pd.DataFrame:
     kinds = {
         kind: tlora.task_subspaces(model, calibration, max_rank=8, kind=kind, progress=False) for kind in ("wc", "g")
     }
-    rows = [task.validation[i] for i in range(min(samples, len(task.validation)))]
-    batches = [task.collate(rows[i : i + 8]) for i in range(0, len(rows), 8)]
-    read = tlora.direction_activations(model, kinds, batches, tokenizer=tokenizer, need=True, progress=False)
+    read = tlora.direction_activations(
+        model, kinds, first_batches(task, samples), tokenizer=tokenizer, need=True, progress=False
+    )
     table = read.constant_share().drop(columns=["prompt", "labels"])
     needed = read.constant_share(need=True).set_index("kind")["constant"]
     agreement = read.to_frame().groupby("kind")["agreement"].mean()

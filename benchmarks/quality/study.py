@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,12 @@ class ArmRuns:
         )  # fmt: skip
 
 
-def run_all(todo: Iterable[ArmRuns], workers: int) -> None:
-    """Do all runs in so many processes, each on its share of the cores."""
+def run_all(todo: Iterable[Any], workers: int, start: Callable[..., None], *arguments: Any) -> None:
+    """Call ``run`` of each in so many processes; ``start`` prepares one, given its number of cores last."""
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, select_model, (MODEL, STORE, threads)) as pool:
-        for _ in pool.map(ArmRuns.run, todo):
+    with ProcessPoolExecutor(workers, context, start, (*arguments, threads)) as pool:
+        for _ in pool.map(methodcaller("run"), todo):
             pass
 
 
@@ -179,16 +180,20 @@ def best_rate(arm: Arm) -> float | None:
 
     A finished search has a run on test samples at its best rate.
     """
-    for store in (pilot.STORE, STORE) if pilot.PARTS["frozen"].model == MODEL else (STORE,):
-        try:
-            searched = Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
-        except (FileNotFoundError, ValueError):
-            continue
-        best = searched.flatness()["best"]
-        tested = searched.runs.loc[searched.runs["split"] == "test", "learning_rate"]
-        if len(best) and best.iloc[0] in set(tested):
-            return float(best.iloc[0])
-    return None
+    stores = (pilot.STORE, STORE) if pilot.PARTS["frozen"].model == MODEL else (STORE,)
+    rates = (searched_rate(store, arm, DEVELOPMENT) for store in stores)
+    return next((rate for rate in rates if rate is not None), None)
+
+
+def searched_rate(store: Path, arm: Arm, task: str) -> float | None:
+    """The best rate on a task in a store, or None before its search has ended."""
+    try:
+        searched = Comparison.read(store, tasks=task, methods=arm.name, ranks=arm.rank)
+    except (FileNotFoundError, ValueError):
+        return None
+    best = searched.flatness()["best"]
+    tested = searched.runs.loc[searched.runs["split"] == "test", "learning_rate"]
+    return float(best.iloc[0]) if len(best) and best.iloc[0] in set(tested) else None
 
 
 def require_rate(arm: Arm) -> float:
@@ -460,7 +465,7 @@ def main() -> None:
     if not arguments.table:
         for part in arguments.only:
             for todo in plan(part):
-                run_all(todo, arguments.workers)
+                run_all(todo, arguments.workers, select_model, MODEL, STORE)
         return
     tasks = counting_tasks()
     if tasks:

@@ -42,9 +42,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import tlora
 from benchmarks.speed.memory import random_batch, said_by
 from benchmarks.speed.stopwatch import now
+from tlora.allocation.footprint import AS_BASE
 from tlora.models.forward import restrict_logits
 from tlora.models.weights import copy_sharing_weights
-from tlora.resource_estimate import AS_BASE, matmul_speed
+from tlora.resource_estimate import matmul_speed
 from tlora.utils.peak_memory import PeakMemory
 
 RANK, LABELS = 8, 16

@@ -11,6 +11,15 @@ BYTES = 4
 KINDS = ("B", "A and B")
 """The part of an adapter that is trained: by TLoRA, by LoRA."""
 
+AS_BASE = "A and B, adapter as base"
+"""The kind of training that is LoRA with the adapter in the type of the base, not in float32."""
+
+FULL = "all weights"
+"""The kind of training that is full fine-tuning."""
+
+TRAININGS = {"A and B": "LoRA", AS_BASE: "LoRA, adapter as base", "B": "A frozen", FULL: "all weights"}
+"""The kinds of training in words."""
+
 ADAMW_STATES = 2
 """Moving averages that AdamW keeps of every trainable parameter."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import KINDS, size_text
+from tlora.allocation.footprint import KINDS, TRAININGS, size_text
 from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
@@ -23,14 +23,6 @@ ESTIMATE_EXAMPLES = """Examples:
 
 `tlora estimate --model llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
 """
-
-TRAININGS = {
-    "B": "A frozen",
-    "A and B": "LoRA",
-    "A and B, adapter as base": "LoRA, adapter as base",
-    "all weights": "all weights",
-}
-"""The kinds of training, as they are printed."""
 
 
 def estimate(

@@ -20,7 +20,6 @@ EXPLAIN_EXAMPLES = """Examples:
 
 `tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
 """
-MODULES = 10
 
 
 @flatten_options
@@ -58,7 +57,7 @@ def explain(
         numbers = [f"{row.rise:+.2f}", f"{row.base:.2f}", f"{row.adapter:.2f}", f"{row.base_rank:,}"]
         rows.append([_line(str(row.token)), *numbers, _line(str(row.base_choice))])
     typer.echo(f"{table(rows)}\n")
-    typer.echo(f"{table([_HEADER, *map(_module_row, _largest(result))])}\n")
+    typer.echo(f"{table([_HEADER, *map(_module_row, result.largest().itertuples())])}\n")
     if output:
         viz = load_viz()
         draw_into(output, viz, viz.plot_attribution(result))
@@ -67,12 +66,6 @@ def explain(
 
 
 _HEADER = ["module", "rank", "contributed", "cost", "log-odds", "cost"]
-
-
-def _largest(result: tlora.Attribution) -> list[Any]:
-    frame = result.to_frame()
-    order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
-    return list(frame.loc[order[:MODULES]].itertuples())
 
 
 def _module_row(row: Any) -> list[str]:

@@ -426,8 +426,9 @@ def read_directions(
 ) -> tlora.DirectionActivations:
     """Read validation samples, or those of the calibration if there are none, along the first directions."""
     kinds: list[Kind] = [kind] if calibration.gradient is None or kind == "g" else [kind, "g"]
-    rows = [task.validation[i] for i in range(min(SAMPLES, len(task.validation)))]
-    batches = [task.collate(rows[i : i + BATCH_SIZE]) for i in range(0, len(rows), BATCH_SIZE)]
+    from tlora.tasks.task import first_batches
+
+    batches = first_batches(task, SAMPLES)
     with report.step(f"reading along the first {RANK} directions of kind {' and '.join(kinds)}"):
         subspaces: dict[str, tlora.Subspaces] = {
             kind: tlora.task_subspaces(model, calibration, max_rank=RANK, kind=kind, seed=seed, progress=False)

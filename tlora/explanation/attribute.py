@@ -21,7 +21,7 @@ from tlora.adapters.files import PREFIX
 from tlora.adapters.lora_layers import adapter_layers, lora_modules, unwrap, update_singular_values, wrappers
 from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
-from tlora.explanation.attribution import Attribution, ExplainedAnswer, groups
+from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups
 from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
@@ -34,8 +34,6 @@ from tlora.tasks.task import Task
 from tlora.utils.validation import require_choice, require_positive_int
 
 Part = str | int | tuple[str, int]
-LARGEST = 10
-"""Modules that are always left out, one at a time: those that contribute most."""
 TOLERANCE, MOST_POINTS = 0.01, 128
 """Points are doubled until the gap is below this share of the rise, or there are this many."""
 ANSWER_LENGTH = 64

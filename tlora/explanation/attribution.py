@@ -27,6 +27,8 @@ HEAD = "head and biases"
 CHANGES = ("same", "within three", "beyond")
 """Classes of a token by the rank that the adapter's first choice has in the base model: 1, 2 or 3, and more."""
 CONFIDENCE = 0.95
+LARGEST = 10
+"""Modules that are always left out, one at a time: those that contribute most."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -203,6 +205,23 @@ class Attribution(ModuleResult):
         parts = [self._row(name, [name]) for name in self.names]
         return pd.concat([module_frame(self.targets.values()), use, pd.DataFrame(parts)], axis=1)[list(self.columns)]
 
+    def largest(self, count: int = LARGEST) -> pd.DataFrame:
+        """Return the rows of the modules that contributed most, for or against, the largest first.
+
+        Parameters
+        ----------
+        count : int
+            Most modules; the cost of leaving out is known of the first ten.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As `to_frame`.
+        """
+        frame = self.to_frame()
+        order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order[:count]]
+
     def sums(self, by: Level) -> pd.DataFrame:
         """Sum the contributions of each layer or projection.
 
@@ -303,7 +322,7 @@ class Attribution(ModuleResult):
     @property
     def headline(self) -> str:
         """The finding: what the largest module contributed, and what leaving it out alone costs."""
-        top = self._largest()
+        top = self.largest(1).iloc[0]
         mean = f", mean of {len(self.samples)} answers" if len(self.samples) > 1 else ""
         return (
             f"{_place(top)} contributed {top['contribution']:.2f} of {self.rise:.2f} nats{mean}; leaving it out alone "
@@ -313,7 +332,7 @@ class Attribution(ModuleResult):
     @property
     def sentence(self) -> str:
         """The finding, what the other modules make up for, and the same in log-odds."""
-        top = self._largest()
+        top = self.largest(1).iloc[0]
         spared = top["contribution"] - top["cost"]
         rest = f", so the other modules make up for {spared:.2f}" if spared > 0 else ""
         odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
@@ -321,10 +340,6 @@ class Attribution(ModuleResult):
             f"{self.headline}{rest}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
             f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}."
         )
-
-    def _largest(self) -> pd.Series:
-        frame = self.to_frame()
-        return frame.loc[frame["contribution"].abs().idxmax()]
 
     def _row(self, label: str, names: Sequence[str]) -> dict[str, float]:
         """Contribution of some modules with its interval, and what was lost without them."""

@@ -18,11 +18,10 @@ from tlora.calibration.forward_backward import check_batches, prepare_batches, r
 from tlora.explanation.direction_activations import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.explanation.token_texts import token_texts
 from tlora.models.hooks import Recorder
-from tlora.models.targets import Target, target_modules
-from tlora.models.weights import check_same_model
+from tlora.models.targets import Target
 from tlora.numerics.linalg import orthonormal_rows
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces, check_same_modules
+from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import require_positive_int
 
@@ -85,13 +84,9 @@ def direction_activations(
     >>> activations.constant_share()["kind"].tolist()
     ['wc', 'g', 'random']
     """
-    kinds = {subspaces.kind: subspaces} if isinstance(subspaces, Subspaces) else dict(subspaces)
-    check_same_modules(kinds)
-    for subspace in kinds.values():
-        check_same_model(model, subspace.fingerprints, subspace.shapes)
+    kinds = label_subspaces(subspaces)
+    targets = check_subspaces(model, kinds)
     rank = require_positive_int(ranks, "ranks")
-    first = next(iter(kinds.values()))
-    targets = {name: target for name, target in target_modules(model).items() if name in first.bases}
     check_batches(batches)
     shown = tqdm(batches, desc="reading", unit="batch", disable=not progress)
     prepared = list(prepare_batches(model, shown))

@@ -17,10 +17,10 @@ from tlora.calibration.batches import prepare_batch
 from tlora.explanation.direction_outputs import DirectionOutputs
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import evaluation_mode, input_device
-from tlora.models.targets import Target, output_embeddings, shape, target_modules
-from tlora.models.weights import check_same_model, weight
+from tlora.models.targets import Target, output_embeddings, shape
+from tlora.models.weights import weight
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces, check_same_modules
+from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
 from tlora.utils.validation import require_positive_int
 
 WRITERS = re.compile(r"(^|\.)((o|out|c|down)_proj|o|wo|w2|fc2|fc_out|dense|dense_4h_to_h)$")
@@ -71,12 +71,10 @@ def direction_outputs(
     >>> outputs.to_frame()[["projection", "direction"]].head(2).to_numpy().tolist()
     [['o_proj', 1], ['o_proj', 2]]
     """
-    kinds = {subspaces.kind: subspaces} if isinstance(subspaces, Subspaces) else dict(subspaces)
-    check_same_modules(kinds)
-    for subspace in kinds.values():
-        check_same_model(model, subspace.fingerprints, subspace.shapes)
+    kinds = label_subspaces(subspaces)
+    modules = check_subspaces(model, kinds)
     rank, count = require_positive_int(ranks, "ranks"), require_positive_int(k, "k")
-    targets = _writers(model, next(iter(kinds.values())))
+    targets = _writers(model, modules)
     vectors = {name: _outputs(model, name, kinds, rank) for name in targets}
     with evaluation_mode(model):
         logits = {name: _unembed(model, each) for name, each in vectors.items()}
@@ -95,14 +93,12 @@ def direction_outputs(
     )
 
 
-def _writers(model: Any, subspaces: Subspaces) -> dict[str, Target]:
+def _writers(model: Any, modules: Mapping[str, Target]) -> dict[str, Target]:
     """The modules that write to the residual stream of a decoder."""
     head = None if model.config.is_encoder_decoder else output_embeddings(model)
     width = None if head is None else shape(head)[1]
     targets = {
-        name: target
-        for name, target in target_modules(model).items()
-        if name in subspaces.bases and target.d_out == width and WRITERS.search(target.projection)
+        name: target for name, target in modules.items() if target.d_out == width and WRITERS.search(target.projection)
     }
     if not targets:
         raise ValueError(

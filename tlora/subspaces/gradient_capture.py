@@ -18,12 +18,11 @@ from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
 from tlora.models.hooks import Recorder
 from tlora.models.module_result import ModuleResult, module_frame
-from tlora.models.targets import Target, target_modules
-from tlora.models.weights import check_same_model
+from tlora.models.targets import Target
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces, check_same_modules
+from tlora.subspaces.subspaces import Subspaces, check_subspaces
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import require_confidence, require_positive_int
 
@@ -238,11 +237,8 @@ def gradient_capture(
     >>> [f"{share:.2f}" for share in capture.overall()["captured"]]
     ['0...', '0...']
     """
+    targets = check_subspaces(model, subspaces)
     wanted = _validate_ranks(subspaces, ranks)
-    for subspace in subspaces.values():
-        check_same_model(model, subspace.fingerprints, subspace.shapes)
-    first = next(iter(subspaces.values()))
-    targets = {name: target for name, target in target_modules(model).items() if name in first.bases}
     level, resamples = require_confidence(confidence), require_positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
     check_batches(batches)
@@ -329,11 +325,10 @@ class _Energies:
 
 
 def _validate_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> list[int]:
-    """The ranks in ascending order; refuse bases that do not reach them and subspaces of different modules."""
+    """The ranks in ascending order; refuse bases that do not reach them."""
     wanted = sorted({require_positive_int(rank, "a rank") for rank in ranks})
     if not wanted:
         raise ValueError("no ranks to measure at: give at least one")
-    check_same_modules(subspaces)
     for each in subspaces.values():
         for name in each.names:
             each.basis(name, wanted[-1])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 from torch import Tensor
 
 from tlora.calibration.spectrum import Spectrum, sort_descending
 from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.targets import Target, target_modules
+from tlora.models.weights import check_same_model
 from tlora.results import Meta
 from tlora.utils.validation import check_type
 
@@ -160,8 +162,21 @@ class Subspaces(ModuleResult):
         )
 
 
-def check_same_modules(subspaces: Mapping[str, Subspaces]) -> None:
-    """Refuse anything but subspaces by label, all of the same modules."""
+def label_subspaces(subspaces: Subspaces | Mapping[str, Subspaces]) -> dict[str, Subspaces]:
+    """Subspaces by label: those of one kind under its name."""
+    return {subspaces.kind: subspaces} if isinstance(subspaces, Subspaces) else dict(subspaces)
+
+
+def check_subspaces(model: Any, subspaces: Mapping[str, Subspaces]) -> dict[str, Target]:
+    """The modules of subspaces by label; refuse anything else, other modules in one of them, and another model."""
+    _check_same_modules(subspaces)
+    for each in subspaces.values():
+        check_same_model(model, each.fingerprints, each.shapes)
+    bases = next(iter(subspaces.values())).bases
+    return {name: target for name, target in target_modules(model).items() if name in bases}
+
+
+def _check_same_modules(subspaces: Mapping[str, Subspaces]) -> None:
     for each in subspaces.values():
         check_type(each, Subspaces, "a dict of Subspaces by name, e.g. {'wc': task_subspaces(model, calibration)}")
     if not subspaces:

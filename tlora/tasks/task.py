@@ -28,6 +28,12 @@ from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.validation import require_choice, require_positive_int
 
 
+def first_batches(task: Task, samples: int) -> list[dict[str, Tensor]]:
+    """Collate the first validation samples of a task, in batches."""
+    rows = [task.validation[i] for i in range(min(samples, len(task.validation)))]
+    return [task.collate(rows[i : i + BATCH_SIZE]) for i in range(0, len(rows), BATCH_SIZE)]
+
+
 class Batches(list[dict[str, Tensor]]):
     """Batches with the name of their task and the seed that drew them."""
 

@@ -14,7 +14,6 @@ from tlora.utils.validation import check_type
 from viz import style
 from viz.plots.tokens import draw_tokens
 
-MODULES = 10
 CHARACTERS = 600
 """Most characters of the request: of a longer one the end is drawn."""
 STRIP, GAP = 1.7, 0.25
@@ -47,9 +46,7 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     <Axes: title={'left': 'layer ...'}, xlabel='nats of log-probability', ylabel='module'>
     """
     attribution = check_type(attribution, Attribution, "tlora.attribute(adapted, task)")
-    frame = attribution.to_frame()
-    order = frame["contribution"].abs().sort_values(ascending=False).index[:MODULES]
-    top = frame.loc[order]
+    top = attribution.largest()
     ax = style.axes(ax, 8.6, 5.6)
     places = np.arange(len(top))
     bar, dot = style.colors(2)

@@ -6,12 +6,10 @@ from pathlib import PurePath
 
 from matplotlib.axes import Axes
 
-from tlora.allocation.footprint import size_text
+from tlora.allocation.footprint import TRAININGS, size_text
 from tlora.resource_estimate import ResourceEstimate
 from tlora.utils.validation import check_type
 from viz import style
-
-LABELS = {"A and B": "LoRA", "A and B, adapter as base": "LoRA, adapter as base", "B": "A frozen"}
 
 
 @style.styled
@@ -38,9 +36,9 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     """
     estimate = check_type(estimate, ResourceEstimate, "tlora.estimate(model)")
     choices = estimate.choices.set_index(["gradient_checkpointing", "training"])
-    rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in LABELS]
+    rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in TRAININGS]
     bars = choices.loc[[row for row in rows if row in choices.index]]
-    names = [f"{LABELS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
+    names = [f"{TRAININGS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
     weights, left = estimate.bytes["weights"] / 1e9, 0.0
     rest = bars["gigabytes"] - weights - bars["activations"]
     ax = style.axes(ax, 5.4, 0.4 * len(bars) + 1.6)

@@ -10,7 +10,7 @@ from tlora.explanation.observe_directions import direction_activations
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.tasks.task import first_batches
 from viz.widgets.workbench import Workbench
 
 HELD_OUT = 32
@@ -70,7 +70,7 @@ def explore(
 
 def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
     """The captured gradient of validation samples at every rank; None if the task has no such samples."""
-    batches = held_out_batches(task)
+    batches = first_batches(task, HELD_OUT)
     if not batches:
         return None
     most = min(len(basis) for basis in subspaces.bases.values())
@@ -82,10 +82,4 @@ def read_directions(model: Any, task: Any, subspaces: Subspaces) -> DirectionAct
     if len(task.validation) < 2:
         return None
     options = {"tokenizer": task.tokenizer, "task": task.name}
-    return direction_activations(model, subspaces, held_out_batches(task), **options)
-
-
-def held_out_batches(task: Any) -> list[dict[str, Any]]:
-    """The first validation samples, in batches."""
-    rows = [task.validation[i] for i in range(min(HELD_OUT, len(task.validation)))]
-    return [task.collate(rows[i : i + BATCH_SIZE]) for i in range(0, len(rows), BATCH_SIZE)]
+    return direction_activations(model, subspaces, first_batches(task, HELD_OUT), **options)

@@ -6,7 +6,7 @@ import pytest
 import tlora
 import viz
 from tests.helpers.models import tiny_config
-from viz.plots.memory import LABELS
+from tlora.allocation.footprint import TRAININGS
 
 
 @pytest.mark.parametrize(("dtype", "bars"), [("float32", 4), ("bfloat16", 6)])
@@ -18,7 +18,7 @@ def test_bars_are_the_peaks_of_the_choices(dtype, bars):
     for name, *parts in zip(names, *ax.containers, strict=True):
         peaks[name] = sum(part.get_width() for part in parts)
     expected = {
-        LABELS[row.training] + (", checkpointing" if row.gradient_checkpointing else ""): row.gigabytes
+        TRAININGS[row.training] + (", checkpointing" if row.gradient_checkpointing else ""): row.gigabytes
         for row in estimate.choices.itertuples()
     }
     assert len(peaks) == bars
