@@ -129,6 +129,7 @@ class ArmRuns:
 def plan(part: str, names: Iterable[str] = TASKS) -> Iterator[ArmRuns]:
     """The runs of a part on some tasks, which is planned when the parts before it are done."""
     arms, tasks = list(ARMS.values()), [TASKS[name] for name in names]
+    by_rate = [arm for name, arm in ARMS.items() if name != CAPTURED]
     if part == "rates":
         developments = {data.development[0]: data for data in tasks}
         yield from (ArmRuns(ARMS[LORA], data, (2e-3, 4e-3, 8e-3), SEEDS[:1]) for data in developments.values())
@@ -136,7 +137,7 @@ def plan(part: str, names: Iterable[str] = TASKS) -> Iterator[ArmRuns]:
         yield from (ArmRuns(arm, data, known_rate(data), SEEDS) for data, arm in product(tasks, arms))
     elif part == "others":
         rates = [share for share in SHARES if share != 1]
-        yield from (ArmRuns(a, d, share * known_rate(d), FEWER) for d, a, share in product(tasks, arms, rates))
+        yield from (ArmRuns(a, d, share * known_rate(d), FEWER) for d, a, share in product(tasks, by_rate, rates))
     elif part == "best":
         for data, (name, arm) in product(tasks, ARMS.items()):
             if (rate := own_best(data.name, name)) is not None:
