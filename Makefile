@@ -26,7 +26,7 @@ MODELS := $(VENV)/.models
 # Threads slow tiny models down, several times on a busy machine.
 test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs format lab notebooks models install browser clean
+.PHONY: help demo test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs dist format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -88,6 +88,11 @@ lint: $(INSTALLED)  ## Check style, types and the direction of imports
 docs: $(INSTALLED)  ## Build the site, without a network or a model: docs/_build/html/index.html
 	rm -rf docs/_build docs/reference docs/notebooks docs/pages docs/gallery/pictures
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+
+dist: $(INSTALLED)  ## Build the wheel and the archive of the sources in dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/uv tool run --quiet "twine>=6" check --strict dist/*
 
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
