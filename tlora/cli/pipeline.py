@@ -36,7 +36,7 @@ from tlora.cli.options import (
     option,
 )
 from tlora.cli.output import Report, allocation_text, draw_into, facts, load_viz, metrics_table, run_facts, table
-from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND, RANK, SAMPLES, Kind
+from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
 from tlora.utils.files import check_place, replace_file, replace_files
 
@@ -424,8 +424,12 @@ def calibrate_on(
 def read_directions(
     model: Any, task: tlora.Task, calibration: tlora.Calibration, kind: Kind, seed: int, report: Report
 ) -> tlora.DirectionActivations:
-    """Read validation samples, or those of the calibration if there are none, along the first directions."""
-    kinds: list[Kind] = [kind] if calibration.gradient is None or kind == "g" else [kind, "g"]
+    """Read validation samples, or those of the calibration if there are none, along the first directions.
+
+    Beside the directions of ``kind``, those of the gradients that the calibration kept.
+    """
+    of_gradients = [k for k, facts in KINDS.items() if facts.needs and getattr(calibration, facts.needs) is not None]
+    kinds: list[Kind] = list(dict.fromkeys([kind, *of_gradients]))
     from tlora.tasks.task import first_batches
 
     batches = first_batches(task, SAMPLES)
