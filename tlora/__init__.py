@@ -4,12 +4,20 @@ TLoRA decides a LoRA adapter before training, from a few samples of the task; he
 that one can inspect, question and edit. The public names stand in ``__init__.pyi``, in the order of the pipeline.
 """
 
+import importlib
 import logging
+from typing import Any
 
 import lazy_loader
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, loaded when it is first used; ``tlora.viz`` is the package `viz`."""
+    return importlib.import_module("viz") if name == "viz" else _public(name)
+
 
 # PEFT imports bitsandbytes where that is installed, and its import says on every CPU that optional kernels are missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))

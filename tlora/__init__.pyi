@@ -2,6 +2,8 @@
 
 __version__: str
 
+import viz as viz
+
 from .models.loading import load_model as load_model
 from .models.targets import target_modules as target_modules
 from .models.targets import Target as Target

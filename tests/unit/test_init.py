@@ -40,3 +40,7 @@ def test_every_name_of_the_stub_is_there(package: str) -> None:
 
 def test_the_version_is_a_plain_text() -> None:
     assert tlora.__version__.split(".")[0].isdecimal()
+
+
+def test_viz_has_a_longer_name() -> None:
+    assert fresh("import tlora; from tlora import viz; import viz as same; print(tlora.viz is viz is same)") == "True\n"
