@@ -28,7 +28,7 @@ def current() -> list[str]:
 
 def in_order(package: str) -> list[str]:
     """The public names of a package in the order of its stub, which is that of the pipeline."""
-    return re.findall(r" as (\w+)$", (ROOT / package / "__init__.pyi").read_text(), re.M)
+    return re.findall(r"^from .* as (\w+)$", (ROOT / package / "__init__.pyi").read_text(), re.M)
 
 
 def _package(package: str) -> Iterator[str]:
