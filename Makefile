@@ -26,7 +26,7 @@ MODELS := $(VENV)/.models
 # Threads slow tiny models down, several times on a busy machine.
 test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs dist format lab notebooks models install browser clean
+.PHONY: help demo test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs dist lock format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -93,6 +93,9 @@ dist: $(INSTALLED)  ## Build the wheel and the archive of the sources in dist/, 
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/uv tool run --quiet "twine>=6" check --strict dist/*
+
+lock: $(INSTALLED)  ## Write dev.lock, the newest versions that work together: pip install -c dev.lock -e '.[dev]'
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o dev.lock
 
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,27 @@ def test_dependencies_have_a_lower_bound_and_are_no_pins():
         operators = {specifier.operator for specifier in requirement.specifier}
         assert ">=" in operators, requirement
         assert not operators & {"==", "===", "~="}, requirement
+
+
+def test_the_lock_has_every_dependency_within_its_range():
+    locked = {_canonical(r.name): r for r in map(Requirement, (ROOT / "dev.lock").read_text().splitlines())}
+    wanted = [Requirement(text) for text in PROJECT["dependencies"]]
+    wanted += [Requirement(text) for extra in ("all", "docs", "dev") for text in _expanded(extra)]
+    for requirement in wanted:
+        (pin,) = locked[_canonical(requirement.name)].specifier
+        assert pin.operator == "=="
+        assert requirement.specifier.contains(pin.version), requirement
+
+
+def _expanded(extra: str) -> list[str]:
+    """The requirements of an extra, and of those that it names."""
+    return [
+        text
+        for one in EXTRAS[extra]
+        for text in (
+            chain.from_iterable(map(_expanded, Requirement(one).extras)) if one.startswith("tlora[") else [one]
+        )
+    ]
 
 
 def test_every_import_is_declared():
