@@ -37,7 +37,7 @@ workbench.display()
 def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page in both themes; any error of its script fails."""
     bench = viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
-    file: Path = bench.page(tmp_path_factory.mktemp("page") / "reads.html", reads=True)
+    file: Path = bench.page(tmp_path_factory.mktemp("page") / "reads.html", texts=True)
     with playwright.sync_api.sync_playwright() as it:
         browser = it.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page(color_scheme=request.param)

@@ -179,7 +179,7 @@ def calibrate(
     if read:
         activations = read_directions(base, task, calibration, KIND, data.seed, report)
         bench = load_viz().Workbench(calibration, activations=activations)
-        run_on_first(lambda: bench.page(page, reads=True))
+        run_on_first(lambda: bench.page(page, texts=True))
         typer.echo(f"{page}: {activations.headline}\n")
     frame = calibration.sensitivity.to_frame().nlargest(5, "score")
     rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]

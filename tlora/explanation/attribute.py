@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.adapters.compress import compress
+from tlora.adapters.compression import Compression
 from tlora.adapters.files import PREFIX
 from tlora.adapters.lora_layers import adapter_layers, lora_modules, unwrap, update_singular_values, wrappers
 from tlora.calibration.batches import prepare_batch
@@ -127,18 +128,18 @@ def attribute(
     if isinstance(task_or_text, Task):
         task, rows = task_or_text, task_or_text.rows(split, limit)
     elif tokenizer is not None:
-        task = _request(gated, tokenizer, task_or_text, answer)
+        task = request_task(gated, tokenizer, task_or_text, answer)
         rows = task.test
     else:
         raise ValueError("a request needs a tokenizer: pass the one that tlora.load_model returns, tokenizer=")
     targets = _targets(gated)
     switches = _switches(adapted, gated, targets, switch_off, calibration)
-    texts = [_Text.from_row(gated, task, row) for row in rows]
+    texts = [PreparedAnswer.from_row(gated, task, row) for row in rows]
     bar = tqdm(texts, desc="attribution", unit="sample", disable=not progress)
     parts = [_integrate(gated, text.answer, points) for text in bar]
     total = torch.stack([one.by_module[0].sum(0) for one, _ in parts]).sum(0).abs()
     largest = [list(targets)[place] for place in total.argsort(descending=True)[:LARGEST].tolist()]
-    switches = {name: _left_out(gated, [name]) for name in largest} | switches
+    switches = {name: leave_out(gated, [name]) for name in largest} | switches
     greedy = _greedy_answers(gated, task, rows) if answers else [_Greedy() for _ in rows]
     samples = [
         _explain(gated, task, text, *part, switches, said)
@@ -162,7 +163,7 @@ def attribute(
 
 
 @dataclass(frozen=True)
-class _Text:
+class PreparedAnswer:
     """A sample as text and as the model reads it."""
 
     prompt: str
@@ -172,7 +173,7 @@ class _Text:
     answer: Answer
 
     @classmethod
-    def from_row(cls, gated: GatedAdapter, task: Task, row: Mapping[str, Any]) -> _Text:
+    def from_row(cls, gated: GatedAdapter, task: Task, row: Mapping[str, Any]) -> PreparedAnswer:
         """Prepare a row of a task."""
         batch = prepare_batch(task.collate([row]), gated.model, "the sample")
         device = input_device(gated.model.get_input_embeddings())
@@ -198,7 +199,7 @@ class _Text:
         return cls(row["prompt"], row["answer"], tokens, positions.tolist(), answer)
 
 
-def _request(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None) -> Task:
+def request_task(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None) -> Task:
     """Return a task of one test sample; without an answer the adapted model gives it."""
     config = gated.model.config
     if not config.is_encoder_decoder and output_embeddings(gated.model) is None:
@@ -263,7 +264,8 @@ def _integrate(gated: GatedAdapter, answer: Answer, points: int) -> tuple[Contri
         points = min(2 * points, MOST_POINTS)
 
 
-def _left_out(gated: GatedAdapter, names: Iterable[str]) -> Variant:
+def leave_out(gated: GatedAdapter, names: Iterable[str]) -> Variant:
+    """The adapter without some modules."""
     return {name: torch.zeros(gated.ranks[name], gated.ranks[name]) for name in names}
 
 
@@ -276,11 +278,14 @@ def _switches(
 ) -> dict[str, Variant]:
     """The variants that were asked for, by name."""
     variants: dict[str, Variant] = {}
+    linear = {name: targets[name] for name in lora_modules(gated.peft)}
+    whole: Compression | None = None
     by_level = {level: groups(targets, level) for level in ("module", "layer", "projection")}
     for part in [switch_off] if isinstance(switch_off, str) else switch_off:
         if isinstance(part, tuple):
-            name, rank = _named(targets, part[0]), part[1]
-            variants[f"{name} rank {rank}"] = {name: _cut(adapted, gated, name, rank, calibration)}
+            name, rank = _named(linear, part[0]), require_positive_int(part[1], "rank", 0)
+            whole = whole or almost_whole(adapted, calibration)
+            variants[f"{name} rank {rank}"] = {name: rank_cut(gated, whole, name, rank)}
             continue
         chosen = by_level.get(str(part).removesuffix("s"), {})
         if isinstance(part, int):
@@ -288,7 +293,7 @@ def _switches(
         elif not chosen and part in by_level["projection"]:
             chosen = {part: by_level["projection"][part]}
         chosen = chosen or {(name := _named(targets, str(part))): [name]}
-        variants |= {label: _left_out(gated, names) for label, names in chosen.items()}
+        variants |= {label: leave_out(gated, names) for label, names in chosen.items()}
     return variants
 
 
@@ -302,18 +307,21 @@ def _named(targets: Mapping[str, Target], end: str) -> str:
     return found[0]
 
 
-def _cut(
-    adapted: PeftModel, gated: GatedAdapter, name: str, rank: int, calibration: Calibration | None
-) -> Float[Tensor, "r r"]:
-    """The matrix between ``A`` and ``B`` with which a module computes its update cut to a rank by `compress`."""
-    cut = compress(adapted, rank={name: rank}, calibration=calibration)
-    if cut.ranks[name] in (0, gated.ranks[name]):  # left out, or whole
+def almost_whole(adapted: PeftModel, calibration: Calibration | None) -> Compression:
+    """The adapter with one rank less, by `compress`: its first directions are those of every lower rank."""
+    ranks = {name: max(1, module.a.shape[0] - 1) for name, module in lora_modules(adapted).items()}
+    return compress(adapted, rank=ranks, calibration=calibration)
+
+
+def rank_cut(gated: GatedAdapter, compression: Compression, name: str, rank: int) -> Float[Tensor, "r r"]:
+    """The matrix between ``A`` and ``B`` with which a module computes its update cut to a rank; see `almost_whole`."""
+    if rank == 0 or rank >= gated.ranks[name]:
         return torch.eye(gated.ranks[name]) * bool(rank)
     module = lora_modules(gated.peft)[name]
-    a, b = (cut.adapter[f"{PREFIX}{name}.lora_{part}.weight"].double() for part in "AB")
+    a, b = (compression.adapter[f"{PREFIX}{name}.lora_{part}.weight"].double() for part in "AB")
     whole_a, whole_b = module.a.detach().double().cpu(), module.b.detach().double().cpu() * module.scaling
     # the cut update is within the column space of B and the row space of A
-    return torch.linalg.pinv(whole_b) @ b @ a @ torch.linalg.pinv(whole_a)
+    return torch.linalg.pinv(whole_b) @ b[:, :rank] @ a[:rank] @ torch.linalg.pinv(whole_a)
 
 
 @dataclass(frozen=True)
@@ -340,7 +348,7 @@ def _greedy_answers(gated: GatedAdapter, task: Task, rows: Dataset) -> list[_Gre
 def _explain(
     gated: GatedAdapter,
     task: Task,
-    text: _Text,
+    text: PreparedAnswer,
     parts: Contributions,
     points: int,
     switches: Mapping[str, Variant],
@@ -361,7 +369,7 @@ def _explain(
         start=start.values if gated.has_head else base.values,
         adapter=scores.values[:, 0].clone(),
         ranks=torch.stack([base.ranks, scores.ranks[0]]),
-        choices=[_words(task, each) for each in (base.choices, choices)],
+        choices=[choice_texts(task, each) for each in (base.choices, choices)],
         shifts=shifts,
         by_module=parts.by_module,
         by_direction={name: each.float() for name, each in parts.by_direction.items()},
@@ -374,5 +382,6 @@ def _explain(
     )
 
 
-def _words(task: Task, ids: Tensor) -> list[str]:
+def choice_texts(task: Task, ids: Tensor) -> list[str]:
+    """The first choices as text: tokens, or names of classes."""
     return [task.classes[n] for n in ids.tolist()] if task.classes else token_texts(task.tokenizer, ids.tolist())

@@ -148,6 +148,16 @@ class GatedAdapter:
         with disabled, self._gated(lambda name, z: 0 * z):
             yield self.peft
 
+    @contextlib.contextmanager
+    def changed(self, variant: Variant) -> Iterator[PeftModel]:
+        """Inside the block the copy computes what the model does with this variant of the adapter."""
+
+        def gate(name: str, z: Tensor) -> Tensor:
+            return z @ variant[name].to(z).T if name in variant else z
+
+        with self._gated(gate):
+            yield self.peft
+
     def scores(self, answer: Answer, scale: float = 1.0) -> Scores:
         """Score the answer with the whole adapter at this scale, and everything else as trained."""
         with torch.no_grad(), self._gated(lambda name, z: scale * z):

@@ -11,7 +11,7 @@ from viz.widgets.base import read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
 from viz.widgets.results import Results
 
-SCRIPT = CHARTS + read_browser_file("panels.js") + read_browser_file("reads.js") + read_browser_file("workbench.js")
+SCRIPT = CHARTS + "".join(read_browser_file(f"{name}.js") for name in ("panels", "reads", "attribution", "workbench"))
 
 
 def page_html(results: Results, **state: Any) -> str:

@@ -62,6 +62,7 @@ const KINDS = {
   chart: (parent, part) => chart(parent, { ...part, title: part.caption, width: 560, height: 220, y: part.y.percent ? { min: 0, max: 1, ...part.y } : part.y }),
   alignment: (parent, part, context) => alignmentPart(parent, part, context),
   reads: (parent, part, context) => readsPart(parent, part, context),
+  attribution: (parent, part, context) => attributionPart(parent, part, context),
 };
 
 // Two sides and a rank: the overlap of every module, its mean by rank, and the means by projection.

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.utils.files import replace_file
 from viz.widgets.page import page_html
@@ -21,6 +22,7 @@ def report(
     output: str | os.PathLike[str] | None = None,
     *,
     activations: DirectionActivations | None = None,
+    attribution: Attribution | None = None,
 ) -> Path:
     """Write one HTML page on an adapter: its data, spectra, sensitivity, allocation, training, and how to repeat it.
 
@@ -35,6 +37,8 @@ def report(
         File to write; ``report.html`` in the folder by default. An earlier file is replaced.
     activations : DirectionActivations, optional
         From `tlora.direction_activations` on the base model: adds the panel Reads, which holds the text of samples.
+    attribution : Attribution, optional
+        From `tlora.attribute` on the adapted model: adds the panel Attribution, which holds the text of samples.
 
     Returns
     -------
@@ -55,12 +59,12 @@ def report(
     >>> viz.report(folder).name
     'report.html'
     """
-    results = replace(load_results(folder), activations=activations)
+    results = replace(load_results(folder), activations=activations, attribution=attribution)
     path = Path(folder, FILE) if output is None else Path(output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output={str(path)!r}: the report is a web page, end its name with .html")
     if results.sensitivity or results.allocation:
-        return Workbench.from_results(results).page(path, reads=True)
+        return Workbench.from_results(results).page(path, texts=True)
     with replace_file(path) as file:
         file.write_text(page_html(results, about={"names": [], "panels": panels(results, [], [])}), encoding="utf-8")
     return path

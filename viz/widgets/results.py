@@ -13,6 +13,7 @@ import torch
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
+from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import Meta, result_file
@@ -25,7 +26,7 @@ from tlora.utils.file_names import ADAPTER_CONFIG
 KINDS: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
     "capture": GradientCapture, "activations": DirectionActivations, "allocation": Allocation, "run": TrainingRun,
-    "estimate": ResourceEstimate,
+    "estimate": ResourceEstimate, "attribution": Attribution,
 }  # fmt: skip
 """Class of each result, by the name of its field and of its file, in the order of the pipeline."""
 IN_FOLDER = ("sensitivity", "spectrum", "alignment", "capture", "allocation", "run")
@@ -48,6 +49,7 @@ class Results:
     allocation: Allocation | None = None
     run: TrainingRun | None = None
     estimate: ResourceEstimate | None = None
+    attribution: Attribution | None = None
     others: Mapping[str, Subspaces] = field(default_factory=dict)
     folder: str = "adapter"
 
@@ -101,6 +103,8 @@ class Results:
             kind = KINDS.get(name, Subspaces)
             if type(part) is not kind:
                 raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
+            if name == "attribution":  # it has a map of its own
+                continue
             modules: Iterable[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
             if unknown := [module for module in modules if module not in self.sensitivity.shapes]:
                 raise ValueError(f"{name} is of another model: {unknown[0]} is not in the calibration")

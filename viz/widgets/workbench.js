@@ -2,10 +2,10 @@
 // everything else. The page without a kernel runs the same code on a model that answers from a table.
 
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
-const READS_ASKED = "Include the panel Reads in the page? It holds the text of samples.";
+const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
 const NARROWEST = 14, TALL = 22; // pixels of a cell
 function render({ model, el }) {
-  const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasReads = about.panels.some((panel) => panel.name === "reads");
+  const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasTexts = about.panels.some((panel) => ["reads", "attribution"].includes(panel.name));
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
@@ -271,7 +271,7 @@ function render({ model, el }) {
   button(out, "SVG", "Download the map as a vector picture", () => download("allocation.svg", new Blob([picture()], { type: "image/svg+xml" })));
   button(out, "PNG", "Download the map as a picture", png);
   if (!page) {
-    button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page", { reads: hasReads && confirm(READS_ASKED) }));
+    button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) }));
     button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
   }
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, SupportsIndex
 import anywidget
 import numpy as np
 import traitlets
+from peft import PeftModel
 
 from tlora.adapters.files import TRAINING as TRAINED
 from tlora.adapters.files import earlier_files, refuse_other_writer
@@ -24,6 +25,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
+from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import read_dataclass, result_file
@@ -34,12 +36,14 @@ from tlora.training.run import TrainingRun
 from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
+from viz.widgets.attribution import LiveAttribution
 from viz.widgets.base import PicturedWidget
 from viz.widgets.curves import LOOK
 from viz.widgets.page import SCRIPT, page_html
 from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
 from viz.widgets.panels.allocation import allocation_parts
+from viz.widgets.panels.attribution import attribution_panel, switch_key
 from viz.widgets.panels.modules import curves_by_rank
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.picture import draw_workbench
@@ -102,6 +106,8 @@ class WorkbenchView(anywidget.AnyWidget):
     resampled: Any = traitlets.List().tag(sync=True)
     reading: Any = traitlets.Dict().tag(sync=True)
     training: Any = traitlets.Dict().tag(sync=True)
+    switched: Any = traitlets.Dict().tag(sync=True)
+    explained: Any = traitlets.Dict().tag(sync=True)
 
 
 class Workbench(PicturedWidget):
@@ -125,6 +131,11 @@ class Workbench(PicturedWidget):
         Of held-out samples. The map shows the kind of the subspaces, or the first kind.
     activations : DirectionActivations, optional
         From `tlora.direction_activations`: the tokens that the directions of the selected module read.
+    attribution : Attribution, optional
+        From `tlora.attribute`: which modules of a trained adapter made its answers more likely.
+    adapted : peft.PeftModel, optional
+        The model of the ``attribution``, with ``task``: any part of its adapter can then be switched off or cut to a
+        lower rank, and requests of one's own are taken apart.
     other : Subspaces or mapping of Subspaces, optional
         Other kinds, tasks or seeds, by label: their spectra, and the overlap of every pair.
     spectrum : Spectrum, optional
@@ -178,6 +189,8 @@ class Workbench(PicturedWidget):
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
         activations: DirectionActivations | None = None,
+        attribution: Attribution | None = None,
+        adapted: PeftModel | None = None,
         other: Subspaces | Mapping[str, Subspaces] | None = None,
         spectrum: Spectrum | None = None,
         estimate: ResourceEstimate | None = None,
@@ -192,12 +205,16 @@ class Workbench(PicturedWidget):
         self.model, self.task = model, task
         self.training = TRAINING if training is None else dict(training)
         self._live: LiveRace | None = None
+        if adapted is not None and (attribution is None or task is None):
+            raise ValueError("adapted= needs task= and attribution=tlora.attribute(adapted, task): pass both")
+        self.adapted = adapted
         self.results = Results(
             sensitivity=self.sensitivity,
             spectrum=spectrum,
             subspaces=subspaces,
             capture=capture,
             activations=activations,
+            attribution=attribution,
             run=run,
             estimate=estimate,
             others=label_others(subspaces, other),
@@ -225,7 +242,10 @@ class Workbench(PicturedWidget):
     def from_results(cls, results: Results) -> Workbench:
         """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation."""
         allocation = results.allocation
-        parts = {name: getattr(results, name) for name in ("run", "capture", "activations", "spectrum", "estimate")}
+        parts = {
+            name: getattr(results, name)
+            for name in ("run", "capture", "activations", "attribution", "spectrum", "estimate")
+        }
         rank = 8 if allocation is None else allocation.rank
         workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
         workbench.results = results
@@ -372,7 +392,7 @@ class Workbench(PicturedWidget):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
-        The activations hold the text of their samples.
+        Activations and attribution hold the text of their samples.
 
         Parameters
         ----------
@@ -442,7 +462,7 @@ class Workbench(PicturedWidget):
         workbench.widget.tab = session.tab
         return workbench
 
-    def page(self, path: str | os.PathLike[str], *, reads: bool = False) -> Path:
+    def page(self, path: str | os.PathLike[str], *, texts: bool = False) -> Path:
         """Write one HTML file that shows the map and all panels without a kernel and without a network.
 
         Hover, tabs, selection and temperature work: the allocation at every step of the temperature is in it.
@@ -451,8 +471,8 @@ class Workbench(PicturedWidget):
         ----------
         path : path-like
             The file.
-        reads : bool
-            Include the panel Reads, which holds the text of samples.
+        texts : bool
+            Include the panels Reads and Attribution, which hold the text of samples.
 
         Returns
         -------
@@ -460,7 +480,7 @@ class Workbench(PicturedWidget):
             The file.
         """
         with replace_file(path) as file:
-            file.write_text(self._page(reads), encoding="utf-8")
+            file.write_text(self._page(texts), encoding="utf-8")
         return Path(path)
 
     # Training of the kept and the new allocation.
@@ -590,8 +610,11 @@ class Workbench(PicturedWidget):
             "train": self.train,
             "stop": self.stop,
             "save_winner": self._save_winner,
-            "page": lambda reads=False: self.widget.send({"file": "allocation.html", "text": self._page(reads)}),
+            "page": lambda texts=False: self.widget.send({"file": "allocation.html", "text": self._page(texts)}),
             "read": self._read,
+            "switch": self._switch,
+            "regenerate": self._regenerate,
+            "explain": lambda prompt, answer: self._explainer.explain(prompt, answer),
         }
 
     def _open_panel(self, change: Any) -> None:
@@ -606,6 +629,26 @@ class Workbench(PicturedWidget):
         """Show what the directions of a module read."""
         assert self.results.activations is not None  # there is no panel without them
         self.widget.reading = reading(self.results.activations, self.names, module)
+
+    @functools.cached_property
+    def _explainer(self) -> LiveAttribution:
+        assert self.adapted is not None  # else the panel asks for nothing
+        assert self.results.attribution is not None
+        calibration = self.calibration if isinstance(self.calibration, Calibration) else None
+
+        def report(explained: dict[str, Any]) -> None:
+            self.widget.explained = explained
+
+        return LiveAttribution(self.adapted, self.task, self.results.attribution, calibration, report)
+
+    def _switch(self, sample: int, ranks: list[tuple[int, int]]) -> None:
+        """Score an answer with some modules switched off or cut; ``ranks`` are pairs of a module and what is left."""
+        self.widget.switched = self._explainer.switch(sample, dict(ranks))
+
+    def _regenerate(self, sample: int, ranks: list[tuple[int, int]]) -> None:
+        """Write the answer again with these modules switched off or cut."""
+        answer = self._explainer.regenerate(sample, dict(ranks))
+        self.widget.switched = {"sample": sample, "key": switch_key(dict(ranks)), "answer": answer}
 
     def _drag(self, names: list[str], rank: int) -> None:
         """Set ranks, or the nearest that are possible, and say so."""
@@ -656,16 +699,21 @@ class Workbench(PicturedWidget):
         pair = next(alignment for alignment in self.alignments if alignment.sides == sides)
         return pair, self.widget.compared["rank"]
 
-    def _page(self, reads: bool = False) -> str:
+    def _page(self, texts: bool = False) -> str:
         temperatures = [step / view.STEPS for step in range(view.STEPS + 1)]
         steps = [self._current(replace(self.state, temperature=one), page=True) for one in temperatures]
         state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
-        panels = [one for one in state["about"]["panels"] if one["name"] != "reads"]
+        small: dict[str, list[dict[str, Any]]] = {"reads": [], "attribution": []}  # panels with the text of samples
         activations = self.results.activations
-        if reads and activations is not None:
-            place = next(n for n, one in enumerate(state["about"]["panels"]) if one["name"] == "reads")
-            panels[place:place] = reads_panel(self.results, self.names, small=True)
+        if texts:
+            small = {
+                "reads": reads_panel(self.results, self.names, small=True),
+                "attribution": attribution_panel(self.results),
+            }
+            state["explained"] = self.widget.explained
+        if texts and activations is not None:
             state["readings"] = [reading(activations, self.names, k, small=True) for k in range(len(self.names))]
+        panels = [one for each in state["about"]["panels"] for one in small.get(each["name"], [each])]
         state["about"] = state["about"] | {"panels": panels}
         return page_html(self.results, **state, current=self._current(page=True), steps=steps)
 
@@ -687,6 +735,7 @@ class Workbench(PicturedWidget):
             alignments=self.alignments,
             most=self.most,
             trains=self.model is not None and self.task is not None,
+            live=self.adapted is not None,
         )
 
     def _current(self, state: AllocationState | None = None, page: bool = False) -> dict[str, Any]:

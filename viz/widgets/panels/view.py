@@ -14,6 +14,7 @@ from viz import style
 from viz.plots.allocation import headline
 from viz.widgets.panels.alignment import alignment_panel, capture_panel
 from viz.widgets.panels.allocation import costs, describe_changes, saturation_warning
+from viz.widgets.panels.attribution import attribution_panel
 from viz.widgets.panels.data import data_panel
 from viz.widgets.panels.map import map_tabs
 from viz.widgets.panels.modules import spectra
@@ -47,6 +48,7 @@ def about(
     alignments: Sequence[Alignment],
     most: int,
     trains: bool,
+    live: bool,
 ) -> dict[str, Any]:
     """What stays as it is: the modules, what is known of them, tabs and panels."""
     rows = list(dict.fromkeys(sensitivity.projections.values()))
@@ -64,7 +66,7 @@ def about(
         "tabs": map_tabs(sensitivity, results, curves, trains),
         "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
-        "panels": panels(results, alignments, sensitivity.names),
+        "panels": panels(results, alignments, sensitivity.names, live),
         "presets": {name: PRESETS[name] for name in available_presets(sensitivity)},
         "most": most,
         "steps": STEPS,
@@ -73,8 +75,10 @@ def about(
     }
 
 
-def panels(results: Results, alignments: Sequence[Alignment], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The panels that have something to show, in the order of the pipeline."""
+def panels(
+    results: Results, alignments: Sequence[Alignment], names: Sequence[str], live: bool = False
+) -> list[dict[str, Any]]:
+    """The panels that have something to show, in the order of the pipeline; ``live`` if an adapted model answers."""
     more = [] if results.alignment is None else [results.alignment]
     return [
         *data_panel(results),
@@ -86,6 +90,7 @@ def panels(results: Results, alignments: Sequence[Alignment], names: Sequence[st
         *([ALLOCATION] if names else []),
         *training_panel(results),
         *rank_use_panel(results),
+        *attribution_panel(results, live),
         *(reproduce_panel(results) if results.run or results.allocation else []),
     ]
 

@@ -85,8 +85,8 @@ def test_the_text_of_samples_is_in_a_page_only_if_asked_for(tmp_path: Path) -> N
     texts = [text.strip() for text in activations().tokens["input_ids"].texts]
     plain = it.page(tmp_path / "plain.html").read_text()
     assert not any(f'"{text}"' in plain or f'" {text}"' in plain for text in texts)
-    assert all(f" {text}" in it.page(tmp_path / "reads.html", reads=True).read_text() for text in texts)
-    it._answer(it.widget, {"call": "page", "args": {"reads": False}, "id": 1}, [])
+    assert all(f" {text}" in it.page(tmp_path / "reads.html", texts=True).read_text() for text in texts)
+    it._answer(it.widget, {"call": "page", "args": {"texts": False}, "id": 1}, [])
     without = viz.Workbench(calibration(), subspaces(), rank=2)
     assert [p["name"] for p in without.widget.about["panels"]] == [
         p["name"] for p in it.widget.about["panels"] if p["name"] != "reads"

@@ -1,0 +1,114 @@
+"""The panel "Attribution": its numbers are the result's, and a kernel answers as models without the modules do."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tlora
+import viz
+from tests.helpers.foreign import foreign
+from tests.helpers.jobs import task
+from tests.helpers.results import attribution, base, calibration, subspaces
+from viz.widgets.panels.attribution import attribution_panel
+from viz.widgets.results import Results
+
+
+def bench(**options: Any) -> viz.Workbench:
+    return viz.Workbench(calibration(), subspaces(), attribution=attribution(), rank=2, **options)
+
+
+@pytest.fixture(scope="module")
+def live() -> viz.Workbench:
+    return bench(adapted=foreign(copy.deepcopy(base())), task=task())
+
+
+def part() -> dict[str, Any]:
+    found: dict[str, Any] = attribution_panel(Results(attribution=attribution()))[0]["parts"][0]
+    return found
+
+
+def ask(it: viz.Workbench, call: str, **args: Any) -> dict[str, Any]:
+    it._answer(it.widget, {"call": call, "args": args, "id": 1}, [])
+    assert not it.widget.current["message"]
+    found: dict[str, Any] = it.widget.switched
+    return found
+
+
+def test_tokens_and_modules_have_the_values_of_the_result() -> None:
+    found, shown = attribution(), part()
+    assert [shown["columns"][at] for at in shown["column"]] == [target.layer for target in found.targets.values()]
+    assert [shown["rows"][at] for at in shown["row"]] == [target.projection for target in found.targets.values()]
+    for number, (sample, one) in enumerate(zip(shown["samples"], found.samples, strict=True)):
+        tokens = found.tokens().query(f"sample == {number}")
+        assert [sample["tokens"][place] for place in sample["positions"]] == tokens["token"].tolist()
+        rise = np.array(sample["adapter"][0]) - np.array(sample["base"][0])
+        np.testing.assert_allclose(rise, tokens["rise"], atol=1e-5)
+        np.testing.assert_allclose(sample["modules"], one.by_module, rtol=0.01, atol=1e-6)
+    json.dumps(shown)
+
+
+def test_stored_switches_cost_what_the_table_says() -> None:
+    found, shown = attribution(), part()
+    costs = found.costs().set_index("left_out")["cost"]
+    by_layer = ",".join(f"{k}:0" for k, target in enumerate(found.targets.values()) if target.layer == 1)
+    for label, key in {"layer 1": by_layer, found.names[0]: "0:0"}.items():
+        lost = [sum(sample["adapter"][0]) - sum(sample["switched"][key]["values"][0]) for sample in shown["samples"]]
+        assert np.mean(lost) == pytest.approx(costs[label], abs=1e-4)
+
+
+def test_the_kernel_switches_off_what_was_not_stored(live: viz.Workbench) -> None:
+    names, whole = attribution().names, live.adapted
+    pair = [names[0], names[3]]
+    found = ask(live, "switch", sample=1, ranks=[[0, 0], [3, 0]])
+    expected = tlora.attribute(whole, task(), limit=2, points=1, answers=False, progress=False).samples[1]
+    without = copy.deepcopy(whole)
+    for name in pair:
+        without.get_base_model().get_submodule(name).lora_B["default"].weight.data.zero_()
+    left = tlora.attribute(without, task(), limit=2, points=1, answers=False, progress=False).samples[1]
+    np.testing.assert_allclose(found["values"], left.adapter, rtol=1e-5, atol=1e-5)
+    assert found["key"] == "0:0,3:0"
+    assert found["choices"] == left.choices[1]
+    assert found["unchanged"] == [a == b for a, b in zip(left.choices[1], expected.choices[1], strict=True)]
+    answer = ask(live, "regenerate", sample=1, ranks=[[0, 0], [3, 0]])["answer"]
+    assert answer == task().predict(without, limit=2)["prediction"][1]
+
+
+def test_the_kernel_cuts_a_module_as_attribute_does(live: viz.Workbench) -> None:
+    name = attribution().names[1]
+    found = ask(live, "switch", sample=0, ranks=[[1, 1]])
+    options: dict[str, Any] = {"switch_off": [(name, 1)], "calibration": calibration()}
+    cut = tlora.attribute(live.adapted, task(), limit=2, points=1, answers=False, progress=False, **options)
+    np.testing.assert_allclose(found["values"], cut.samples[0].switched[f"{name} rank 1"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_request_of_ones_own_is_taken_apart(live: viz.Workbench) -> None:
+    ask(live, "explain", prompt="w4 w9", answer="w7")
+    live._explainer._thread.join(60)
+    expected = tlora.attribute(live.adapted, "w4 w9", "w7", tokenizer=task().tokenizer, progress=False).samples[0]
+    (shown,) = live.widget.explained["samples"]
+    assert not live.widget.explained["running"]
+    np.testing.assert_allclose(shown["adapter"], expected.adapter, rtol=1e-5, atol=1e-6)
+    found = ask(live, "switch", sample=2, ranks=[[k, 0] for k in range(len(attribution().names))])
+    np.testing.assert_allclose(found["values"], expected.base, rtol=1e-4, atol=1e-5)
+
+
+def test_the_text_of_samples_is_in_a_page_only_if_asked_for(tmp_path: Path) -> None:
+    it, prompt = bench(), attribution().samples[0].prompt
+    assert prompt not in it.page(tmp_path / "plain.html").read_text()
+    assert prompt in it.page(tmp_path / "texts.html", texts=True).read_text()
+
+
+def test_a_session_keeps_the_attribution(tmp_path: Path) -> None:
+    again = viz.Workbench.load(bench().save(tmp_path / "session"))
+    assert again.results.attribution.sentence == attribution().sentence
+
+
+def test_an_adapted_model_needs_the_answers_that_it_explains() -> None:
+    with pytest.raises(ValueError, match="attribution="):
+        viz.Workbench(calibration(), adapted=foreign(copy.deepcopy(base())), task=task())
