@@ -42,6 +42,8 @@ from .adapters.load import load as load
 from .adapters.attach import merge as merge
 from .adapters.compress import compress as compress
 from .adapters.compression import Compression as Compression
+from .adapters.combine import combine as combine
+from .adapters.combination import Combination as Combination
 from .serving.export import export as export
 from .serving.inspect import inspect as inspect
 from .serving.inspection import Inspection as Inspection
@@ -51,6 +53,8 @@ from .explanation.attribute import attribute as attribute
 from .explanation.attribution import Attribution as Attribution
 from .explanation.project_outputs import direction_outputs as direction_outputs
 from .explanation.direction_outputs import DirectionOutputs as DirectionOutputs
+from .explanation.measure_interference import interference as interference
+from .explanation.interference import Interference as Interference
 from .recipes import Recipe as Recipe
 from .comparison.race import race as race
 from .comparison.race_result import Race as Race

@@ -27,6 +27,8 @@ from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model, t
 from tests.helpers.spectra import truncated
 from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
+from tlora.adapters.combination import Combination
+from tlora.adapters.combine import combine
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
 from tlora.allocation.allocate import allocate
@@ -41,6 +43,8 @@ from tlora.comparison.race_result import Race
 from tlora.explanation.attribute import attribute
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.interference import Interference
+from tlora.explanation.measure_interference import interference as interfere
 from tlora.explanation.observe_directions import direction_activations
 from tlora.explanation.project_outputs import direction_outputs
 from tlora.resource_estimate import ResourceEstimate, estimate
@@ -143,6 +147,20 @@ def compression() -> Compression:
         return compress(run().save(Path(folder, "adapter")), parameters=0.5, calibration=calibration())
 
 
+def combination() -> Combination:
+    """The trained adapter and one of PEFT, with a cut on the task."""
+    with TemporaryDirectory() as folder:
+        first = run().save(Path(folder, "first"))
+        foreign(copy.deepcopy(base()), Path(folder, "second"))
+        return combine({first: 1.0, Path(folder, "second"): 0.5}, rank=3, calibration=calibration())
+
+
+def interference() -> Interference:
+    """Of the trained adapter and one of PEFT, which has fewer modules."""
+    other = foreign(copy.deepcopy(base()))
+    return interfere(adapted(), other, (calibration(), calibration()))
+
+
 def spectrum() -> Spectrum:
     """Of the covariances, truncated."""
     return truncated(calibration().spectrum(), 6)
@@ -183,12 +201,14 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Allocation": allocation,
     "Attribution": attribution,
     "Calibration": calibration,
+    "Combination": combination,
     "Compression": compression,
     "DirectionActivations": activations,
     "DirectionOutputs": lambda: direction_outputs(base(), kinds(), batch=tiny_batch("llama")),
     "GradientCapture": capture,
     "Inspection": inspection,
     "AllocationStability": stability_of_allocation,
+    "Interference": interference,
     "Race": race,
     "RankingStability": stability_of_ranking,
     "ResourceEstimate": resources,

@@ -38,6 +38,8 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     adapted = tlora.attach(tlora.load_model("base")[0], subspaces, allocation)
     run = tlora.train(adapted, task, max_steps=2, batch_size=4, progress=False)
     run.save("adapter")
+    other = tlora.attach(tlora.load_model("base")[0], None, allocation, freeze_a=False, seed=1)
+    tlora.train(other, task, max_steps=2, batch_size=4, progress=False).save("other")
     local = locals()
     kept = ("model", "tokenizer", "task", "calibration", "subspaces", "allocation", "adapted", "run")
     return {name: local[name] for name in kept} | {"tlora": tlora, "viz": viz}

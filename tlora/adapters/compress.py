@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,27 +12,17 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, Compression, check_budget, choose_ranks
-from tlora.adapters.config import patterns
-from tlora.adapters.files import (
-    PREFIX,
-    AdapterLayout,
-    read_tensors,
-    read_training_record,
-    refuse_more_than_lora,
-    split_factors,
-    validate_adapter,
-)
-from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import (
-    adapter_config,
-    adapter_tensors,
-    require_one_lora,
-    rewrites_base,
-    warn_resized_vocabulary,
+from tlora.adapters.factored import (
+    FactoredAdapter,
+    check_calibration,
+    embedding_ranks,
+    factor_tensors,
+    pattern_config,
+    read_adapter,
+    second_moments,
 )
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
-from tlora.models.weights import SIMILARITY_THRESHOLD, base_fingerprints, fingerprint_similarity
 from tlora.results import Meta
 from tlora.utils.validation import check_type
 
@@ -123,19 +111,27 @@ def compress(
     """
     budget: dict[str, Any] = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
     check_budget(budget)
-    source = _read_model(adapter) if isinstance(adapter, PeftModel) else _read_folder(adapter_folder(adapter))
+    source = read_adapter(adapter, "compress")
     moments = {}
     for label, one in ((TASK, calibration), (HELD_OUT, held_out)):
         if one is not None:
-            _check_calibration(check_type(one, Calibration, "calibrate(model, ...)"), source, label)
-            moments[label] = _second_moments(one)
+            what = "the calibration" if label == TASK else "the held-out calibration"
+            check_calibration(check_type(one, Calibration, "calibrate(model, ...)"), source, what)
+            moments[label] = second_moments(one)
     _check_disjoint(calibration, held_out)
     cuts = [PLAIN] if calibration is None else [PLAIN, TASK]
-    directions = {name: _directions(source, name, cuts, moments) for name in source.shapes}
+    directions = {
+        name: _directions(name, *factors, source.scalings[name], cuts, moments)
+        for name, factors in source.factors.items()
+    }
     energies = {name: ranked.energies[-1, len(cuts) - 1] for name, ranked in directions.items()}
     ranks = choose_ranks(energies, source.shapes, **budget)
-    factors = {name: _cut(source, name, directions[name].vectors[:, :rank]) for name, rank in ranks.items() if rank}
-    if not factors:
+    cut = {
+        name: _cut(*source.factors[name], source.scalings[name], directions[name].vectors[:, :kept])
+        for name, kept in ranks.items()
+        if kept
+    }
+    if not cut:
         raise ValueError("nothing would be kept: every update is zero, or the budget drops every module")
     described = budget | {"rank": dict(rank) if isinstance(rank, Mapping) else rank}
     used = Meta() if calibration is None else calibration.meta
@@ -146,90 +142,11 @@ def compress(
         cuts=cuts,
         measures=[PLAIN, *moments],
         energies={name: ranked.energies for name, ranked in directions.items()},
-        config=_config(source, factors),
-        adapter={
-            f"{PREFIX}{name}.lora_{part}.weight": factor
-            for name, pair in factors.items()
-            for part, factor in zip("AB", pair[:2], strict=True)
-        }
-        | source.others,
+        config=_config(source, cut),
+        adapter=factor_tensors({name: (a, b) for name, (a, b, _) in cut.items()}) | source.others,
         fingerprints={name: source.fingerprints[name] for name in source.shapes if name in source.fingerprints},
         meta=Meta(source.base, used.task, described, None, used.samples),
     )
-
-
-class _Source(NamedTuple):
-    """An adapter taken apart: ``A``, ``B`` and the scaling of each module, and everything that is kept as it is."""
-
-    config: dict[str, Any]
-    shapes: dict[str, tuple[int, int]]
-    ranks: dict[str, int]
-    factors: dict[str, tuple[Tensor, Tensor]]
-    others: dict[str, Tensor]
-    scalings: dict[str, float]
-    fingerprints: dict[str, Tensor]
-    base: str
-
-
-def _read_folder(folder: Path) -> _Source:
-    config, _ = validate_adapter(folder, "compress")
-    record = read_training_record(folder)
-    return _source(config, read_tensors(folder), str(folder), dict(record.fingerprints or {}))
-
-
-def _read_model(model: PeftModel) -> _Source:
-    require_one_lora(model, "compress")
-    warn_resized_vocabulary(model)
-    tensors = {key: tensor.detach().cpu() for key, tensor in adapter_tensors(model).items()}
-    return _source(adapter_config(model), tensors, "the model's adapter", base_fingerprints(model))
-
-
-def _source(config: dict[str, Any], tensors: dict[str, Tensor], where: str, prints: dict[str, Tensor]) -> _Source:
-    convert = "model.save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
-    refuse_more_than_lora(
-        config,
-        f"convert it to LoRA by {convert} and compress that"
-        if rewrites_base(config)
-        else "serve it as it is, or train LoRA",
-    )
-    factors, others = split_factors(tensors, where)
-    ranks = {name: len(a) for name, (a, _) in factors.items()}
-    return _Source(
-        config=config,
-        shapes={name: (len(b), a.shape[1]) for name, (a, b) in factors.items()},
-        ranks=ranks,
-        factors=factors,
-        others=others,
-        scalings=AdapterLayout(config, ranks | _embedding_ranks(others)).scalings,
-        fingerprints=prints,
-        base=config.get("base_model_name_or_path") or "an unnamed model",
-    )
-
-
-def _embedding_ranks(others: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the rank of embeddings with LoRA, by full module name."""
-    end = ".lora_embedding_A"
-    return {key.removesuffix(end).removeprefix(PREFIX): len(a) for key, a in others.items() if key.endswith(end)}
-
-
-def _check_calibration(calibration: Calibration, source: _Source, label: str) -> None:
-    """Refuse a calibration of another model than the adapter's base, as far as shapes and fingerprints tell."""
-    what = "the calibration" if label == TASK else "the held-out calibration"
-    for name, here in source.shapes.items():
-        if name not in calibration.targets:
-            raise ValueError(
-                f"{what} has no {name}, which the adapter changes: calibrate its base with target_modules=[...] that "
-                "include it"
-            )
-        if here != (there := calibration.sensitivity.shapes[name]):
-            raise ValueError(f"{what} is of another model: {name} is {there} there, in the adapter it is {here}")
-        if name in source.fingerprints:
-            similarity = fingerprint_similarity(source.fingerprints[name], calibration.fingerprints[name])
-            if not similarity > SIMILARITY_THRESHOLD:
-                raise ValueError(
-                    f"{what} is of another model than the adapter's base: {name} has another weight there (similarity "
-                    f"{similarity:.2f} of 1); calibrate the base that it was trained on"
-                )
 
 
 def _check_disjoint(calibration: Calibration | None, held_out: Calibration | None) -> None:
@@ -240,12 +157,6 @@ def _check_disjoint(calibration: Calibration | None, held_out: Calibration | Non
         raise ValueError(f"{len(both)} samples are in both the calibration and the held-out one: hold out others")
 
 
-def _second_moments(calibration: Calibration) -> Callable[[str], Covariance]:
-    """Return a function from a module to its second moment, which keeps the last two: neighbors share them."""
-    second_moment = lru_cache(maxsize=2)(lambda name: calibration.covariance[name].second_moment())
-    return lambda name: second_moment(calibration.shared[name])
-
-
 class _Directions(NamedTuple):
     """Energies of each cut in every measure, (cuts, measures, r), and the directions of the last cut, (r, r)."""
 
@@ -254,11 +165,15 @@ class _Directions(NamedTuple):
 
 
 def _directions(
-    source: _Source, name: str, cuts: list[str], moments: Mapping[str, Callable[[str], Covariance]]
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    cuts: list[str],
+    moments: Mapping[str, Callable[[str], Covariance]],
 ) -> _Directions:
     """Return what each direction of each cut contributes to what is kept, from r x r matrices in float64."""
-    a, b = source.factors[name]
-    a, r = a.double(), _qr(b, source.scalings[name]).R
+    a, r = a.double(), _qr(b, scaling).R
     grams = {PLAIN: a @ a.T} | {label: a @ (moment(name) @ a.T) for label, moment in moments.items()}
     cores = {label: r @ gram @ r.T for label, gram in grams.items()}
     if not all(bool(core.isfinite().all()) for core in cores.values()):
@@ -276,32 +191,34 @@ def _qr(b: Float[Tensor, "d_out r"], scaling: float) -> Any:
     return torch.linalg.qr(scaling * b.double())
 
 
-def _cut(source: _Source, name: str, vectors: Float[Tensor, "r rank"]) -> tuple[Tensor, Tensor, float]:
+def _cut(a: Tensor, b: Tensor, scaling: float, vectors: Float[Tensor, "r rank"]) -> tuple[Tensor, Tensor, float]:
     """Return ``A``, ``B`` and scaling for as many directions; unchanged if all directions are kept."""
-    a, b = source.factors[name]
     if vectors.shape[1] == len(a):
-        return a, b, source.scalings[name]
-    q, r = _qr(b, source.scalings[name])
+        return a, b, scaling
+    q, r = _qr(b, scaling)
     rows, columns = vectors.T @ r @ a.double(), q @ vectors
     size = rows.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()  # as large in A as in B
     return (rows / size[:, None]).to(a.dtype), (columns * size).to(b.dtype), 1.0
 
 
-def _config(source: _Source, factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> dict[str, Any]:
+def cut_update(
+    name: str, a: Tensor, b: Tensor, rank: int, moment: Callable[[str], Covariance] | None
+) -> tuple[Tensor, Tensor, float]:
+    """Cut the update ``B A`` of a module to a rank as `compress` does; return ``A``, ``B`` and its error.
+
+    The error is the share of the update's norm that is lost, in the outputs if there is a ``moment`` of the inputs, and
+    otherwise in the weights.
+    """
+    moments = {} if moment is None else {TASK: moment}
+    energies, vectors = _directions(name, a, b, 1.0, [PLAIN, *moments], moments)
+    own = energies[-1, -1]
+    a, b, _ = _cut(a, b, 1.0, vectors[:, :rank])
+    return a, b, float((own[rank:].sum() / own.sum().clamp(min=torch.finfo(own.dtype).tiny)).sqrt())
+
+
+def _config(source: FactoredAdapter, cut: Mapping[str, tuple[Tensor, Tensor, float]]) -> dict[str, Any]:
     """Return the adapter's config with the new ranks, by full names."""
-    ranks = {name: len(a) for name, (a, _, _) in factors.items()}
-    embeddings = _embedding_ranks(source.others)
-    scalings = {name: s for name, (_, _, s) in factors.items()} | {name: source.scalings[name] for name in embeddings}
-    ranks |= embeddings
-    largest = max(ranks.values())
-    return source.config | {
-        "r": largest,
-        "lora_alpha": largest,
-        **patterns(ranks, scalings),
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "target_modules": sorted(ranks),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-    }
+    embeddings = embedding_ranks(source.others)
+    ranks = {name: len(a) for name, (a, _, _) in cut.items()} | embeddings
+    scalings = {name: s for name, (_, _, s) in cut.items()} | {name: source.scalings[name] for name in embeddings}
+    return pattern_config(source.config, ranks, scalings)

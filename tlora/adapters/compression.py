@@ -15,10 +15,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.files import BASE, COMPRESS, WRITER, earlier_files, refuse_other_writer, write_adapter
+from tlora.adapters.files import COMPRESS, save_computed
 from tlora.results import Meta, Result
-from tlora.utils.file_names import ADAPTER_CONFIG
-from tlora.utils.files import replace_files
 from tlora.utils.validation import require_fraction, require_positive, require_positive_int
 
 PLAIN, TASK, HELD_OUT = "plain", "task", "held out"
@@ -199,12 +197,7 @@ class Compression(Result):
         FileExistsError
             If the folder holds an adapter that this method did not write.
         """
-        refuse_other_writer(folder, COMPRESS)
-        prints = {name: values.tolist() for name, values in self.fingerprints.items()}
-        record = {WRITER: COMPRESS} | ({BASE: prints} if prints else {})
-        with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
-            write_adapter(fresh, self.adapter, self.config, record)
-        return Path(folder)
+        return save_computed(folder, COMPRESS, self.adapter, self.config, self.fingerprints)
 
     def _energies(self, cut: str, measure: str) -> dict[str, NDArray[np.float64]]:
         at = self.cuts.index(cut), self.measures.index(measure)

@@ -26,7 +26,7 @@ from torch import Tensor
 from tlora.adapters.lora_layers import EXPERTS, rewrites_base
 from tlora.results import Meta, read_result
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD
-from tlora.utils.files import digest, read_json
+from tlora.utils.files import digest, read_json, replace_files
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
@@ -46,7 +46,7 @@ PAGE_TITLE = "# An untrained LoRA adapter for "
 
 BASE, SAMPLES, FROZEN_A, WRITER = "base", "digest of samples", "frozen_a", "written by"
 """Keys of the records."""
-SAVE_INITIAL, COMPRESS, EXPORT, TRAINING = "save_initial", "compress", "export", "training"
+SAVE_INITIAL, COMPRESS, COMBINE, EXPORT, TRAINING = "save_initial", "compress", "combine", "export", "training"
 """Writers of an adapter."""
 
 ARGUMENTS = "arguments.json"
@@ -318,6 +318,22 @@ def write_adapter(
     if record:
         (folder / INITIAL).parent.mkdir()
         (folder / INITIAL).write_text(json.dumps(record))
+
+
+def save_computed(
+    folder: str | os.PathLike[str],
+    writer: str,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, Tensor],
+) -> Path:
+    """Write an adapter that was computed from others, with the fingerprints of its base, all of it or nothing."""
+    refuse_other_writer(folder, writer)
+    prints = {name: values.tolist() for name, values in fingerprints.items()}
+    record = {WRITER: writer} | ({BASE: prints} if prints else {})
+    with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
+        write_adapter(fresh, tensors, config, record)
+    return Path(folder)
 
 
 def checkpoint_record(checkpoint: Path) -> dict[str, Any] | None:

@@ -53,6 +53,11 @@ def check_adapter(adapter: str) -> str:
     return adapter
 
 
+def check_other_adapter(adapter: str | None) -> str | None:
+    """Refuse a second folder without an adapter."""
+    return None if adapter is None else check_adapter(adapter)
+
+
 def check_picture(picture: Path | None) -> Path | None:
     """Refuse a file for a picture in a format that matplotlib does not write here."""
     if picture is not None and picture.suffix.lower() not in PICTURE_FORMATS:
@@ -65,3 +70,19 @@ def check_saved_result(path: Path | None) -> Path | None:
     if path is not None and not result_file(path).is_file():
         raise FileNotFoundError(f"no result at {result_file(path)}")
     return path
+
+
+def check_saved_results(paths: list[Path] | None) -> list[Path] | None:
+    """Refuse results that do not exist."""
+    for path in paths or ():
+        check_saved_result(path)
+    return paths
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """Return the adapter and the weight of ``ADAPTER=WEIGHT``, 1 without a weight, refusing a folder without one."""
+    name, _, weight = text.rpartition("=") if re.search(r"=[-+.\de]+$", text) else (text, "", "1")
+    try:
+        return check_adapter(name), float(weight)
+    except ValueError as error:
+        raise ValueError(f"{text} is not ADAPTER=WEIGHT, such as demo=0.5") from error

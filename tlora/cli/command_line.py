@@ -50,7 +50,7 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
             continue
         flag = next((name for name in parameter.opts if name.startswith("--")), "")
         if parameter.param_type_name == "argument":
-            words.append(str(value))
+            words += map(str, value if isinstance(value, list | tuple) else [value])
         elif isinstance(value, list | tuple):
             words += [word for each in value for word in (flag, str(each))]
         elif isinstance(value, bool):

@@ -23,7 +23,16 @@ from tlora.cli.pipeline import (
     train,
 )
 from tlora.cli.race import RACING, race
-from tlora.cli.serving import COMPRESS_EXAMPLES, EXPORT_EXAMPLES, INSPECT_EXAMPLES, compress, export, inspect
+from tlora.cli.serving import (
+    COMBINE_EXAMPLES,
+    COMPRESS_EXAMPLES,
+    EXPORT_EXAMPLES,
+    INSPECT_EXAMPLES,
+    combine,
+    compress,
+    export,
+    inspect,
+)
 from tlora.utils.packages import library_versions
 
 app = typer.Typer(
@@ -71,6 +80,7 @@ for command, examples in (
     (estimate, ESTIMATE_EXAMPLES),
     (inspect, INSPECT_EXAMPLES),
     (compress, COMPRESS_EXAMPLES),
+    (combine, COMBINE_EXAMPLES),
     (export, EXPORT_EXAMPLES),
     (report, REPORT_EXAMPLES),
     (race, RACING),

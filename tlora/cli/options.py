@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora.cli.checks import check_adapter, check_device, check_model, check_positive, check_task
+from tlora.cli.checks import (
+    check_adapter,
+    check_device,
+    check_model,
+    check_other_adapter,
+    check_positive,
+    check_task,
+)
 from tlora.utils.defaults import (
     BATCH_SIZE,
     BUDGET,
@@ -92,6 +99,10 @@ AdapterName = Annotated[
         help="Folder of a PEFT LoRA adapter, or its name on the hub: owner/name, owner/name@revision.",
         callback=check_adapter,
     ),
+]
+OtherAdapter = Annotated[
+    str | None,
+    typer.Argument(metavar="[OTHER]", help="Another adapter to compare it with.", callback=check_other_adapter),
 ]
 BaseModel = Annotated[
     str | None,

@@ -1,9 +1,10 @@
-"""Commands for serving: inspect an adapter as engines read it, cut it, and export one that all of them read alike."""
+"""Commands for saved adapters: inspect one or two, cut one, combine several, and export one for serving."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,12 @@ import typer
 
 import tlora
 from tlora.allocation.footprint import ranks_text, size_text
-from tlora.cli.checks import check_positive, check_saved_result
+from tlora.cli.checks import check_positive, check_saved_result, check_saved_results, parse_weight
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
-from tlora.cli.options import AdapterName, BaseModel, Device, Json, Overwrite, Placement, Quiet, option
+from tlora.cli.options import AdapterName, BaseModel, Device, Json, OtherAdapter, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, facts, table
-from tlora.utils.defaults import ENERGY, Dtype, EngineName, Format
+from tlora.utils.defaults import ENERGY, CombineMethod, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
 from tlora.utils.files import check_place
 
@@ -28,12 +29,22 @@ INSPECT_EXAMPLES = """Examples:
 `tlora inspect demo`
 
 `tlora inspect owner/somebodys-adapter@main --json`
+
+`tlora inspect demo other`
 """
 COMPRESS_EXAMPLES = """Examples:
 
 `tlora compress demo demo-half --parameters 0.5`
 
 `tlora compress owner/adapter small --energy 0.95 --calibration calibration --held-out other-samples`
+"""
+COMBINE_EXAMPLES = """Examples:
+
+`tlora combine demo other both`
+
+`tlora combine demo=1 other=0.5 both --rank 8 --calibration demo/tlora/calibration --calibration other-calibration`
+
+`tlora combine demo other both --method ties --density 0.3`
 """
 EXPORT_EXAMPLES = """Examples:
 
@@ -48,12 +59,17 @@ EXPORT_EXAMPLES = """Examples:
 def inspect(
     ctx: typer.Context,
     adapter: AdapterName,
+    other: OtherAdapter = None,
     as_json: Json = False,
 ) -> None:
     """Ranks, scales, the part of each rank that is used, and what each serving engine would compute.
 
-    Reads the adapter's two files and nothing else; works on any PEFT LoRA adapter.
+    Of two adapters: whether they share base, modules and A, and how much their updates overlap. Reads the files of the
+    adapters and nothing else; works on any PEFT LoRA adapter.
     """
+    if other is not None:
+        _inspect_both(ctx, adapter, other, as_json)
+        return
     from tlora.serving.engines import FOREIGN
 
     inspection = tlora.inspect(adapter)
@@ -84,6 +100,43 @@ def inspect(
         typer.echo(facts({"next": next_command(ctx, "export", following)}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
+
+
+def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -> None:
+    """Print what two adapters share."""
+    from tlora.adapters.factored import difference_of_bases, read_adapter
+
+    difference = difference_of_bases(*(read_adapter(each, "inspect") for each in (adapter, other)))
+    found = None if difference else tlora.interference(adapter, other)
+    if as_json:
+        modules = [] if found is None else found.to_frame().to_dict("records")
+        typer.echo(json.dumps({"difference of bases": difference, "modules": modules}, indent=2))
+        return
+    if found is None:
+        typer.echo(facts({"base": f"not the same: {difference}"}))
+        return
+    frame = found.to_frame()
+    both = frame[(frame["rank_first"] > 0) & (frame["rank_second"] > 0)]
+    alone = {adapter: int((frame["rank_second"] == 0).sum()), other: int((frame["rank_first"] == 0).sum())}
+    overlaps = {
+        side: f"{both[side].mean():.1%} overlap on average, {both[f'{side}_random'].mean():.1%} by chance"
+        for side in ("reads", "writes")
+        if len(both)
+    }
+    about = {
+        "base": f"the same: {found.meta.model}",
+        "modules": ", ".join([f"{len(both)} in both", *(f"{n} in {name} alone" for name, n in alone.items() if n)]),
+        "A": f"the same in {int(both['same_a'].sum())} of {len(both)} modules",
+        **overlaps,
+        "updates": f"cosine {both['cosine_first'].mean():+.2f} on average",
+        "size": f"squared norm of all updates {found.overall[0]:.2g} times as large in {other}",
+    }
+    rows = [["most overlap", "ranks", "reads", "writes", "cosine"]]
+    for row in both.assign(overlap=both["reads"] * both["writes"]).nlargest(5, "overlap").itertuples():
+        ranks = f"{row.rank_first} and {row.rank_second}"
+        rows.append([str(row.module), ranks, f"{row.reads:.1%}", f"{row.writes:.1%}", f"{row.cosine_first:+.2f}"])
+    following = {"adapters": [adapter, other], "output": with_suffix(adapter, f"-and-{Path(other).name}")}
+    typer.echo(f"{facts(about)}\n\n{table(rows)}\n\n{facts({'next': next_command(ctx, 'combine', following)})}")
 
 
 def compress(
@@ -141,6 +194,76 @@ def compress(
     rows = [[str(r.module), str(r.rank_before), str(r.rank), f"{r.error:.1%}"] for r in most]
     typer.echo(f"{facts(summary)}\n\n{table([['most rank kept', 'before', 'kept', 'error'], *rows])}\n")
     typer.echo(facts({"next": next_command(ctx, "inspect", {"adapter": output})}))
+
+
+def combine(
+    ctx: typer.Context,
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER[=WEIGHT]...",
+            help="Folder of each adapter, or its name on the hub, and its weight in the sum. Default weight: 1.",
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write the new adapter to.")],
+    method: Annotated[
+        CombineMethod, option("Method", "The exact sum, or what PEFT's functions of these names make of the updates.")
+    ] = "sum",
+    rank: Annotated[
+        int | None,
+        option(
+            "Method",
+            "Cut every module to this rank at most. Default: the rank that a sum needs, and for the other methods the "
+            "largest of the adapters.",
+            min=1,
+        ),
+    ] = None,
+    density: Annotated[float, option("Method", "Share of entries that the other methods keep.", min=0, max=1)] = 0.5,
+    head: Annotated[str | None, option("Method", "Adapter whose head to keep, if several have one.")] = None,
+    seed: Annotated[int, option("Method", "Seed of the entries that the dare methods drop.", min=0)] = 0,
+    calibration: Annotated[
+        list[Path] | None,
+        option(
+            "Measure",
+            "Of the base on the task of each adapter; may be repeated. Cut by the outputs on all of them.",
+            callback=check_saved_results,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put LoRA adapters of one base together: their exact weighted sum, the same cut to a rank, or a merge by PEFT.
+
+    The base model is not loaded. The sum keeps the rank of the adapters where they have the same A, and has the sum of
+    their ranks elsewhere. What cannot be combined, such as DoRA or another base, is refused by name.
+    """
+    weights = dict(map(parse_weight, adapters))
+    check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=weights)
+    from tlora.adapters.files import COMBINE, refuse_other_writer
+
+    refuse_other_writer(output, COMBINE)
+    known = [tlora.Calibration.load(path) for path in calibration or ()]
+    combination = tlora.combine(
+        weights,
+        method=method,
+        rank=rank,
+        calibration=reduce(tlora.Calibration.merge, known) if known else None,
+        density=density,
+        head=head,
+        seed=seed,
+    )
+    combination.save_adapter(output)
+    frame = combination.to_frame()
+    parts = " + ".join(f"{weight:g} * {name}" for name, weight in weights.items())
+    summary = {
+        "base": combination.meta.model,
+        "combined": parts if method == "sum" else f"{parts}, by {method}",
+        "modules": f"{len(frame)}, {ranks_text(frame['rank'])}, {frame['parameters'].sum():,} parameters",
+        "A": f"the same in {frame['same_a'].sum()} of {len(frame)} modules",
+        "lost": f"up to {frame['error'].max():.1%} of a module's update" if frame["error"].any() else "nothing",
+        "head": f"that of {combination.head}" if combination.head else "",
+        "next": next_command(ctx, "inspect", {"adapter": output}),
+    }
+    typer.echo(facts(summary))
 
 
 def export(

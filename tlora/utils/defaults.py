@@ -12,6 +12,7 @@ Rows = Literal["orthonormal", "variance"]
 MetricName = Literal["exact_match", "final_answer", "loss"]
 """Metrics that a user can choose for a task; presets have others."""
 
+CombineMethod = Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -25,6 +25,14 @@ def require_positive(value: float, name: str) -> int | float:
     return number
 
 
+def require_finite(value: float, name: str) -> int | float:
+    """Return the value if it is a finite number."""
+    number = _require_number(value, name)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
 def require_fraction(value: float, name: str) -> int | float:
     """Return the value if it is a number from 0 to 1."""
     number = _require_number(value, name)

@@ -1,0 +1,215 @@
+"""Combine adapters of one base into one: their exact weighted sum, the same cut to a rank, or what PEFT merges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import get_args
+
+import torch
+from peft.utils import merge_utils
+from torch import Tensor
+
+from tlora.adapters.combination import Combination
+from tlora.adapters.compress import cut_update
+from tlora.adapters.factored import (
+    FactoredAdapter,
+    check_calibration,
+    difference_of_bases,
+    embedding_ranks,
+    factor_tensors,
+    have_same_a,
+    pattern_config,
+    read_adapter,
+    second_moments,
+)
+from tlora.adapters.files import PREFIX
+from tlora.calibration.calibration import Calibration
+from tlora.results import Meta
+from tlora.utils.defaults import CombineMethod
+from tlora.utils.reproducibility import temporary_seed
+from tlora.utils.validation import (
+    check_mapping,
+    check_type,
+    require_choice,
+    require_finite,
+    require_fraction,
+    require_positive_int,
+)
+
+Update = tuple[float, Tensor, Tensor]
+"""The weight of an update, its ``A``, and its ``B`` times the scaling."""
+
+
+def combine(
+    adapters: Mapping[str | os.PathLike[str], float],
+    *,
+    method: CombineMethod = "sum",
+    rank: int | None = None,
+    calibration: Calibration | None = None,
+    density: float = 0.5,
+    head: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Combination:
+    """Combine LoRA adapters of one base into one adapter.
+
+    Parameters
+    ----------
+    adapters : mapping of path-like or str to float
+        The weight of each adapter, by its folder or its name on the hub, ``owner/name`` or ``owner/name@revision``.
+        LoRA and rsLoRA of any ranks and alphas, with patterns. One adapter alone is scaled by its weight.
+    method : {"sum", "ties", "dare_linear", "dare_ties", "magnitude_prune"}
+        ``"sum"``: the weighted sum of the updates, exactly. The others prune or elect entries of the updates by PEFT's
+        own functions, and cut the result to a rank.
+    rank : int, optional
+        Largest rank of every module. By default a sum keeps the rank that it needs, and the other methods the largest
+        rank that an adapter has in the module, as in PEFT.
+    calibration : Calibration, optional
+        On samples of all tasks, ``first.merge(second)``: a cut then loses least in the outputs on them, and otherwise
+        in the weights; see `compress`.
+    density : float
+        Share of the entries of each update that the pruning methods keep, in (0, 1).
+    head : path-like or str, optional
+        The adapter whose head is kept, if several have one: a model has only one.
+    seed : int
+        Seed of the entries that ``"dare_linear"`` and ``"dare_ties"`` drop.
+
+    Returns
+    -------
+    Combination
+        It holds the new adapter, float32; `Combination.save_adapter` writes it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no adapter.
+    ValueError
+        If the adapters are of different bases, if one of them is damaged, has LoRA of an embedding, or computes
+        something else than ``W + s B A`` (DoRA, PiSSA that was not converted to LoRA, ...), or if several have a head
+        and ``head`` does not name one.
+
+    Notes
+    -----
+    The update of a sum is ``sum_i w_i s_i B_i A_i``. If all adapters have the same ``A`` in a module, or the first rows
+    of the largest, it is ``(sum_i w_i s_i B_i) A``, at unchanged rank: so it is with adapters that were attached to the
+    same subspaces and trained with ``A`` frozen. Otherwise rows of ``A`` and columns of ``B`` are concatenated, and
+    ranks add up. PEFT's ``"linear"`` adds ``A`` and ``B`` each on their own, which is not the sum of the updates.
+
+    Weights, scalings, alphas and rsLoRA are folded into ``B``; the config has a scaling of 1 and the rank of each
+    module. Heads and other tensors are kept as they are, whatever the weight of their adapter.
+
+    The pruning methods act on whole updates, as PEFT's ``"ties_svd"`` and the like do, and not on ``A`` and ``B``.
+
+    References
+    ----------
+    Yadav et al. (2023), TIES-Merging, arXiv 2306.01708. Yu et al. (2024), Language models are super Mario (DARE), arXiv
+    2311.03099.
+
+    Examples
+    --------
+    >>> both = tlora.combine({"adapter": 1.0, "other": 0.5})
+    >>> both
+    Combination(sum of 1 adapter and 0.5 other: 14 modules of base, ...)
+    >>> both.save_adapter("both").name
+    'both'
+    >>> max(tlora.combine({"adapter": 1.0, "other": 1.0}, method="ties", rank=2).ranks.values())
+    2
+    """
+    check_mapping(adapters, "adapters", {"first": 1.0, "second": 0.5})
+    if not adapters:
+        raise ValueError("adapters is empty: give the folder of each adapter with its weight")
+    require_choice(method, "method", get_args(CombineMethod))
+    names = [os.fspath(name) for name in adapters]
+    weights = dict(zip(names, (float(weight) for weight in adapters.values()), strict=True))
+    for name, weight in weights.items():
+        require_finite(weight, f"weight of {name}")
+    if rank is not None:
+        require_positive_int(rank, "rank")
+    if method != "sum" and not 0 < require_fraction(density, "density") < 1:
+        raise ValueError(f"density={density}: use a share above 0 and below 1, such as 0.5")
+    parts = {name: read_adapter(name, "combine") for name in names}
+    for one, other in combinations(names, 2):
+        if why := difference_of_bases(parts[one], parts[other]):
+            raise ValueError(f"{one} and {other} are of different bases ({why}): combine adapters of one base")
+    owner = _owner_of_head(parts, None if head is None else os.fspath(head))
+    for part in parts.values() if calibration is not None else ():
+        check_calibration(check_type(calibration, Calibration, "calibrate(model, ...)"), part, "the calibration")
+    updates: dict[str, list[Update]] = {}
+    for name, part in parts.items():
+        for module, (a, b) in part.factors.items():
+            scaled = part.scalings[module] * b.double()
+            updates.setdefault(module, []).append((weights[name], a.float(), scaled.float()))
+    moment = None if calibration is None else second_moments(calibration)
+    factors, errors = {}, {}
+    with temporary_seed(seed):
+        for module, several in updates.items():
+            if method == "sum":
+                a, b = _add(several)
+            else:
+                a, b = _merge(getattr(merge_utils, method), density, several)
+            kept = rank or (len(a) if method == "sum" else max(len(one) for _, one, _ in several))
+            a, b, errors[module] = cut_update(module, a, b, kept, moment) if kept < len(a) else (a, b, 0.0)
+            factors[module] = (a, b)
+    source, ranks = parts[owner or names[0]], {module: len(a) for module, (a, _) in factors.items()}
+    return Combination(
+        weights=weights,
+        method=method,
+        shapes={module: (len(b), a.shape[1]) for module, (a, b) in factors.items()},
+        ranks_before={module: [part.ranks.get(module, 0) for part in parts.values()] for module in updates},
+        ranks=ranks,
+        same_a={m: len(several) > 1 and have_same_a([a for _, a, _ in several]) for m, several in updates.items()},
+        errors=errors,
+        head=owner,
+        config=pattern_config(source.config, ranks, dict.fromkeys(ranks, 1.0)),
+        adapter=factor_tensors(factors) | (source.others if owner else {}),
+        fingerprints={m: p for part in parts.values() for m, p in part.fingerprints.items() if m in ranks},
+        meta=Meta(
+            model=source.base,
+            task="" if calibration is None else calibration.meta.task,
+            recipe={"rank": rank, "density": None if method == "sum" else density},
+            seed=seed if method.startswith("dare") else None,
+            samples=None if calibration is None else calibration.meta.samples,
+        ),
+    )
+
+
+def _owner_of_head(parts: Mapping[str, FactoredAdapter], head: str | None) -> str:
+    """Return the adapter whose other tensors are kept, empty if none has any; refuse to choose one of several."""
+    for name, part in parts.items():
+        if embeddings := embedding_ranks(part.others):
+            raise ValueError(f"{name} has LoRA of an embedding, {next(iter(embeddings))}: combine takes linear layers")
+    owners = [name for name, part in parts.items() if part.others]
+    if head is not None:
+        if head not in owners:
+            raise ValueError(
+                f"head={head!r} is not one of the adapters with a head: {', '.join(owners) or 'none has one'}"
+            )
+        return head
+    if len(owners) > 1:
+        key = next(iter(parts[owners[0]].others)).removeprefix(PREFIX)
+        raise ValueError(
+            f"{' and '.join(owners)} each have a head ({key}), and a model has one: name by head= the adapter whose "
+            "head is kept"
+        )
+    return owners[0] if owners else ""
+
+
+def _add(several: Sequence[Update]) -> tuple[Tensor, Tensor]:
+    """Return ``A`` and ``B`` of a sum: at the largest rank if all have the same ``A``, otherwise concatenated."""
+    rows = [a for _, a, _ in several]
+    if not have_same_a(rows):
+        return torch.cat(rows), torch.cat([weight * b for weight, _, b in several], dim=1)
+    longest = max(rows, key=len)
+    total = torch.zeros(len(several[0][2]), len(longest), dtype=torch.float64)
+    for weight, a, b in several:
+        total[:, : len(a)] += weight * b.double()
+    return longest, total.float()
+
+
+def _merge(merge: Callable[..., Tensor], density: float, several: Sequence[Update]) -> tuple[Tensor, Tensor]:
+    """Return what a function of PEFT makes of whole updates, as a product with the identity."""
+    weights = torch.tensor([weight for weight, _, _ in several])
+    whole = merge([b @ a for _, a, b in several], weights, density)
+    d_out, d_in = whole.shape
+    return (torch.eye(d_in), whole) if d_in < d_out else (whole, torch.eye(d_out))
