@@ -11,6 +11,7 @@ from .plots.race import plot_race as plot_race
 from .plots.tokens import plot_reads as plot_reads
 from .plots.tokens import plot_tokens as plot_tokens
 from .plots.attribution import plot_attribution as plot_attribution
+from .plots.interference import plot_interference as plot_interference
 from .widgets.workbench import Workbench as Workbench
 from .widgets.explore import explore as explore
 from .widgets.monitor import TrainingMonitor as TrainingMonitor

@@ -5,7 +5,7 @@
 
 For two tasks of SmolLM2-135M and two of MiniLM, each in three ways, two adapters are trained: ``LoRA``, ``A`` random
 and trained; ``tlora``, ``A`` frozen along the directions of each task; and ``shared A``, frozen along those of both
-tasks together. Their sums with 16 pairs of weights are then evaluated on both tasks. Adapters are kept in
+tasks together. Their sums with several pairs of weights are then evaluated on both tasks. Adapters are kept in
 ``runs/two_adapters``.
 """
 
@@ -19,36 +19,41 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from scipy.stats import spearmanr
 
 import tlora
-from benchmarks.quality.pages import publish
+from benchmarks.quality.pages import digest_text, markdown, publish, save_figure
 from tlora.tasks.evaluation import losses_of_samples
 from tlora.tasks.load import load_task_for_model
+from viz import style
 
 STORE = Path("benchmarks/results/two_adapters.jsonl")
 PAGE = Path("docs/results/two_adapters.md")
 PICTURE = Path("docs/two_adapters.png")
 FOLDER = Path("runs/two_adapters")
 ARMS = ("LoRA", "shared A", "tlora")
-WEIGHTS = (0.0, 0.4, 0.7, 1.0)
-EVALUATED = 32
+WEIGHTS = {"smollm2-135m": (0.0, 0.5, 1.0), "minilm": (0.0, 0.25, 0.5, 0.75, 1.0)}
+EVALUATED = {"smollm2-135m": 16, "minilm": 48}
 """Test samples of each task."""
+CALIBRATED = 16
+"""Training samples that a calibration sees."""
 
 PAIRS: dict[str, dict[str, dict[str, Any]]] = {
     "smollm2-135m": {
         "smart_home": {"learning_rate": 2e-3, "batch_size": 4, "max_steps": 60},
-        "letter_counting": {"learning_rate": 4e-3, "batch_size": 4, "max_steps": 60},
+        "spell_backward": {"learning_rate": 4e-3, "batch_size": 4, "max_steps": 24},
     },
     "minilm": {
-        "rotten_tomatoes": {"learning_rate": 4e-3, "batch_size": 16, "max_steps": 60},
-        "states": {"learning_rate": 4e-3, "batch_size": 16, "max_steps": 40},
+        "rotten_tomatoes": {"learning_rate": 4e-3, "batch_size": 8, "max_steps": 48},
+        "states": {"learning_rate": 4e-3, "batch_size": 8, "max_steps": 24},
     },
 }
 """How the adapter of each task is trained, by model."""
 SIZES: dict[str, dict[str, Any]] = {
-    "letter_counting": {"train": 400, "test": EVALUATED},
-    "rotten_tomatoes": {"train": 960},
+    "spell_backward": {"train": 200, "validation": 0, "test": 64},
+    "rotten_tomatoes": {"train": 400},
 }
 
 
@@ -59,18 +64,15 @@ def main() -> None:
             bench = Bench(model)
             for arm in ARMS:
                 bench.train(arm)
-            if not options.only_train:
-                for arm in ARMS:
-                    bench.measure(arm)
+                bench.measure(arm)
     if STORE.exists():
-        publish(PAGE if PAGE.exists() else None, "two_adapters", {"grid": grid_table, "prediction": prediction_table})
+        publish(PAGE, "two_adapters", TABLES)
         picture()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--only-train", action="store_true", help="train the adapters and measure nothing")
     parser.add_argument("--table", action="store_true", help="print what is there")
     return parser.parse_args()
 
@@ -103,9 +105,9 @@ class Bench:
 
     @cached_property
     def calibrations(self) -> dict[str, tlora.Calibration]:
-        """Of 32 training samples of each task."""
+        """Of training samples of each task."""
         return {
-            name: tlora.calibrate(self.base(name), task.calibration(32), fisher=True, progress=False)
+            name: tlora.calibrate(self.base(name), task.calibration(CALIBRATED), fisher=True, progress=False)
             for name, task in self.tasks.items()
         }
 
@@ -142,7 +144,7 @@ class Bench:
         found = tlora.interference(*folders.values(), tuple(self.calibrations.values()))
         bases = {name: self.base(name) for name in self.tasks}
         points = []
-        for weights in itertools.product(WEIGHTS, WEIGHTS):
+        for weights in itertools.product(WEIGHTS[self.name], repeat=2):
             losses = [self.loss(bases[name], name, folders, weights) for name in self.tasks]
             points.append({"weights": weights, "losses": losses, "predicted": found.disturbance(*weights)})
             print(self.name, arm, points[-1], flush=True)
@@ -160,7 +162,7 @@ class Bench:
             combined = tlora.combine(parts, head=None if head is None else str(head))
             adapted = tlora.load(combined.save_adapter(place), base)
         task = self.tasks[name]
-        rows = task.test.select(range(min(EVALUATED, len(task.test))))
+        rows = task.test.select(range(EVALUATED[self.name]))
         loss = float(losses_of_samples(adapted, task, rows, 16).mean())
         tlora.detach(adapted)
         return loss
@@ -171,19 +173,78 @@ def records() -> list[dict[str, Any]]:
 
 
 def points(record: dict[str, Any]) -> pd.DataFrame:
-    """One row a pair of weights and task: loss, predicted disturbance, and loss beyond that of the own adapter."""
-    own = {(1.0, 0.0): 0, (0.0, 1.0): 1}
-    alone = {own[tuple(p["weights"])]: p["losses"] for p in record["points"] if tuple(p["weights"]) in own}
+    """One row a pair of weights and a task: loss, how much above that of the task's own adapter, and the prediction."""
+    alone = {t: next(p["losses"][t] for p in record["points"] if p["weights"] == OWN[t]) for t in (0, 1)}
     rows = [
         {
             "task": name,
-            "own weight": p["weights"][t],
-            "other weight": p["weights"][1 - t],
+            "own": p["weights"][t],
+            "other": p["weights"][1 - t],
             "loss": p["losses"][t],
+            "more": p["losses"][t] - alone[t],
             "predicted": p["predicted"][t],
-            "more": p["losses"][t] - alone[t][t],
         }
         for p in record["points"]
         for t, name in enumerate(record["tasks"])
     ]
     return pd.DataFrame(rows)
+
+
+OWN = ([1.0, 0.0], [0.0, 1.0])
+"""Weights of each task's adapter alone."""
+
+
+def grid_table() -> str:
+    """The loss on each task without adapters, with its own, with the other, with both, and with half of both."""
+    lines = []
+    for record in records():
+        frame = points(record)
+        for name, part in frame.groupby("task", sort=False):
+            losses = part.set_index(["own", "other"])["loss"]
+            shown = [losses[pair] for pair in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))]
+            lines.append([record["model"], record["arm"], str(name), *(f"{loss:.3f}" for loss in shown)])
+    return markdown(["model", "adapters", "task", "base", "its own", "the other", "sum", "half of each"], lines)
+
+
+def prediction_table() -> str:
+    """How well the predicted disturbance tells the loss: rank correlations over the grid, and over tasks and arms."""
+    lines, pairs = [], []
+    for record in records():
+        for t, (name, part) in enumerate(points(record).groupby("task", sort=False)):
+            rho = spearmanr(part["predicted"], part["loss"]).statistic
+            more = part.query("own == 1 and other == 1")["more"].iloc[0]
+            pairs.append((record["on"][t], more))
+            numbers = [f"{record['on'][t]:.2f}", f"{more:+.3f}", f"{rho:+.2f}", str(len(part))]
+            lines.append([record["model"], record["arm"], str(name), *numbers])
+    across = spearmanr(*zip(*pairs, strict=True)).statistic
+    table = markdown(["model", "adapters", "task", "interference", "loss added", "correlation", "points"], lines)
+    return f"{table}\n\nRank correlation of interference and loss added over the {len(pairs)} rows: {across:+.2f}."
+
+
+def overlap_table() -> str:
+    """Mean overlap of what both adapters read and write."""
+    lines = [[r["model"], r["arm"], f"{r['reads']:.1%}", f"{r['writes']:.1%}"] for r in records()]
+    return markdown(["model", "adapters", "overlap of reads", "overlap of writes"], lines)
+
+
+def picture() -> None:
+    """Measured loss against predicted disturbance, a panel a model, a color an arm, a marker a task."""
+    found = records()
+    models = list(dict.fromkeys(record["model"] for record in found))
+    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 3.6), layout="constrained", squeeze=False)
+    colors = dict(zip(ARMS, style.colors(len(ARMS)), strict=True))
+    for ax, model in zip(axes[0], models, strict=True):
+        for record in (each for each in found if each["model"] == model):
+            for marker, (name, part) in zip("os", points(record).groupby("task", sort=False), strict=False):
+                look = {"s": 20, "color": colors[record["arm"]], "marker": marker, "alpha": 0.7, "linewidth": 0}
+                ax.scatter(part["predicted"], part["loss"], label=f"{record['arm']}, {name}", **look)
+        ax.set(title=model, xlabel="predicted: 0 the task's own adapter, 1 the base", xscale="symlog")
+        ax.legend(fontsize=7, frameon=False)
+    axes[0][0].set_ylabel("measured loss, nats")
+    save_figure(figure, PICTURE, digest_text(STORE.read_text()))
+
+
+TABLES = {"grid": grid_table, "prediction": prediction_table, "overlap": overlap_table}
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution, ExplainedAnswer
+from tlora.explanation.interference import Interference
 from tlora.models.targets import Target
 from tlora.results import Meta
 from tlora.subspaces.alignment import Alignment
@@ -170,6 +171,24 @@ def attribution(model: str = "2 layers") -> Attribution:
     return Attribution(modules, ranks, values, samples, switches, META)
 
 
+def interference(model: str = "2 layers") -> Interference:
+    """Of adapters that add outputs of random size, at random angles."""
+    modules, generator = targets(model), torch.Generator().manual_seed(0)
+    shares = torch.rand(3, len(modules), generator=generator, dtype=torch.float64)
+    parts = torch.randn(len(modules), 2, 2, 5, generator=generator, dtype=torch.float64)
+    return Interference(
+        labels=("home", "letters"),
+        shapes={name: (576, 576) for name in modules},
+        ranks=dict.fromkeys(modules, (8, 8)),
+        grams={name: part @ part.mT for name, part in zip(modules, parts, strict=True)},
+        reads=dict(zip(modules, shares[0].tolist(), strict=True)),
+        writes=dict(zip(modules, shares[1].tolist(), strict=True)),
+        same_a=dict.fromkeys(modules, False),
+        on_tasks=True,
+        meta=META,
+    )
+
+
 PLOTS = {
     viz.plot_spectrum: spectrum,
     viz.plot_sensitivity: sensitivity,
@@ -177,6 +196,7 @@ PLOTS = {
     viz.plot_allocation: allocation,
     viz.plot_training: training_run,
     viz.plot_attribution: attribution,
+    viz.plot_interference: interference,
 }
 """Every picture, and what makes a result for it."""
 

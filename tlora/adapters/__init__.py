@@ -2,5 +2,6 @@
 
 attach (put an allocation on a model, take it off, merge it), config (the PEFT config of an allocation), freeze (train B
 alone), lora_layers (the LoRA layers of a model), files (an adapter's folder), hub (names on the Hugging Face hub),
-initial (save an adapter before training), load (load an adapter), compress and compression (cut its ranks).
+initial (save an adapter before training), load (load an adapter), factored (take an adapter apart), compress and
+compression (cut its ranks), combine and combination (put several together).
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from peft.utils import merge_utils
@@ -43,7 +43,7 @@ Update = tuple[float, Tensor, Tensor]
 
 
 def combine(
-    adapters: Mapping[str | os.PathLike[str], float],
+    adapters: Mapping[Any, float],
     *,
     method: CombineMethod = "sum",
     rank: int | None = None,

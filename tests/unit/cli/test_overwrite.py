@@ -22,6 +22,7 @@ COMMANDS = {
     "run": (f"{RUN} {QUICK} --output {{}}", ADAPTER),
     "train": (f"train {DATA} {QUICK} --calibration calib --allocation alloc --output {{}}", ADAPTER),
     "compress": ("compress adapter {} --rank 1", ADAPTER),
+    "combine": ("combine adapter=0.5 {}", ADAPTER),
     "export": ("export adapter {} --quiet", EXPORT),
     "merge": ("export adapter {} --format merged --quiet", EXPORT),
     "calibrate": (f"calibrate {DATA} --samples 6 --output {{}}", RESULT),
@@ -29,7 +30,13 @@ COMMANDS = {
 }
 """The line of each command, and the file by which its earlier result is known."""
 
-INPUTS = {"compress": "adapter", "export": "adapter", "calibrate": "llama/model", "allocate": "calib"}
+INPUTS = {
+    "compress": "adapter",
+    "combine": "adapter",
+    "export": "adapter",
+    "calibrate": "llama/model",
+    "allocate": "calib",
+}
 """What a command reads, named as its output; for all others it is the folder of the model."""
 
 OTHERS = ("a trained adapter", "another trainer's adapter", "a file", "a stranger's folder", "the input")
@@ -50,7 +57,7 @@ def standing(saved_stages: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(saved_stages)
         patch.setattr(pipeline, "draw_pictures", lambda *_: "")
-        for command in ("init", "compress", "export", "merge"):
+        for command in ("init", "compress", "combine", "export", "merge"):
             done(COMMANDS[command][0].format(folder / command))
     for name in ("run", "train", "a trained adapter"):
         shutil.copytree(saved_stages / "adapter", folder / name)
@@ -106,7 +113,7 @@ def test_what_a_command_has_not_written_stays_and_is_named(
     line, marker = COMMANDS[command]
     output = output_of(command, there, standing)
     before = stamps()
-    for name in ("calibrate", "allocate", "train", "compress", "export"):  # it refuses before it computes
+    for name in ("calibrate", "allocate", "train", "compress", "combine", "export"):  # it refuses before it computes
         monkeypatch.setattr(tlora, name, None)
     refusal = invoke(line.format(output) + option)
     assert stamps() == before

@@ -98,6 +98,11 @@ def test_run_replaces_no_folder_of_others():
         ("compress nowhere/ small --rank 1", "no adapter in nowhere/"),
         ("compress adapter other --rank 1 --energy 0.5", "--energy"),
         ("compress adapter adapter --rank 1 --overwrite", "adapter"),
+        ("inspect adapter nowhere", "no adapter in nowhere"),
+        ("combine adapter nowhere=0.5 both", "no adapter in nowhere"),
+        ("combine adapter adapter=1 adapter --overwrite", "adapter is read"),
+        ("combine adapter=1e both", "adapter=1e"),
+        ("combine adapter both --calibration nowhere", "no result at nowhere"),
         ("estimate --model llama --teraflops 0", "--teraflops"),
     ],
 )

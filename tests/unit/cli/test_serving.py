@@ -1,6 +1,8 @@
-"""`tlora inspect`, `tlora compress` and `tlora export`: what they write and print; their files are tested elsewhere."""
+"""`tlora inspect`, `compress`, `combine` and `export`: what they write and print; their files are tested elsewhere."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,3 +87,41 @@ def test_compress_prints_what_is_kept_and_lost():
     assert "--overwrite" in invoke("compress trained half --rank 1").stderr
     done("compress trained half --rank 1 --overwrite")
     assert set(tlora.inspect("half").ranks.values()) == {1}
+
+
+@pytest.fixture
+def other(workplace, no_pictures):
+    """Another adapter of the same base, trained on other samples from an A of its own."""
+    done(f"{RUN} --max-steps 3 --eval-limit 0 --seed 5 --recipe lora --output other --save-calibration")
+    done(f"{RUN} --max-steps 3 --eval-limit 0 --output trained --save-calibration")
+
+
+@pytest.mark.usefixtures("other")
+def test_two_adapters_are_compared_and_combined():
+    text = done("inspect trained other").stdout
+    found = tlora.interference("trained", "other").to_frame()
+    assert f"A        the same in 0 of {len(found)} modules" in text
+    assert f"{found['reads'].mean():.1%} overlap on average" in text
+    assert "next  tlora combine trained other trained-and-other" in text
+    assert len(json.loads(done("inspect trained other --json").stdout)["modules"]) == len(found)
+    known = "--calibration trained/tlora/calibration"
+    text = done(f"combine trained=1 other=-0.5 both --rank 3 {known}").stdout
+    assert "combined  1 * trained + -0.5 * other" in text
+    assert "next      tlora inspect both" in text
+    expected = tlora.combine(
+        {"trained": 1.0, "other": -0.5}, rank=3, calibration=tlora.Calibration.load("trained/tlora/calibration")
+    )
+    assert tlora.inspect("both").ranks == expected.ranks
+    assert f"up to {max(expected.errors.values()):.1%} of a module's update" in text
+    assert "--overwrite" in invoke("combine trained other both").stderr
+    done("combine trained other both --overwrite --method ties")
+
+
+@pytest.mark.usefixtures("other")
+def test_two_adapters_of_different_bases_are_said_to_be(tmp_path):
+    file = tmp_path / "other" / "adapter_config.json"
+    file.write_text(file.read_text().replace('"llama"', '"elsewhere"'))
+    shutil.rmtree(tmp_path / "other" / "tlora")  # as another trainer leaves it
+    assert "not the same: the one names llama, the other elsewhere" in done("inspect trained other").stdout
+    result = invoke("combine trained other both")
+    assert (result.exit_code, Path("both").exists()) == (2, False)
