@@ -10,6 +10,7 @@ from .models.targets import Target as Target
 from .resource_estimate import estimate as estimate
 from .resource_estimate import ResourceEstimate as ResourceEstimate
 from .tasks.load import load_task as load_task
+from .tasks.load_texts import load_texts as load_texts
 from .tasks.load import task_names as task_names
 from .tasks.task import Task as Task
 from .calibration.calibrate import calibrate as calibrate
@@ -51,6 +52,10 @@ from .explanation.observe_directions import direction_activations as direction_a
 from .explanation.direction_activations import DirectionActivations as DirectionActivations
 from .explanation.attribute import attribute as attribute
 from .explanation.attribution import Attribution as Attribution
+from .explanation.side_effects import side_effects as side_effects
+from .explanation.side_effects_result import SideEffects as SideEffects
+from .explanation.rescale import rescale as rescale
+from .explanation.rescaling import Rescaling as Rescaling
 from .explanation.project_outputs import direction_outputs as direction_outputs
 from .explanation.direction_outputs import DirectionOutputs as DirectionOutputs
 from .explanation.measure_interference import interference as interference

@@ -12,6 +12,8 @@ from .plots.tokens import plot_reads as plot_reads
 from .plots.tokens import plot_tokens as plot_tokens
 from .plots.attribution import plot_attribution as plot_attribution
 from .plots.interference import plot_interference as plot_interference
+from .plots.side_effects import plot_side_effects as plot_side_effects
+from .plots.rescaling import plot_rescaling as plot_rescaling
 from .widgets.workbench import Workbench as Workbench
 from .widgets.explore import explore as explore
 from .widgets.monitor import TrainingMonitor as TrainingMonitor

@@ -46,7 +46,8 @@ PAGE_TITLE = "# An untrained LoRA adapter for "
 
 BASE, SAMPLES, FROZEN_A, WRITER = "base", "digest of samples", "frozen_a", "written by"
 """Keys of the records."""
-SAVE_INITIAL, COMPRESS, COMBINE, EXPORT, TRAINING = "save_initial", "compress", "combine", "export", "training"
+SAVE_INITIAL, COMPRESS, COMBINE, RESCALE = "save_initial", "compress", "combine", "rescale"
+EXPORT, TRAINING = "export", "training"
 """Writers of an adapter."""
 
 ARGUMENTS = "arguments.json"

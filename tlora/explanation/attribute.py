@@ -124,7 +124,7 @@ def attribute(
     True
     """
     require_positive_int(points, "points")
-    gated = GatedAdapter(adapted)
+    gated = GatedAdapter(adapted, "attribute")
     if isinstance(task_or_text, Task):
         task, rows = task_or_text, task_or_text.rows(split, limit)
     elif tokenizer is not None:
@@ -132,7 +132,7 @@ def attribute(
         rows = task.test
     else:
         raise ValueError("a request needs a tokenizer: pass the one that tlora.load_model returns, tokenizer=")
-    targets = _targets(gated)
+    targets = adapter_targets(gated)
     switches = _switches(adapted, gated, targets, switch_off, calibration)
     texts = [PreparedAnswer.from_row(gated, task, row) for row in rows]
     bar = tqdm(texts, desc="attribution", unit="sample", disable=not progress)
@@ -232,7 +232,7 @@ def request_task(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: 
     return write(answer)
 
 
-def _targets(gated: GatedAdapter) -> dict[str, Target]:
+def adapter_targets(gated: GatedAdapter) -> dict[str, Target]:
     """The places of the adapter's modules in the model."""
     bare = copy_sharing_weights(gated.model)
     while wrappers(bare):

@@ -84,6 +84,8 @@ class GatedAdapter:
     ----------
     adapted : peft.PeftModel
         With one active LoRA adapter; it is not changed.
+    function : str
+        The public function that takes it, for messages.
 
     Attributes
     ----------
@@ -91,19 +93,20 @@ class GatedAdapter:
         Rank of each module, by full name in model order.
     """
 
-    def __init__(self, adapted: PeftModel) -> None:
-        require_one_lora(adapted, "attribute")
+    def __init__(self, adapted: PeftModel, function: str) -> None:
+        require_one_lora(adapted, function)
         refuse_packed(adapted)
         self.adapter = adapted.active_adapter
         config = adapted.peft_config[self.adapter].to_dict()
-        refuse_more_than_lora(config, "attribute an adapter of plain LoRA")
+        way_out = f"{function}() takes an adapter of plain LoRA"
+        refuse_more_than_lora(config, way_out)
         layers = {name: layer for name, layer in adapter_layers(adapted).items() if self.adapter in layer.r}
         for name, layer in layers.items():
             is_linear = isinstance(dict(layer.lora_A.items()).get(self.adapter), nn.Linear)
             if layer.lora_variant.get(self.adapter) or not (is_linear or self.adapter in layer.lora_embedding_A):
                 raise ValueError(
                     f"the update of {name} ({type(layer).__name__}) is not s B A of a linear layer or an embedding: "
-                    "attribute an adapter of plain LoRA"
+                    + way_out
                 )
         self.peft: PeftModel = copy_sharing_weights(adapted).eval().requires_grad_(False)
         self.model: Any = self.peft.get_base_model()

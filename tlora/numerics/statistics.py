@@ -66,6 +66,19 @@ def mean_interval(samples: Float[np.ndarray, "samples n"], confidence: float) ->
     return samples.mean(0) - half, samples.mean(0) + half
 
 
+def ratio_interval(
+    totals: Float[np.ndarray, " samples"], counts: Integer[np.ndarray, " samples"], confidence: float
+) -> tuple[float, float]:
+    """Student's t interval of a mean over all tokens, from each sample's sum and number of tokens; NaN for one sample.
+
+    Samples are independent, their tokens are not: the variance is that of the ratio of two means.
+    """
+    mean = totals.sum() / counts.sum()
+    residuals = (totals - mean * counts) / counts.mean()
+    low, high = mean_interval(mean + residuals[:, None], confidence)  # the residuals add up to zero
+    return float(low[0]), float(high[0])
+
+
 def interval(
     rows: Float[np.ndarray, "rows modules"] | Integer[np.ndarray, "rows modules"],
     confidence: float,

@@ -91,16 +91,25 @@ def summed_losses(
 
     The model is in evaluation mode; both results are on the CPU, in the order of the rows.
     """
-    losses = torch.zeros(len(rows), dtype=torch.float64)
-    counts = torch.zeros(len(rows), dtype=torch.int64)
+    losses = token_losses(model, task, rows, batch_size, progress)
+    return torch.stack([each.sum() for each in losses]), torch.tensor([len(each) for each in losses])
+
+
+def token_losses(
+    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+) -> list[Float[Tensor, " labels"]]:
+    """Loss of each labeled token of each sample of a generation task, in nats, in the order of tokens and rows.
+
+    The model is in evaluation mode; results are in float64 on the CPU. The first token of a causal model's sample is
+    not predicted, and has no loss.
+    """
+    losses: dict[int, Tensor] = {}
     for indices, batch in _batches(model, task, rows, batch_size, progress, "loss"):
         logits, labels = token_logits(model, batch, use_cache=False)
         labeled = labels != IGNORED
         each = functional.cross_entropy(logits[labeled].float(), labels[labeled], reduction="none").cpu().double()
-        owner = torch.tensor(indices)[labeled.nonzero()[:, 0].cpu()]
-        losses.index_add_(0, owner, each)
-        counts[indices] = labeled.sum(1).cpu()
-    return losses, counts
+        losses |= zip(indices, each.split(labeled.sum(1).tolist()), strict=True)
+    return [losses[index] for index in range(len(rows))]
 
 
 def class_logits(

@@ -12,6 +12,9 @@ Rows = Literal["orthonormal", "variance"]
 MetricName = Literal["exact_match", "final_answer", "loss"]
 """Metrics that a user can choose for a task; presets have others."""
 
+TEXTS = ("prose", "code", "chat", "template")
+"""Packaged sets of texts that adapters are not trained on."""
+
 CombineMethod = Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm
-from mpl_toolkits.axes_grid1 import make_axes_locatable
 
 from tlora.explanation.attribution import Attribution
 from tlora.utils.validation import check_type
 from viz import style
-from viz.plots.tokens import draw_tokens
-
-CHARACTERS = 600
-"""Most characters of the request: of a longer one the end is drawn."""
-STRIP, GAP = 1.7, 0.25
-"""Inches of the strip of tokens, and between it and the bars."""
+from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit
 
 
 @style.styled
@@ -61,31 +52,13 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     ax.axvline(0, linewidth=0.8, **style.ink(0.6))
     ax.set(xlabel="nats of log-probability", ylabel="module")
     ax.legend(loc="lower right")
-    strip = make_axes_locatable(ax).append_axes("top", STRIP, pad=GAP)
-    strip.set_axis_off()
+    strip = append_strip(ax)
+    one = attribution.samples[sample]
     detail = style.sentence(
-        f"tokens of the answer: red gained, blue lost, up to {style.number(_limit(attribution, sample))} nats",
+        f"tokens of the answer: red gained, blue lost, up to {style.number(strip_limit(one.rise[0]))} nats",
         f"the contributions miss the exact difference by {style.percent(attribution.gap)}",
         style.source(attribution.meta),
     )
     style.headline(ax, attribution.headline, detail, lift=STRIP + GAP)
-    _draw_strip(strip, attribution, sample, style.inches(ax))
+    draw_strip(strip, one.tokens, one.positions, one.rise[0], style.inches(ax))
     return ax
-
-
-def _limit(attribution: Attribution, sample: int) -> float:
-    return float(attribution.samples[sample].rise[0].abs().max()) or 1.0
-
-
-def _draw_strip(strip: Axes, attribution: Attribution, sample: int, width: float) -> None:
-    """Draw the request's end and the answer; what is no token of the answer has no color."""
-    one = attribution.samples[sample]
-    values = np.zeros(len(one.tokens))
-    values[one.positions] = one.rise[0].numpy()
-    lengths = list(itertools.accumulate(map(len, reversed(one.tokens))))
-    start = min(sum(length > CHARACTERS for length in lengths), one.positions[0])
-    texts, shown = one.tokens[start:], values[start:]
-    if start:
-        texts, shown = ["…", *texts], np.concatenate([[0.0], shown])
-    norm = CenteredNorm(0, halfrange=_limit(attribution, sample))
-    draw_tokens(strip, texts, shown, norm, (), (width, STRIP))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -16,6 +17,8 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+from torch import Tensor
 
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.utils.validation import check_type
@@ -33,6 +36,10 @@ WHITESPACE = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
 """How whitespace other than spaces is written."""
 UNKNOWN = "\u25a1"
 """Written for a character that the fonts do not have."""
+CHARACTERS = 600
+"""Most characters on a strip: of a longer text the end is drawn, from the first token with a value at the latest."""
+STRIP, GAP = 1.7, 0.25
+"""Inches of a strip of tokens, and between it and the axes below."""
 
 
 class Place(NamedTuple):
@@ -216,6 +223,31 @@ def draw_tokens(
     ax.set(xlim=(0, int(72 * inches[0] / (CHARACTER * size))), ylim=(lines, 0))
     _draw(ax, shown, values, places, norm, size, set(marks))
     return lines
+
+
+def append_strip(ax: Axes) -> Axes:
+    """Make room for a strip of tokens above axes."""
+    strip = make_axes_locatable(ax).append_axes("top", STRIP, pad=GAP)
+    strip.set_axis_off()
+    return strip
+
+
+def strip_limit(values: Tensor) -> float:
+    """The value of the darkest color on a strip."""
+    return float(values.abs().max()) or 1.0
+
+
+def draw_strip(strip: Axes, tokens: Sequence[str], positions: Sequence[int], values: Tensor, width: float) -> None:
+    """Draw the end of a text on a strip of this width in inches; tokens that are not at ``positions`` have no color."""
+    shown = np.zeros(len(tokens))
+    shown[list(positions)] = values.numpy()
+    lengths = list(itertools.accumulate(map(len, reversed(tokens))))
+    start = min(sum(length > CHARACTERS for length in lengths), positions[0])
+    texts = list(tokens[start:])
+    shown = shown[start:]
+    if start:
+        texts, shown = ["…", *texts], np.concatenate([[0.0], shown])
+    draw_tokens(strip, texts, shown, CenteredNorm(0, halfrange=strip_limit(values)), (), (width, STRIP))
 
 
 def visible(token: str) -> str:

@@ -46,7 +46,7 @@ class LiveAttribution:
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         self._adapted, self._task, self._calibration, self._report = adapted, task, calibration, report
-        self._gated = GatedAdapter(adapted)
+        self._gated = GatedAdapter(adapted, "attribute")
         self._names = attribution.names
         self._rows = [self._find_row(attribution, number) for number in range(len(attribution.samples))]
         self._prepared: dict[int, PreparedAnswer] = {}

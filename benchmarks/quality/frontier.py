@@ -1,0 +1,204 @@
+"""Task against other text: adapters trained at lower rates, and one that is scaled down afterwards.
+
+Design, written before the runs:
+
+- Model and task: SmolLM2-135M, ``smart_home``, rank 8, 20 steps of 4 samples. Arms: LoRA at 4e-3, the best rate for
+  this task in the study of directions; LoRA at a quarter of it; the recipe ``tlora`` at 4e-3. Three seeds, which set
+  the start of ``A`` and the order of the samples. All arms see the same samples.
+- Every adapter is measured at nine scales on 16 test samples of the task and on three packaged sets of text, four
+  texts each (prose, code, chat). Other text is the mean change of the loss of the three sets.
+- The question is decided by one number: at the change of other text of LoRA at a lower rate, the task loss of LoRA at
+  4e-3 scaled down to the same change, by linear interpolation between measured scales, minus that of the lower rate.
+  Student's t interval over the three seeds. Below 0, the slider is better than the lower rate.
+- Whatever comes out is reported. Runs are kept in ``benchmarks/results/frontier.jsonl``; those there are not run again.
+
+Run it from the root of the project::
+
+    python -m benchmarks.quality.frontier                            # about fifteen minutes of one core
+    python -m benchmarks.quality.frontier --table --picture docs/frontier.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+import tlora
+from tlora.numerics.statistics import mean_interval
+from viz import style
+
+STORE = Path("benchmarks/results/frontier.jsonl")
+MODEL, DATA = "smollm2-135m", "notebooks/data/smart_home"
+ARMS: dict[str, tuple[str, float]] = {
+    "LoRA, 4e-3": ("lora", 4e-3),
+    "LoRA, 1e-3": ("lora", 1e-3),
+    "tlora, 4e-3": ("tlora", 4e-3),
+}
+"""Recipe and learning rate of each arm."""
+SLIDER, LOWER = "LoRA, 4e-3", ("LoRA, 1e-3",)
+SEEDS = (0, 1, 2)
+TEXTS, TEXTS_OF_A_SET, TASK_SAMPLES = ("prose", "code", "chat"), 4, 16
+
+
+def main() -> None:
+    """Run what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--picture", type=Path, help="file for the picture")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.table:
+        done = {(row["arm"], row["seed"]) for row in records()}
+        for seed in SEEDS:
+            for arm in ARMS:
+                if (arm, seed) not in done:
+                    row = json.dumps(run(arm, seed))
+                    with STORE.open("a") as file:
+                        file.write(f"{row}\n")
+                    print(row, flush=True)
+    rows = records()
+    print(frontier(rows).to_markdown(index=False))
+    print(comparison(rows).to_markdown(index=False))
+    if options.picture:
+        picture(rows, options.picture)
+
+
+_CALIBRATIONS: list[tlora.Calibration] = []
+
+
+def calibrate(model: Any, task: tlora.Task) -> tlora.Calibration:
+    """Calibrate once for all runs: neither the base nor the samples depend on the seed."""
+    if not _CALIBRATIONS:
+        _CALIBRATIONS.append(tlora.calibrate(model, task.calibration(16), fisher=True, progress=False))
+    return _CALIBRATIONS[0]
+
+
+def run(arm: str, seed: int) -> dict[str, Any]:
+    """Train an adapter, and measure it at nine scales."""
+    name, rate = ARMS[arm]
+    recipe = tlora.Recipe.named(name)
+    model, tokenizer = tlora.load_model(MODEL)
+    task = tlora.load_task(DATA, tokenizer)
+    calibration = calibrate(model, task)
+    allocation = tlora.allocate(calibration.sensitivity, rank=8, **dict(recipe.allocate or {}))
+    subspaces = None
+    if recipe.task_subspaces is not None:
+        kinds = dict(recipe.task_subspaces)
+        subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False, **kinds)
+    adapted = tlora.attach(model, subspaces, allocation, seed=seed, **dict(recipe.attach or {}))
+    options: dict[str, Any] = {"learning_rate": rate, "batch_size": 4, "max_steps": 20, "seed": seed}
+    tlora.train(adapted, task, evaluation_limit=0, progress=False, **options)
+    texts = {
+        key: replace(each, test=each.test.select(range(TEXTS_OF_A_SET)))
+        for key, each in tlora.load_texts(tokenizer, *TEXTS).items()
+    }
+    found = tlora.rescale(adapted, task, texts, split="test", samples=TASK_SAMPLES, progress=False)
+    points = [
+        {"scale": part["scale"].iloc[0], "loss": dict(zip(part["set"], part["loss"], strict=True)),
+         "change": dict(zip(part["set"], part["change"], strict=True))}
+        for _, part in found.to_frame().groupby("point", sort=False)
+    ]  # fmt: skip
+    return {"arm": arm, "seed": seed, "points": points}
+
+
+def records() -> list[dict[str, Any]]:
+    """What was run."""
+    return [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+
+
+def curve(rows: list[dict[str, Any]], arm: str, seed: int) -> pd.DataFrame:
+    """Scale, task loss and change of other text of an adapter."""
+    (row,) = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
+    return pd.DataFrame(
+        {
+            "scale": point["scale"],
+            "task": point["loss"]["task"],
+            "other": np.mean([point["change"][name] for name in TEXTS]),
+        }
+        for point in row["points"]
+    )
+
+
+def frontier(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Task loss and change of each set of texts, as trained and at a few scales: means and intervals over seeds."""
+    table = []
+    for arm in ARMS:
+        for scale in (1.0, 0.75, 0.5, 0.25) if arm in (SLIDER, "tlora, 4e-3") else (1.0,):
+            points = [point for row in rows if row["arm"] == arm for point in row["points"] if point["scale"] == scale]
+            values: dict[str, Any] = {"arm": arm, "scale": scale}
+            values["task loss"] = with_interval([point["loss"]["task"] for point in points], "")
+            for name in TEXTS:
+                values[name] = with_interval([point["change"][name] for point in points])
+            table.append(values)
+    return pd.DataFrame(table)
+
+
+def comparison(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The slider minus each lower rate, in task loss, at the same change of other text."""
+    table = []
+    for arm in LOWER:
+        found = []
+        for seed in SEEDS:
+            slider, whole = curve(rows, SLIDER, seed), curve(rows, arm, seed).query("scale == 1").iloc[0]
+            task, scale = at_change(slider, whole["other"])
+            found.append((whole["other"], whole["task"], task, scale, task - whole["task"]))
+        other, own, task, scale, difference = zip(*found, strict=True)
+        table.append(
+            {
+                "lower rate": arm,
+                "change of other text": with_interval(other),
+                "its task loss": with_interval(own, ""),
+                "slider at that change": with_interval(task, ""),
+                "scale": ", ".join(f"{value:.2f}" for value in scale),
+                "difference": with_interval(difference),
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def at_change(slider: pd.DataFrame, change: float) -> tuple[float, float]:
+    """Task loss and scale of the largest scale at which other text changes by no more, between measured scales."""
+    inside = slider["other"] <= change
+    if inside.all():
+        return float(slider["task"].iloc[-1]), 1.0
+    k = int(np.flatnonzero(inside.to_numpy())[-1]) if inside.any() else 0
+    here, there = slider.iloc[k], slider.iloc[k + 1]
+    part = max(0.0, (change - here["other"]) / (there["other"] - here["other"]))
+    return tuple(float(here[name] + part * (there[name] - here[name])) for name in ("task", "scale"))  # type: ignore[return-value]
+
+
+def with_interval(values: Any, sign: str = "+") -> str:
+    """Mean of a few seeds with its 95 % interval."""
+    array = np.array(values, dtype=float)
+    low, high = (float(end[0]) for end in mean_interval(array[:, None], 0.95))
+    ends = "" if math.isnan(low) else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"{array.mean():{sign}.3f}{ends}"
+
+
+def picture(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw the task loss by the change of other text: a line for each arm that is scaled, a point for the others."""
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for (arm, color), marker in zip(zip(ARMS, style.colors(len(ARMS)), strict=True), "osD^", strict=True):
+        for seed in SEEDS:
+            points = curve(rows, arm, seed)
+            label = arm if seed == SEEDS[0] else None
+            if arm in LOWER:
+                points = points.iloc[-1:]
+            ax.plot(points["other"], points["task"], f"-{marker}", color=color, markersize=4, linewidth=1, label=label)
+    ax.set(yscale="log", xlabel="change of the loss of other text, nats per token", ylabel="task loss, nats per token")
+    ax.legend()
+    style.headline(ax, "Scaled down afterwards, or trained at a lower rate", f"{MODEL}, smart_home, three seeds each")
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
