@@ -19,6 +19,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution, ExplainedAnswer
 from tlora.explanation.interference import Interference
+from tlora.explanation.rescaling import RescaledPoint, Rescaling
+from tlora.explanation.side_effects_result import MeasuredText, SideEffects
 from tlora.models.targets import Target
 from tlora.results import Meta
 from tlora.subspaces.alignment import Alignment
@@ -189,6 +191,35 @@ def interference(model: str = "2 layers") -> Interference:
     )
 
 
+def effects() -> SideEffects:
+    """Three texts of two sets."""
+    samples = []
+    for number, (name, shift) in enumerate((("prose", 0.0), ("prose", 0.3), ("code", 0.1))):
+        tokens = ["The", " ferry", " left", ".\n", "It", " rained", "."]
+        base = -torch.arange(1.0, 7.0, dtype=torch.float64)
+        rise = torch.tensor([-3.0, 0.2, 0.0, -0.5, 1.0, 0.1], dtype=torch.float64) + shift
+        samples.append(MeasuredText(name, number, tokens, [1, 2, 3, 4, 5, 6], base, base + rise))
+    return SideEffects(samples, None, replace(META, recipe={"sets": ["prose", "code"]}))
+
+
+def rescaling() -> Rescaling:
+    """Nine scales and two parts left out."""
+    modules = targets("2 layers")
+    counts = {"task": torch.tensor([4, 5]), "code": torch.tensor([10, 12])}
+
+    def point(label: str, kind: str, factors: dict[str, float]) -> RescaledPoint:
+        t = sum(factors.values()) / len(factors)
+        losses = {"task": counts["task"] * (5.5 - 5.4 * t), "code": counts["code"] * (1.2 + 0.4 * t**2)}
+        return RescaledPoint(label, kind, factors, {name: each.double() for name, each in losses.items()})
+
+    points = [point(f"scale {n / 8:.3g}", "scale", dict.fromkeys(modules, n / 8)) for n in range(9)]
+    ones = dict.fromkeys(modules, 1.0)
+    points += [point(f"without {name}", "part", ones | {name: 0.0}) for name in list(modules)[:2]]
+    points.append(point("without 2 of 14 modules", "left out", ones | dict.fromkeys(list(modules)[:2], 0.0)))
+    base = points[0].losses
+    return Rescaling(modules, dict.fromkeys(modules, 4), ones, counts, base, points, 0.1, {}, {}, {}, META)
+
+
 PLOTS = {
     viz.plot_spectrum: spectrum,
     viz.plot_sensitivity: sensitivity,
@@ -197,6 +228,8 @@ PLOTS = {
     viz.plot_training: training_run,
     viz.plot_attribution: attribution,
     viz.plot_interference: interference,
+    viz.plot_side_effects: effects,
+    viz.plot_rescaling: rescaling,
 }
 """Every picture, and what makes a result for it."""
 

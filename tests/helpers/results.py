@@ -47,6 +47,10 @@ from tlora.explanation.interference import Interference
 from tlora.explanation.measure_interference import interference as interfere
 from tlora.explanation.observe_directions import direction_activations
 from tlora.explanation.project_outputs import direction_outputs
+from tlora.explanation.rescale import rescale
+from tlora.explanation.rescaling import Rescaling
+from tlora.explanation.side_effects import side_effects
+from tlora.explanation.side_effects_result import SideEffects
 from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import inspect
@@ -55,6 +59,7 @@ from tlora.subspaces.alignment import align
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
+from tlora.tasks.load_texts import load_texts
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 
@@ -196,6 +201,20 @@ def attribution() -> Attribution:
     return attribute(foreign(copy.deepcopy(base())), task(), limit=2, points=4, switch_off=[1], progress=False)
 
 
+@cache
+def effects() -> SideEffects:
+    """On two sets, with two tokens taken apart."""
+    texts = load_texts(tiny_tokenizer(), notes=["w4 w5 w6 w7", "w8 w9 w4"], more=["w11 w12 w13"])
+    return side_effects(foreign(copy.deepcopy(base())), texts, explain=2, progress=False)
+
+
+@cache
+def rescaling() -> Rescaling:
+    """On two sets, with layers left out, under a limit."""
+    texts = load_texts(tiny_tokenizer(), notes=["w4 w5 w6 w7", "w8 w9 w4"], more=["w11 w12 w13"])
+    return rescale(foreign(copy.deepcopy(base())), task(), texts, limit=0.05, parts="layers", progress=False)
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
@@ -211,7 +230,9 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Interference": interference,
     "Race": race,
     "RankingStability": stability_of_ranking,
+    "Rescaling": rescaling,
     "ResourceEstimate": resources,
+    "SideEffects": effects,
     "Sensitivity": lambda: calibration().sensitivity,
     "Spectrum": spectrum,
     "Subspaces": subspaces,

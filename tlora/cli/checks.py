@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from tlora.utils.defaults import TEXTS
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
@@ -40,6 +41,14 @@ def check_task(task: str | None) -> str | None:
     if task and ("/" in task or Path(task).suffix) and not Path(task).exists():
         raise FileNotFoundError(f"{task} does not exist: --task takes a file, a folder or the name of a task")
     return task
+
+
+def check_texts(texts: list[str]) -> list[str]:
+    """Refuse paths that do not exist; other names are packaged sets or tasks."""
+    for text in texts:
+        if ("/" in text or Path(text).suffix) and not Path(text).exists():
+            raise FileNotFoundError(f"{text} does not exist: --text takes {', '.join(TEXTS)}, a file, or a task")
+    return texts
 
 
 def check_adapter(adapter: str) -> str:

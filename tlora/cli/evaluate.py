@@ -48,15 +48,11 @@ def evaluate(
     record of the run, if it was made on the command line. Of another file a tenth are test samples, as in training; of
     a folder with a test file alone, all.
     """
-    from tlora.adapters.files import RUN
     from tlora.adapters.hub import adapter_folder
 
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
-    record = tlora.TrainingRun.load(folder) if (folder / RUN).exists() else None
-    recorded = record.meta.recipe.get("data", {}) if record else {}
-    is_trained_on = bool(recorded) and _is_same_task(recorded["task"], task)
-    data = Data(**recorded | {"task": task}) if is_trained_on else Data(task=task)
+    record, data, is_trained_on = recorded_data(folder, task)
     with explain_base(folder, model):
         bare, loaded = load_base(name, data, placement, report, **where)
     if record:
@@ -75,6 +71,16 @@ def evaluate(
     typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
     following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}
     typer.echo(facts({"next": next_command(ctx, "export", following)}))
+
+
+def recorded_data(folder: Path, task: str) -> tuple[tlora.TrainingRun | None, Data, bool]:
+    """Return the run of an adapter, how its task was split if it is this one, and whether it is."""
+    from tlora.adapters.files import RUN
+
+    record = tlora.TrainingRun.load(folder) if (folder / RUN).exists() else None
+    recorded = record.meta.recipe.get("data", {}) if record else {}
+    is_trained_on = bool(recorded) and _is_same_task(recorded["task"], task)
+    return record, Data(**recorded | {"task": task}) if is_trained_on else Data(task=task), is_trained_on
 
 
 def _is_same_task(recorded: str, task: str) -> bool:

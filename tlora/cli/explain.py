@@ -1,4 +1,4 @@
-"""`tlora explain`: which modules of an adapter made an answer more likely."""
+"""`tlora explain`: which modules of an adapter made an answer more likely, and what it changed on other text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tlora
 from tlora.cli.checks import PICTURE_FORMATS, check_picture
 from tlora.cli.command_line import flatten_options
 from tlora.cli.loading import load_adapted
-from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, option
+from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
 from tlora.cli.output import Report, draw_into, facts, load_viz, table
 
 EXPLAIN_EXAMPLES = """Examples:
@@ -19,6 +19,8 @@ EXPLAIN_EXAMPLES = """Examples:
 `tlora explain demo --prompt "Set the blind in the kitchen to 90 percent."`
 
 `tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
+
+`tlora explain demo --text prose --text code --text notes.txt --output worst.png`
 """
 
 
@@ -26,10 +28,11 @@ EXPLAIN_EXAMPLES = """Examples:
 def explain(
     adapter: AdapterName,
     placement: Placement,
-    prompt: Annotated[str, option("Data", "The request, or the text to classify.")],
+    prompt: Annotated[str | None, option("Data", "The request, or the text to classify.")] = None,
     answer: Annotated[
         str | None, option("Data", "The answer to explain, or the class. Default: the adapter's own.")
     ] = None,
+    text: Texts = (),  # type: ignore[assignment]
     model: BaseModel = None,
     output: Annotated[
         Path | None,
@@ -37,16 +40,31 @@ def explain(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Which module did it? One answer of an adapter, anybody's, taken apart.
+    """Which module did it, and what else did it change? Give --prompt or --text; for any LoRA adapter.
 
-    What base and adapter answer; what each token of the answer gained, in nats; what the ten largest modules
-    contributed to that, and what leaving each of them out costs. The contributions of all modules add up to the gain.
+    With --prompt, one answer is taken apart: what base and adapter answer; what each token of the answer gained, in
+    nats; what the ten largest modules contributed to that, and what leaving each of them out costs. The contributions
+    of all modules add up to the gain.
+
+    With --text, the adapter is measured on text that it was not meant for: the change of the loss of each set, and the
+    tokens that lost and gained most, with the modules that did it.
     """
     from tlora.adapters.hub import adapter_folder
 
+    if (prompt is None) == (not text):
+        raise ValueError("give --prompt for one answer, or --text for other text")
     report = Report(quiet)
     with report.step(f"loading {adapter}"):
         adapted, tokenizer = load_adapted(adapter_folder(adapter), model, placement)
+    if prompt is None:
+        _explain_texts(adapted, tokenizer, text, output, report)
+    else:
+        _explain_answer(adapted, tokenizer, prompt, answer, output, report)
+
+
+def _explain_answer(
+    adapted: Any, tokenizer: Any, prompt: str, answer: str | None, output: Path | None, report: Report
+) -> None:
     with report.step("explaining the answer"):
         result = tlora.attribute(adapted, prompt, answer, tokenizer=tokenizer, progress=report.progress)
     (sample,) = result.samples
@@ -58,11 +76,37 @@ def explain(
         rows.append([_line(str(row.token)), *numbers, _line(str(row.base_choice))])
     typer.echo(f"{table(rows)}\n")
     typer.echo(f"{table([_HEADER, *map(_module_row, result.largest().itertuples())])}\n")
+    _draw(output, "plot_attribution", result)
+    typer.echo(result.sentence)
+
+
+def _explain_texts(adapted: Any, tokenizer: Any, text: list[str], output: Path | None, report: Report) -> None:
+    with report.step("measuring other text"):
+        effects = tlora.side_effects(adapted, tlora.load_texts(tokenizer, *text), progress=report.progress)
+    rows = [["set", "texts", "tokens", "loss of base", "of adapter", "change", "95 % interval"]]
+    for row in effects.sets().itertuples():
+        losses = [f"{row.base_loss:.3f}", f"{row.adapter_loss:.3f}", f"{row.loss_change:+.3f}"]
+        ends = f"{row.low:+.3f} to {row.high:+.3f}" if row.samples > 1 else "-"
+        rows.append([row.set, str(row.samples), str(row.tokens), *losses, ends])
+    typer.echo(f"{table(rows)}\n")
+    for title, tokens in (("lost most", effects.lost(5)), ("gained most", effects.rose(5))):
+        rows = [[title, "change", "base", "adapter", "set", "after"]]
+        for row in tokens.itertuples():
+            numbers = [f"{row.rise:+.2f}", f"{row.base:.2f}", f"{row.adapter:.2f}"]
+            rows.append([_line(row.token), *numbers, row.set, _line(row.before[-24:])])
+        typer.echo(f"{table(rows)}\n")
+    if effects.attribution is not None:
+        modules = map(_module_row, effects.attribution.largest(5).itertuples())
+        typer.echo(f"{table([_HEADER, *modules])}\n")
+    _draw(output, "plot_side_effects", effects)
+    typer.echo(f"{effects.headline}.")
+
+
+def _draw(output: Path | None, plot: str, result: Any) -> None:
     if output:
         viz = load_viz()
-        draw_into(output, viz, viz.plot_attribution(result))
+        draw_into(output, viz, getattr(viz, plot)(result))
         typer.echo(f"{facts({'saved': str(output)})}\n")
-    typer.echo(result.sentence)
 
 
 _HEADER = ["module", "rank", "contributed", "cost", "log-odds", "cost"]

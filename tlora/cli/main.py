@@ -23,6 +23,7 @@ from tlora.cli.pipeline import (
     train,
 )
 from tlora.cli.race import RACING, race
+from tlora.cli.rescale import RESCALE_EXAMPLES, rescale
 from tlora.cli.serving import (
     COMBINE_EXAMPLES,
     COMPRESS_EXAMPLES,
@@ -85,5 +86,6 @@ for command, examples in (
     (report, REPORT_EXAMPLES),
     (race, RACING),
     (explain, EXPLAIN_EXAMPLES),
+    (rescale, RESCALE_EXAMPLES),
 ):
     app.command(epilog=examples)(command)

@@ -17,6 +17,7 @@ from tlora.cli.checks import (
     check_other_adapter,
     check_positive,
     check_task,
+    check_texts,
 )
 from tlora.utils.defaults import (
     BATCH_SIZE,
@@ -34,6 +35,7 @@ from tlora.utils.defaults import (
     SAMPLES,
     SCALING,
     SKETCH_SIZE,
+    TEXTS,
     TOKENS,
     Budget,
     CovarianceForm,
@@ -116,6 +118,15 @@ TaskName = Annotated[
         "text and label.",
         *("--task", "-t", "--data"),
         callback=check_task,
+    ),
+]
+Texts = Annotated[
+    list[str],
+    _data(
+        f"Text that the adapter was not meant for: {', '.join(TEXTS)}; a .txt file, each paragraph a text; or a task. "
+        "May be repeated.",
+        "--text",
+        callback=check_texts,
     ),
 ]
 Output = Annotated[Path, _output("Folder or file to write.", "--output", "-o")]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
+import torch
 from peft import PeftModel
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,9 +23,9 @@ from tlora.models.weights import base_fingerprints
 from tlora.results import Meta
 from tlora.tasks.evaluation import summed_losses
 from tlora.tasks.task import Task
+from tlora.utils.defaults import Parts
 from tlora.utils.validation import require_choice, require_positive_int
 
-Parts = Literal["layers", "projections", "modules"]
 SCALES = 9
 """Scales of the whole adapter, and most points at which several parts are left out."""
 
@@ -110,7 +111,8 @@ def rescale(
         return losses
 
     def add(label: str, kind: str, factors: dict[str, float]) -> RescaledPoint:
-        points.append(RescaledPoint(label, kind, factors, measure(gated.scaled(factors))))
+        changes = {name: t * torch.eye(gated.ranks[name]) for name, t in factors.items() if t != 1}
+        points.append(RescaledPoint(label, kind, factors, measure(gated.changed(changes))))
         return points[-1]
 
     targets = adapter_targets(gated)

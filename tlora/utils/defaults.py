@@ -16,6 +16,7 @@ TEXTS = ("prose", "code", "chat", "template")
 """Packaged sets of texts that adapters are not trained on."""
 
 CombineMethod = Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+Parts = Literal["layers", "projections", "modules"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]

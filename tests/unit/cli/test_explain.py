@@ -6,6 +6,7 @@ import pytest
 from matplotlib import image
 
 import tlora
+from tests.helpers.adapted import step
 from tests.helpers.commands import done, invoke
 from tests.helpers.foreign import foreign
 from tests.helpers.models import tiny_model, tiny_tokenizer
@@ -31,9 +32,37 @@ def test_somebody_elses_adapter_is_explained_in_one_call():
     assert result.stderr == ""
 
 
+def test_other_text_and_an_adapter_that_leaves_more_of_it():
+    base, tokenizer = tlora.load_model("llama")
+    model, task = foreign(base), tlora.load_task("pairs.jsonl", tokenizer)
+    for _ in range(8):
+        step(model, task.collate(list(task.train)), 0.5)
+    model.save_pretrained("theirs", save_embedding_layers=False)
+    Path("notes.txt").write_text("w4 w5 w6 w7\n\nw8 w9 w4\n")
+    result = done("explain theirs --text notes.txt --text code --output worst.png --quiet")
+    texts = tlora.load_texts(tokenizer, "notes.txt", "code")
+    effects = tlora.side_effects(model, texts, progress=False)
+    assert result.stdout.rstrip().endswith(f"{effects.headline}.")
+    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    for row in effects.sets().itertuples():
+        assert float(lines[row.set][5]) == pytest.approx(row.loss_change, abs=0.0006)
+    assert image.imread("worst.png").shape[2] == 4
+
+    result = done("rescale theirs milder --task pairs.jsonl --text notes.txt --limit 9 --picture scales.png --quiet")
+    rescaling = tlora.rescale(model, task, {"notes": texts["notes"]}, limit=9, progress=False)
+    assert f"best     {rescaling.best.label}" in result.stdout
+    milder = tlora.load("milder", tlora.load_model("llama")[0])
+    assert task.evaluate(milder, "validation")["loss"] == pytest.approx(
+        rescaling.loss(rescaling.best, "task"), rel=1e-5
+    )
+    assert image.imread("scales.png").shape[2] == 4
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
+        ("explain llama", "adapter"),
+        ("rescale nowhere milder --task pairs.jsonl --text code", "nowhere"),
         ("explain nowhere --prompt w4", "nowhere"),
         ("explain llama --prompt w4", "adapter"),
         ("explain llama --prompt w4 --output page.html", ".png"),

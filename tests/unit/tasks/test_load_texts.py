@@ -56,11 +56,10 @@ def test_a_token_of_the_beginning_is_read_and_not_measured():
 
 def test_own_files_and_texts(tmp_path):
     (tmp_path / "notes.txt").write_text("w4 w5\nw6 w7\n\n\nw8 w9\n")
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "w4", "completion": "w5"}\n' * 30)
-    with pytest.warns(UserWarning, match="stay together"):
-        texts = tlora.load_texts(
-            tiny_tokenizer(), tmp_path / "notes.txt", tmp_path / "pairs.jsonl", own=["w4 w5", "w6"]
-        )
+    rows = [f'{{"prompt": "w4 w{n}", "completion": "w5"}}\n' for n in range(4, 34)]
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    files = (tmp_path / "notes.txt", tmp_path / "pairs.jsonl")
+    texts = tlora.load_texts(tiny_tokenizer(), *files, own=["w4 w5", "w6"])
     assert list(texts) == ["notes", "pairs", "own"]
     assert [measured(texts["notes"], n) for n in (0, 1)] == ["w5 w6 w7", "w9"]
     assert len(texts["own"].test) == 1  # one token predicts nothing

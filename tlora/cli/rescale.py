@@ -1,0 +1,82 @@
+"""`tlora rescale`: as much of an adapter as other text allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tlora
+from tlora.cli.checks import PICTURE_FORMATS, check_picture
+from tlora.cli.command_line import flatten_options, next_command
+from tlora.cli.evaluate import recorded_data
+from tlora.cli.loading import base_name, explain_base, load_base
+from tlora.cli.options import AdapterName, BaseModel, Overwrite, Placement, Quiet, TaskName, Texts, option
+from tlora.cli.output import Report, draw_into, facts, load_viz, table
+from tlora.utils.defaults import Parts
+from tlora.utils.file_names import ADAPTER_WEIGHTS
+from tlora.utils.files import check_place
+
+RESCALE_EXAMPLES = """Examples:
+
+`tlora rescale demo milder --task notebooks/data/smart_home --text code --limit 0.05`
+
+`tlora rescale demo milder --task pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers`
+"""
+
+
+@flatten_options
+def rescale(
+    ctx: typer.Context,
+    adapter: AdapterName,
+    output: Annotated[Path, typer.Argument(help="Folder to write the adapter to.")],
+    task: TaskName,
+    text: Texts,
+    placement: Placement,
+    limit: Annotated[
+        float, option("Budget", "Most nats per token that the loss of each set of texts may rise.", min=0)
+    ] = 0.05,
+    parts: Annotated[
+        Parts | None, option("Budget", "Also leave out layers, projections or modules, by their exact cost.")
+    ] = None,
+    samples: Annotated[int, option("Data", "Most samples of the task and of each set.", min=1)] = 64,
+    model: BaseModel = None,
+    picture: Annotated[
+        Path | None, option("Output", f"Picture to draw: {', '.join(PICTURE_FORMATS)}.", callback=check_picture)
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """As much of an adapter as other text allows: measured at nine scales, written as an ordinary adapter.
+
+    Prints the loss on validation samples of the task and what other text loses at each scale, and writes the point with
+    the lowest loss within the limit.
+    """
+    check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=[adapter])
+    from tlora.adapters.files import RESCALE, refuse_other_writer
+    from tlora.adapters.hub import adapter_folder
+    from tlora.explanation.rescaling import TASK
+
+    refuse_other_writer(output, RESCALE)
+    report, folder = Report(quiet), adapter_folder(adapter)
+    name, where = base_name(folder, model)
+    with explain_base(folder, model):
+        bare, loaded = load_base(name, recorded_data(folder, task)[1], placement, report, **where)
+    texts = tlora.load_texts(loaded.tokenizer, *text)
+    with report.step("measuring"):
+        adapted = tlora.load(folder, bare)
+        rescaling = tlora.rescale(
+            adapted, loaded, texts, limit=limit, parts=parts, samples=samples, progress=report.progress
+        )
+    rows = [["", "task loss", "other text"]]
+    for point in rescaling.points:
+        rows.append([point.label, f"{rescaling.loss(point, TASK):.4f}", f"{rescaling.lost(point):+.4f}"])
+    typer.echo(f"{table(rows)}\n")
+    rescaling.save_adapter(output)
+    if picture:
+        viz = load_viz()
+        draw_into(picture, viz, viz.plot_rescaling(rescaling))
+    best = rescaling.best
+    saved = {"best": best.label, "saved": str(output), "picture": str(picture or "")}
+    typer.echo(facts(saved | {"next": next_command(ctx, "evaluate", {"adapter": output, "task": task})}))
