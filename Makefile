@@ -14,7 +14,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # In the order of the folders: the few long files of notebooks and tests/integration come first, not last and alone.
 # Three processes on two cores: one that waits for a browser or a kernel leaves its core to the others.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
-NBVAL = $(BIN)/python -m pytest --nbval-lax $(SIDE_BY_SIDE)
+NBVAL = TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax $(SIDE_BY_SIDE)
 SERVING := .venv-serving
 TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
@@ -102,6 +102,7 @@ format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff format .
 
 lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter trust notebooks/*.ipynb  # else their widgets do not come back when the page is loaded again
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output

@@ -19,6 +19,7 @@ from typer.cli import get_docs_for_click
 import tlora
 import viz
 from tlora.cli.main import app
+from viz.glossary import GLOSSARY, SAME
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -78,6 +79,13 @@ def commands() -> str:
     group = typer.main.get_command(app)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="tlora")
     return re.sub(r"^## ", "### ", text[text.index("## `tlora run`") :], flags=re.M)
+
+
+def glossary() -> str:
+    """Every word of the widgets with its sentence; other labels of the same word above it."""
+    entries = {word: [word, *(label for label, same in SAME.items() if same == word)] for word in GLOSSARY}
+    lines = ["\n".join(entries[word]) + f"\n  {sentence}\n" for word, sentence in sorted(GLOSSARY.items())]
+    return "\n".join(["```{glossary}", *lines, "```", ""])
 
 
 def copy_notebooks() -> None:
@@ -147,10 +155,12 @@ def drawn(code: str, names: dict[str, Any], file: Path) -> Path | None:
 
 
 def source_read(sphinx: object, page: str, source: list[str]) -> None:
-    """Pages link to the notebooks where they are in the repository; two are finished here."""
+    """Pages link to the notebooks where they are in the repository; three are finished here."""
     source[0] = source[0].replace("../notebooks/", "notebooks/")
     if page == "cli":
         source[0] += commands()
+    if page == "glossary":
+        source[0] += glossary()
     if page == "gallery/index":
         source[0] = with_pictures(source[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -250,7 +251,8 @@ def percent(share: float) -> str:
     if share != share:
         return DASH
     value = 100 * share
-    return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"
+    half_up = math.floor(value + 0.5)  # as the browser rounds, so that picture and panel agree
+    return f"{half_up} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Train both in a real JupyterLab: watched, stopped, with the allocation changed meanwhile, and the winner saved."""
+"""Train both in a real JupyterLab: at the first click, watched, stopped, changed meanwhile, and the winner saved."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ calibration = tlora.calibrate(model, requests.calibration(8), progress=False)
 subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
 training = {"steps": 300, "seeds": [0], "learning_rate": 3e-3, "batch_size": 4}
 workbench = viz.Workbench(calibration, subspaces, model=model, task=requests, training=training, rank=2)
+adapted = tlora.attach(model, subspaces, workbench.allocation)
 workbench.display()
 """
 WORK = "import time\nwhile workbench.race is None: time.sleep(0.05)"
 PRINT = "print(workbench.race.runs['kept'][0].steps, workbench.race.runs['new'][0].steps)"
-STEP = """name => Number(document.querySelector(`.tlora .arm.${name}`).textContent.match(/step (\\d+)/)?.[1] ?? 0)"""
+STEP = (
+    """name => Number(document.querySelector(`.tlora .arm[data-arm="${name}"]`)?.textContent"""
+    """.match(/step (\\d+)/)?.[1] ?? 0)"""
+)
 
 
 @pytest.fixture
@@ -36,8 +40,15 @@ def bench(server: str, chromium: str) -> Iterator[Bench]:
 
 def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path) -> None:
     page, root = bench.page, bench.root
-    bench.press("Train both")
-    root.get_by_text("Nothing differs from what was kept").wait_for()
+    steps = root.get_by_role("spinbutton", name="steps")
+    steps.fill("4")
+    bench.press("Train both")  # the first click, with an adapter on the model
+    root.get_by_text("4 steps each at learning rate 0.003, about 10 seconds").wait_for(timeout=60_000)
+    root.get_by_role("button", name="Save winner").wait_for(timeout=60_000)
+    assert "uniform" in root.locator(".train .status").inner_text()
+    assert root.locator(".answers tbody tr").count() == 6
+    assert root.locator(".answers th[scope=col]").all_inner_texts()[-2:] == ["uniform", "kept"]
+    steps.fill("300")
     bench.press("uniform")
     page.wait_for_function("[...document.querySelectorAll('.tlora .cell')].every(c => c.ariaLabel.includes('rank 2'))")
     bench.press("Train both")

@@ -33,6 +33,7 @@ from tlora.models.weights import (
     FINGERPRINTS_BEFORE_MERGING,
     base_fingerprints,
     check_same_model,
+    copy_sharing_weights,
     fingerprints_before_merging,
     get_base_model,
 )
@@ -240,6 +241,13 @@ def detach(model: nn.Module) -> None:
         if trace := trace_in_base(config.to_dict()):
             raise ValueError(f"the adapter {adapter!r} has {trace}, which would remain: load the base model again")
     _take_off(base)
+
+
+def copy_base(model: nn.Module) -> Any:
+    """A copy of the base that shares its weights and has no adapter; the model keeps its own."""
+    base = copy_sharing_weights(get_base_model(model))
+    detach(base)
+    return base
 
 
 def _take_off(base: Any) -> None:

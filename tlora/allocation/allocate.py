@@ -160,7 +160,8 @@ def allocate(
     scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
     check_scores(scores)
     meta = replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe})
-    energies = _direction_energies(options.by, subspaces, {name: sensitivity.shapes[name] for name in scores})
+    shapes = sensitivity.shapes
+    energies = _direction_energies(options.by, subspaces, {name: shapes[name] for name in scores})
     return Allocation.from_scores(sensitivity.targets, scores, options, {}, meta, energies)
 
 

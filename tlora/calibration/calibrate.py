@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tlora.calibration.accumulators import Statistics
 from tlora.calibration.batches import Batch
@@ -30,6 +29,7 @@ from tlora.results import Meta
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
+from tlora.utils.progress import progress_bar
 from tlora.utils.validation import list_names, require_positive_int
 
 
@@ -182,7 +182,7 @@ def calibrate(
         statistics.resume(earlier)
 
     def with_progress(items: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(items, desc="calibrating", unit="batch", disable=not (progress and processes.rank == 0))
+        return progress_bar(items, desc="calibrating", unit="batch", show=progress and processes.rank == 0)
 
     remaining = RemainingSamples(processes, statistics.fingerprints)
     if saves is not None and statistics.samples:

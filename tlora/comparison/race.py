@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import trainable_parameters
@@ -29,6 +28,7 @@ from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.progress import progress_bar
 from tlora.utils.validation import check_mapping, require_confidence, require_positive, require_positive_int
 
 Losses = NDArray[np.float64]
@@ -39,7 +39,7 @@ LEARNING_RATES = (5e-4, 2e-3, 8e-3)
 """Learning rates to try for an arm without one: in the study, the best rates of all methods but one lay between."""
 SEARCH_SHARE = 0.25
 """Share of the steps for which each of them is tried."""
-FEWEST_STEPS, TIMED_STEPS, PLANNED_SHARE = 8, 4, 0.9
+FEWEST_STEPS, TIMED_STEPS, PLANNED_SHARE = 8, 2, 0.9
 """Fewest steps worth a race; steps that are timed before planning; share of the remaining time to plan for."""
 EVALUATION_BATCH = 16
 
@@ -49,7 +49,7 @@ def race(
     task: Task,
     arms: Mapping[str, Arm],
     *,
-    steps: int | None = None,
+    steps: int | Callable[[float, float], int] | None = None,
     seconds: float | None = None,
     seeds: int | Iterable[int] = 3,
     learning_rate: float | Mapping[str, float] | None = None,
@@ -80,10 +80,11 @@ def race(
         At least two, by name: an `Allocation`; a `Recipe` or its name, e.g. ``"tlora"`` or ``"lora"``;
         or any `peft.LoraConfig`, e.g. ``LoraConfig(use_dora=True)``. Without ``target_modules`` it adapts the modules
         that the other arms adapt.
-    steps : int, optional
-        Optimizer steps of each training. Pass this or ``seconds``.
+    steps : int or callable, optional
+        Optimizer steps of each training; or a function that chooses them after two steps of each arm were timed, from
+        the seconds that one step of all trainings takes and the seconds of everything else. Pass this or ``seconds``.
     seconds : float, optional
-        Time for everything, the search for learning rates included: a few steps of each arm are timed, and as many
+        Time for everything, the search for learning rates included: two steps of each arm are timed, and as many
         steps are planned as fit.
     seeds : int or iterable of int
         Number of trainings of each arm, with the seeds 0, 1, ..., or the seeds. The seed decides the order of the
@@ -166,7 +167,7 @@ def race(
     for argument, values in {"learning_rate": rates, "callbacks": callbacks or {}}.items():
         if unknown := sorted(values.keys() - arms.keys()):
             raise ValueError(f"{argument}= names {unknown[0]!r}, which is not an arm: there are {', '.join(arms)}")
-    if steps is not None:
+    if steps is not None and not callable(steps):
         require_positive_int(steps, "steps")
     run = RaceRun(
         model=model,
@@ -176,7 +177,7 @@ def race(
         margin=require_positive(margin, "margin"),
         confidence=require_confidence(confidence),
         evaluation_limit=require_positive_int(evaluation_limit, "evaluation_limit", 2),
-        split=_held_out_split(task),
+        split=held_out_split(task),
         rates={name: require_positive(rate, "learning_rate") for name, rate in rates.items() if rate is not None},
         trainees=make_trainees(Preparation(model, task, arms, rank, progress), arms, subspaces, recipe),
         callbacks=callbacks or {},
@@ -187,7 +188,8 @@ def race(
     return run.run(steps, seconds)
 
 
-def _held_out_split(task: Task) -> str:
+def held_out_split(task: Task) -> str:
+    """The split that a race evaluates on; an error if it has fewer than two samples."""
     if not hasattr(task, "test"):
         raise TypeError(f"race takes a task from tlora.load_task(), got a {type(task).__name__}")
     split = "test" if len(task.test) else "validation"
@@ -277,15 +279,20 @@ class RaceRun:
     diverged: dict[str, int] = field(default_factory=dict)
     runs: dict[str, list[TrainingRun]] = field(default_factory=dict)
 
-    def run(self, steps: int | None, seconds: float | None) -> Race:
+    def run(self, steps: int | Callable[[float, float], int] | None, seconds: float | None) -> Race:
         """Choose steps and learning rates, train all arms and return the result."""
         self._check_arms()
         evaluation_began = time.perf_counter()
         base = self._evaluate(self.model, self.split)
         if not np.isfinite(base).all():
             raise ValueError("the held-out loss of the base is not finite: load the model in float32 or bfloat16")
-        self.steps = steps or self._plan_steps(seconds or 0, time.perf_counter() - evaluation_began)
-        self.arguments = {"steps": steps, "seconds": seconds, "batch_size": self.batch_size, "split": self.split}
+        if isinstance(steps, int):
+            self.steps = steps
+        else:
+            plan = steps or partial(self._fit_steps, seconds or 0)
+            self.steps = plan(*self._time_steps(time.perf_counter() - evaluation_began))
+        given = {"steps": None if seconds else self.steps, "seconds": seconds}
+        self.arguments = given | {"batch_size": self.batch_size, "split": self.split}
         self.evaluated = [0, *sorted({math.ceil(self.steps * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)})]
         self.clock = np.full((len(self.evaluated), len(self.trainees), len(self.seeds)), np.nan)
         self.losses = np.full((*self.clock.shape, len(base)), np.nan)
@@ -294,7 +301,7 @@ class RaceRun:
         total = len(self.trainees) * len(self.seeds) * self.steps
         total += len(searched) * len(LEARNING_RATES) * math.ceil(SEARCH_SHARE * self.steps)
         try:
-            with tqdm(total=total, disable=not self.progress, unit="step") as bar:
+            with progress_bar(total=total, show=self.progress, unit="step") as bar:
                 for name in searched:
                     self.rates[name] = self._search_rate(name, bar)
                 for i, name in product(range(len(self.seeds)), self.trainees):
@@ -321,8 +328,11 @@ class RaceRun:
                 "learning rates on: pass learning_rate=, or load the task with validation= and test= above 0"
             )
 
-    def _plan_steps(self, seconds: float, evaluation: float) -> int:
-        """Steps of each training that fit into the time, by a few steps of each arm and the time of an evaluation."""
+    def _time_steps(self, evaluation: float) -> tuple[float, float]:
+        """Seconds that one step of all trainings takes, and seconds of everything else that is to come.
+
+        Two steps of each arm are timed; they are part of no training. ``evaluation`` is what an evaluation takes.
+        """
         step_seconds, overheads = {}, []
         for name in self.trainees:
             began, timed = time.perf_counter(), Evaluations()
@@ -334,6 +344,10 @@ class RaceRun:
         # The first training of a process takes longer to start than the others.
         fixed = (trainings + trials) * min(overheads) + (trainings * EVALUATIONS + trials) * evaluation
         step = sum(s * (len(self.seeds) + SEARCH_SHARE * searches[name]) for name, s in step_seconds.items())
+        return step, fixed
+
+    def _fit_steps(self, seconds: float, step: float, fixed: float) -> int:
+        """Steps of each training that fit into the seconds that are left."""
         spent = time.perf_counter() - self.began
         steps = int((PLANNED_SHARE * (seconds - spent) - fixed) / step)
         if steps < FEWEST_STEPS:

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.adapters.compress import compress
@@ -32,6 +31,7 @@ from tlora.results import Meta
 from tlora.tasks.evaluation import class_logits, generate, predict
 from tlora.tasks.load import load_task
 from tlora.tasks.task import Task
+from tlora.utils.progress import progress_bar
 from tlora.utils.validation import require_choice, require_positive_int
 
 Part = str | int | tuple[str, int]
@@ -135,7 +135,7 @@ def attribute(
     targets = adapter_targets(gated)
     switches = _switches(adapted, gated, targets, switch_off, calibration)
     texts = [PreparedAnswer.from_row(gated, task, row) for row in rows]
-    bar = tqdm(texts, desc="attribution", unit="sample", disable=not progress)
+    bar = progress_bar(texts, desc="attribution", unit="sample", show=progress)
     parts = [_integrate(gated, text.answer, points) for text in bar]
     total = torch.stack([one.by_module[0].sum(0) for one, _ in parts]).sum(0).abs()
     largest = [list(targets)[place] for place in total.argsort(descending=True)[:LARGEST].tolist()]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.calibration.batches import Batch
@@ -22,6 +21,7 @@ from tlora.models.targets import Target
 from tlora.numerics.linalg import orthonormal_rows
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
+from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import require_positive_int
 
@@ -88,7 +88,7 @@ def direction_activations(
     targets = check_subspaces(model, kinds)
     rank = require_positive_int(ranks, "ranks")
     check_batches(batches)
-    shown = tqdm(batches, desc="reading", unit="batch", disable=not progress)
+    shown = progress_bar(batches, desc="reading", unit="batch", show=progress)
     prepared = list(prepare_batches(model, shown))
     constant = find_constant_tokens(prepared)
     rows = {name: _directions(target, kinds, rank, seed) for name, target in targets.items()}

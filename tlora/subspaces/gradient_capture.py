@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
@@ -23,6 +22,7 @@ from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, check_subspaces
+from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import require_confidence, require_positive_int
 
@@ -242,7 +242,7 @@ def gradient_capture(
     level, resamples = require_confidence(confidence), require_positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
     check_batches(batches)
-    shown = tqdm(batches, desc="gradient capture", unit="batch", disable=not progress)
+    shown = progress_bar(batches, desc="gradient capture", unit="batch", show=progress)
     run_batches(model, targets, prepare_batches(model, shown), energies)
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
     if broken := [name for name, column in zip(targets, total.T, strict=True) if not bool(column.isfinite().all())]:

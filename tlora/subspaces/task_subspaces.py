@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
@@ -22,6 +21,7 @@ from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import KIND, KINDS, Kind
 from tlora.utils.devices import HostCoroutine, run_coroutines
+from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import check_type, require_choice, require_positive_int
 
@@ -112,7 +112,7 @@ def task_subspaces(
     processes = model_processes(get_base_model(model))
     bases: dict[str, _Basis] = {}
     show = progress and processes.rank == 0
-    with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not show) as bar:
+    with progress_bar(total=len(counts), desc=f"subspaces {kind}", unit="module", show=show) as bar:
         for groups in _rounds(modules, calibration, counts, processes.count):
             names, own = [*chain.from_iterable(groups)], {name: counts[name] for name in groups[processes.rank]}
             for part in processes.gather(_decompose(modules, inputs, names, own, kind, seed)):

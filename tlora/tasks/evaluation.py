@@ -17,11 +17,11 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from tlora.models.forward import IGNORED, evaluation_mode, position_limit, to_device, token_logits
 from tlora.tasks.chat import decode_tokens
+from tlora.utils.progress import progress_bar
 
 Task = Any
 """A `tlora.Task`, whose file imports this one."""
@@ -163,7 +163,7 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     by_length = batch_by_length(list(map(len, prompts)), batch_size)
     batches = [list(group) for batch in by_length for _, group in itertools.groupby(batch, room.__getitem__)]
     answers = [""] * len(rows)
-    for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
+    for indices in progress_bar(batches, desc="answers", unit="batch", show=progress):
         written = _generate_batch(model, task, [prompts[index] for index in indices], limit)
         for index, tokens in zip(indices, written, strict=True):
             answers[index] = decode_answer(task, samples[index], tokens)
@@ -243,5 +243,5 @@ def _batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     lengths = [len(ids) for ids in rows["input_ids"][:]]
     batches = batch_by_length(lengths, batch_size, _TOKENS_AT_ONCE)
-    for indices in tqdm(batches, desc=label, unit="batch", disable=not progress):
+    for indices in progress_bar(batches, desc=label, unit="batch", show=progress):
         yield indices, to_device(task.collate(list(rows.select(indices))), model)

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
 from tlora.utils.packages import require
+from tlora.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def generate_splits(
     wanted = {split: DEFAULT_SIZES[split] if size is None else size for split, size in requested.items()}
     with (
         contextlib.closing(_questions(name, seed, dict(options or {}))) as questions,
-        tqdm(total=sum(wanted.values()), desc=f"generating {name}", unit="q", disable=not progress) as bar,
+        progress_bar(total=sum(wanted.values()), desc=f"generating {name}", unit="q", show=progress) as bar,
     ):
         dealt = _deal(questions, wanted, bar)
     for split, size in wanted.items():

@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
 from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is_trained_on, read_tools, tokenize
+from tlora.utils.progress import progress_bar
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 
@@ -83,7 +83,7 @@ class Format:
         parts = [Dataset.from_dict({name: [] for name in features}, features=features)]
         cuts = Cuts()
         chunks = range(0, len(rows), _CHUNK)
-        for start in tqdm(chunks, desc=f"tokenizing {split}", unit="k", disable=not progress):
+        for start in progress_bar(chunks, desc=f"tokenizing {split}", unit="k", show=progress):
             encoded = []
             for row, cut in self._encode_rows(rows.select(range(start, min(start + _CHUNK, len(rows)))), split, start):
                 cuts += cut

@@ -2,5 +2,5 @@
 
 defaults (what Python and the command line take alike), validation (checks of values), files (atomic writes, locks),
 reproducibility (seeds, exact float32 products), devices (values on the host), peak_memory (of a block of code),
-distributed (process groups).
+distributed (process groups), progress (bars).
 """

@@ -16,6 +16,33 @@ function put(element, name, value) { // an equal value is not written again: the
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 
+// Words that the glossary explains: their sentence is shown when the pointer is on them or the keyboard at them.
+function explained(element, words = element.textContent) {
+  const sentence = GLOSSARY[words.toLowerCase()];
+  if (!sentence) return element;
+  element.dataset.term = words.toLowerCase();
+  element.setAttribute("aria-description", sentence);
+  if (!["BUTTON", "LABEL"].includes(element.tagName) && !element.hasAttribute("tabindex")) element.setAttribute("tabindex", 0);
+  return element;
+}
+
+function explainer(root) { // one box for all words of a widget
+  const box = make("div", { class: "tip term", "aria-hidden": "true" }, root);
+  const hide = () => { box.style.display = "none"; };
+  function show(event) {
+    const word = event.target.closest?.("[data-term]");
+    if (!word) return hide();
+    box.textContent = GLOSSARY[word.dataset.term];
+    box.style.display = "block";
+    const frame = root.getBoundingClientRect(), at = word.getBoundingClientRect(), below = at.bottom - frame.top + 4;
+    box.style.left = `${Math.max(0, Math.min(at.left - frame.left, frame.width - box.offsetWidth - 4))}px`;
+    box.style.top = `${below}px`;
+  }
+  for (const event of ["pointerover", "focusin"]) root.addEventListener(event, show);
+  for (const event of ["pointerleave", "focusout"]) root.addEventListener(event, hide);
+  root.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+}
+
 const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\u00a0%";
 const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
 const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
@@ -57,9 +84,10 @@ function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 3
       const entry = make("span", { class: `c${one.color ?? lines.filter((l) => !l.gray).indexOf(one)} ${one.name ?? ""}` }, row);
       make("span", { class: `swatch${one.dash ? " dash" : ""}` }, entry);
       entry.append(one.label);
+      explained(entry, one.term ?? one.label);
     });
   }
-  const svg = make("svg", { class: "chart", role: "img", width, height, viewBox: `0 0 ${width} ${height}`, "aria-label": title }, parent);
+  const svg = make("svg", { class: "chart", role: "group", width, height, viewBox: `0 0 ${width} ${height}`, "aria-label": title }, parent);
   if (!points.length) return svg;
   const [x0, x1] = span(x, points.map(([a]) => a)), [y0, y1] = span(y, points.map(([, b]) => b));
   const left = 50, right = 8, top = 6, bottom = 32, scale = (v, low, high, log) => (log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
@@ -83,8 +111,8 @@ function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 3
   }
   make("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, svg);
   make("line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom }, svg);
-  make("text", { svg: true, class: "tick", x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, svg, x.label);
-  make("text", { svg: true, class: "tick", transform: `translate(10 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, svg, y.label);
+  explained(make("text", { svg: true, class: "tick", x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, svg, x.label));
+  explained(make("text", { svg: true, class: "tick", transform: `translate(10 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, svg, y.label));
   const wide = bars.length ? Math.max(1, 0.8 * (at(x0 + 1) - at(x0))) : 0;
   for (const [a, b] of bars) make("rect", { class: "bar", x: at(a) - wide / 2, width: wide, y: up(b), height: up(y0) - up(b) }, svg);
   if (cursor !== null && cursor >= x0 && cursor <= x1) make("line", { class: "cursor", x1: at(cursor), x2: at(cursor), y1: top, y2: height - bottom }, svg);
@@ -103,8 +131,9 @@ function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), lines = [];
   names.forEach((name, i) => {
     const single = names.length === 1, of = (what) => (single ? what : `${name}, ${what}`);
-    lines.push({ label: of("training"), points: arms[name].losses, thin: true, name, color: i });
-    lines.push({ label: of(single ? "validation" : "held out"), points: arms[name].held, dots: true, name, color: single ? 1 : i });
+    const look = single ? "" : `arm${i}`;
+    lines.push({ label: of("training"), term: "training loss", points: arms[name].losses, thin: true, name: look, color: i });
+    lines.push({ label: of(single ? "validation" : "held out"), term: "held-out loss", points: arms[name].held, dots: true, name: look, color: single ? 1 : i });
   });
   const steps = Math.max(1, ...names.map((name) => arms[name].planned));
   const title = `Losses of ${names.join(" and ")} over the optimizer steps`;
@@ -137,11 +166,11 @@ function drawTable(parent, { caption, head, rows, text = [0], folded = false }) 
   const kind = (i) => ({ class: text.includes(i) ? "words" : "count" });
   if (head.length) {
     const tr = make("tr", {}, make("thead", {}, table));
-    head.forEach((name, i) => make(name ? "th" : "td", name ? { scope: "col", ...kind(i) } : {}, tr, name));
+    head.forEach((name, i) => explained(make(name ? "th" : "td", name ? { scope: "col", ...kind(i) } : {}, tr, name)));
   }
   const body = make("tbody", {}, table);
   for (const row of rows) {
     const tr = make("tr", {}, body);
-    row.forEach((cell, i) => make(i ? "td" : "th", i ? kind(i) : { scope: "row", ...kind(i) }, tr, cell));
+    row.forEach((cell, i) => (i ? make("td", kind(i), tr, cell) : explained(make("th", { scope: "row", ...kind(i) }, tr, cell))));
   }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -10,9 +11,11 @@ import traitlets
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tlora.training.callbacks import ModuleRecorder
+from viz.glossary import explanations
 from viz.widgets.base import read_browser_file
 
-CHARTS, LOOK = read_browser_file("charts.js"), read_browser_file("widgets.css")
+GLOSSARY = f"const GLOSSARY = {json.dumps(explanations(), ensure_ascii=True)};\n"
+CHARTS, LOOK = GLOSSARY + read_browser_file("charts.js"), read_browser_file("widgets.css")
 
 
 class TrainingFollower(ModuleRecorder):

@@ -4,6 +4,7 @@ function render({ model, el }) {
   function draw() {
     const state = model.get("state");
     root.replaceChildren();
+    explainer(root);
     if (!state.arms) return;
     const width = Math.max(320, Math.min(820, el.clientWidth || 640)), most = Math.max(...state.cells.map(([, , share]) => share ?? 0), 1e-12);
     lossCurves(root, state.arms, width);

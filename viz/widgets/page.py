@@ -11,7 +11,8 @@ from viz.widgets.base import read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
 from viz.widgets.results import Results
 
-SCRIPT = CHARTS + "".join(read_browser_file(f"{name}.js") for name in ("panels", "reads", "attribution", "workbench"))
+SCRIPTS = ("panels", "reads", "attribution", "race", "workbench")
+SCRIPT = CHARTS + "".join(read_browser_file(f"{name}.js") for name in SCRIPTS)
 
 
 def page_html(results: Results, **state: Any) -> str:

@@ -11,7 +11,7 @@ function moduleCharts(about, choice) {
     if (about.spectra.length) drawSpectrum(k, place, rank);
     const lines = Object.entries(about.by_rank).map(([name, label]) => {
       const values = about.tabs.find((tab) => tab.name === name).curves[k];
-      return { label, points: values.map((value, i) => [i + 1, value]) };
+      return { label, term: name === "overlap" ? "overlap" : label, points: values.map((value, i) => [i + 1, value]) };
     });
     if (lines.length) {
       chart(root, { title: `Shares by rank, ${place}`, lines: lines.map((one, i) => ({ ...one, color: i + 2 })), cursor: rank || null, height: 116,
@@ -19,7 +19,7 @@ function moduleCharts(about, choice) {
     }
     if (counts?.length) {
       const all = counts.reduce((sum, [, count]) => sum + count, 0), far = 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...counts.map(([r]) => r)))));
-      make("div", { class: "key" }, root, `Rank from resampled scores: ${counts[0][0]} to ${counts.at(-1)[0]}`);
+      explained(make("div", { class: "key" }, root, `Rank from resampled scores: ${counts[0][0]} to ${counts.at(-1)[0]}`), "resamples");
       chart(root, { title: `Ranks from resampled scores, ${place}`, lines: [], bars: counts.map(([r, count]) => [r, count / all]), cursor: rank || null, height: 100,
         x: { label: "rank", min: 0, max: far }, y: { label: "resamples", percent: true, min: 0, max: 1 } });
     }

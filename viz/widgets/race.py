@@ -7,23 +7,28 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pandas as pd
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tlora.comparison.race import race
+from tlora.adapters.attach import copy_base
+from tlora.comparison.race import FEWEST_STEPS, held_out_split, race
 from tlora.comparison.race_result import Race
 from viz.widgets.curves import TrainingFollower
 
 PAUSE = 0.3
 """Least seconds between two reports of a training."""
+REQUESTS = 6
+"""Held-out samples that both adapters answer at the end of their training."""
 
 
 class FollowedArm(TrainingFollower):
-    """Follows the trainings of an arm; its losses are those of the latest."""
+    """Follows the trainings of an arm; its losses and ``answers`` are those of the latest."""
 
-    def __init__(self, report: Callable[[], None]) -> None:
+    def __init__(self, report: Callable[[], None], answer: Callable[[Any], pd.DataFrame]) -> None:
         super().__init__(every=1)
-        self._report, self._next = report, 0.0
+        self._report, self._answer, self._next = report, answer, 0.0
         self.running = False
+        self.answers: pd.DataFrame | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -45,16 +50,19 @@ class FollowedArm(TrainingFollower):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Report the end."""
+        """Report the end, and have the adapter answer."""
         super().on_train_end(args, state, control, **kwargs)
         self.running = False
+        self._report()
+        self.answers = self._answer(kwargs["model"])
         self._report()
 
 
 class LiveRace:
     """`tlora.race` in a thread, which calls ``report`` with `state` whenever there is something new.
 
-    ``result`` is None before the end and if the race failed; ``status`` then says why.
+    It trains on a copy of the base that shares the weights, so that an adapter on the model stays as it is. ``result``
+    is None before the end and if the race failed; ``status`` then says why.
     """
 
     def __init__(
@@ -62,20 +70,26 @@ class LiveRace:
     ) -> None:
         self.running = True
         self.result: Race | None = None
-        self.status = "Preparing"
+        self.status = "Preparing: the base is evaluated, and two steps of each are timed, which are not recorded"
+        self.basis = ""
         self._report_state = report
-        self._arms = {name: FollowedArm(self._report) for name in arms}
+        self._model, self._task, self._allocations, self._options = model, task, arms, options
+        self._arms = {name: FollowedArm(self._report, self._ask) for name in arms}
         self._held_out: dict[str, list[tuple[int, float]]] = {name: [] for name in arms}
-        options |= {"callbacks": {name: [arm] for name, arm in self._arms.items()}, "watch": self._watch}
-        self._thread = threading.Thread(target=self._run, args=(model, task, arms, options), daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._report()
         self._thread.start()
 
     @property
     def state(self) -> dict[str, Any]:
-        """JSON values: whether it runs, its status, and of each arm steps, losses and updates by module."""
-        return {"running": self.running, "said": self.status, "winner": self.result.leader if self.result else ""} | {
-            "arms": {name: self._arm(name) for name in self._arms}
+        """JSON values: whether it runs, its status, answers, and of each arm steps, losses and updates by module."""
+        return {
+            "running": self.running,
+            "said": self.status,
+            "basis": self.basis,
+            "winner": self.result.leader if self.result else "",
+            "answers": compare_answers({name: arm.answers for name, arm in self._arms.items()}),
+            "arms": {name: self._arm(name) for name in self._arms},
         }
 
     def stop(self, name: str) -> None:
@@ -101,6 +115,15 @@ class LiveRace:
             "updates": dict(zip(latest["module"], latest["update_norm"].astype(float), strict=True)),
         }
 
+    def _plan(self, step: float, rest: float) -> int:
+        """The steps that were asked for, or as many as fit into the seconds; says how long they will take."""
+        steps = self._options.get("steps") or max(FEWEST_STEPS, int((self._options["seconds"] - rest) / step))
+        rate = self._options.get("learning_rate")
+        at = f" at learning rate {rate:g}" if isinstance(rate, float | int) else ""
+        self.status = f"{steps} steps each{at}, {roughly(steps * step + rest)}"
+        self._report()
+        return steps
+
     def _watch(self, race: Race) -> None:
         means = race.to_frame().groupby(["arm", "step"], sort=False)["loss"].mean()
         self._held_out = {name: list(means[name].items()) for name in self._arms}
@@ -109,16 +132,44 @@ class LiveRace:
             self.status = f"After {last} of {race.steps} steps: {race.headline}"
         self._report()
 
+    def _ask(self, model: Any) -> pd.DataFrame:
+        return self._task.predict(model, split=held_out_split(self._task), limit=REQUESTS)
+
     def _report(self) -> None:
-        if self.status == "Preparing" and any(arm.running for arm in self._arms.values()):
-            self.status = "Training"
         self._report_state(self.state)
 
-    def _run(self, model: Any, task: Any, arms: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def _run(self) -> None:
+        callbacks = {name: [arm] for name, arm in self._arms.items()}
+        options = {**self._options, "callbacks": callbacks, "watch": self._watch, "progress": False}
         try:
-            self.result = race(model, task, arms, **{**options, "progress": False})
-            self.status = self.result.sentence
+            steps = {"steps": self._plan, "seconds": None}
+            self.result = race(copy_base(self._model), self._task, self._allocations, **options | steps)
+            self.status, self.basis = self.result.headline, self.result.basis
         except Exception as error:  # noqa: BLE001  (in a thread nobody else would hear of it)
             self.status = f"The race failed: {error}"
         self.running = False
         self._report()
+
+
+def compare_answers(answers: Mapping[str, pd.DataFrame | None]) -> list[dict[str, Any]]:
+    """One entry a request: its text, the right answer, and by arm what it wrote and whether the metric calls it right.
+
+    Empty before an arm has answered; the metric is the first of the task.
+    """
+    given = {name: frame for name, frame in answers.items() if frame is not None}
+    entries: list[dict[str, Any]] = []
+    for name, frame in given.items():
+        metric = frame.columns[frame.columns.get_loc("prediction") + 1 :][:1]
+        right = (frame[metric[0]] == 1).tolist() if len(metric) else [None] * len(frame)
+        requests = zip(frame.iloc[:, 0], frame["answer"], strict=True)
+        entries = entries or [{"request": request, "right": answer, "by": {}} for request, answer in requests]
+        for entry, written, is_right in zip(entries, frame["prediction"], right, strict=True):
+            entry["by"][name] = {"text": written, "right": is_right}
+    return entries
+
+
+def roughly(seconds: float) -> str:
+    """A duration as one would say it: ``"about 50 seconds"``, ``"about 2 minutes"``."""
+    if seconds < 95:
+        return f"about {max(10, round(seconds, -1)):.0f} seconds"
+    return f"about {round(seconds / 60)} minutes"

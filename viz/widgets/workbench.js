@@ -8,13 +8,14 @@ function render({ model, el }) {
   const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasTexts = about.panels.some((panel) => ["reads", "attribution"].includes(panel.name));
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
+  guide(root, page, Boolean(about.names.length));
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
   const body = make("div", { class: "body" }, root);
-  const main = make("div", { class: "main" }, body);
-  const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, main);
+  const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
   const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
-  const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, main);
+  const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
+  explainer(root);
   let current = model.get("current"), cells = [], bars = [], drag = null, focus = model.get("selected").at(-1) ?? 0;
 
   // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
@@ -49,7 +50,7 @@ function render({ model, el }) {
   const change = (k) => current.ranks[k] - current.kept[k];
   function value(t, k) {
     if (t.of === "change") return change(k);
-    if (t.trained) return model.get("training")?.arms?.[t.trained].updates[k] ?? null;
+    if (t.trained) return model.get("training")?.arms?.[t.trained]?.updates[k] ?? null;
     if (t.of) return t.of === "ranks" && !current.ranks[k] ? null : current[t.of][k];
     return (t.curves ? t.curves[k][current.ranks[k] - 1] : t.values[k]) ?? null;
   }
@@ -60,13 +61,29 @@ function render({ model, el }) {
     if (t.kind === "percent") return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^0/, "");
     return number(v);
   }
-  const REASONS = { score: "by its score", ceiling: "the most allowed", floor: "the least allowed" };
+  const REASONS = { score: "by its score", uniform: "the same for all", ceiling: "the most allowed", floor: "the least allowed" };
   const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
+  const held = (k) => (change(k) ? ` (kept: ${current.kept[k]})` : "");
+  const brief = (k) => (current.ranks[k] ? `Rank ${current.ranks[k]}${held(k)}, ${REASONS[current.reasons[k]] ?? current.reasons[k]}` : `Left out: no adapter${held(k)}`);
+  function why(k) { // the reason of a rank, with its numbers
+    const rank = current.ranks[k], reason = current.reasons[k], uniform = current.rank, ideal = current.ideals[k];
+    const scores = about.tabs.find((one) => one.name === "sensitivity").values, mean = scores.reduce((sum, v) => sum + (v ?? 0), 0) / count;
+    const score = scores[k] === null || !mean ? "" : `score ${number(scores[k] / mean)} \u00d7 the mean`;
+    const drawn = model.get("resampled")?.[k] ?? [], range = drawn.length ? `; ${[...new Set([drawn[0][0], drawn.at(-1)[0]])].join(" to ")} on other samples` : "";
+    const most = `; at most ${current.most[k]}`;
+    if (!rank) return `Left out: no adapter${held(k)}${score && `, ${score}`}.`;
+    const asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
+    const sentence = {
+      score: `${score}: ${rank} instead of ${uniform}${range}${most}`,
+      uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
+      ceiling: `${score}${asks}: ${rank} is the most allowed${range}`,
+      floor: `${score}${asks}: ${rank} is the least allowed${range}`,
+      "by hand": `Set by hand to ${rank} instead of ${uniform}${score && `; ${score}`}${most}`,
+    }[reason] ?? `${reason}: ${rank} instead of ${uniform}`;
+    return `Rank ${rank}${held(k)}. ${sentence[0].toUpperCase()}${sentence.slice(1)}.`;
+  }
   function words(k) { // everything that is known of a module
-    const rank = current.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
-    const before = change(k) ? ` (kept: ${current.kept[k]})` : "";
-    lines.push(rank ? `Rank ${rank}${before}; ${REASONS[current.reasons[k]] ?? current.reasons[k]}` :
-      `Left out: no adapter${before}`);
+    const rank = current.ranks[k], lines = [why(k)], of = (name) => about.tabs.find((one) => one.name === name);
     if (rank) lines.push(`Scaling ${number(current.scalings[k])}`);
     const s = of("sensitivity"), ends = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
     if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends}`);
@@ -166,12 +183,20 @@ function render({ model, el }) {
       const entry = make("span", { class: "entry" }, legend);
       make("span", { class: `sign ${sign}` }, entry, sign === "cross" ? "\u00d7" : "");
       entry.append(meaning);
+      explained(entry, meaning);
     }
     for (const button of tablist.children) {
       button.setAttribute("aria-selected", button.dataset.tab === t.name);
       button.setAttribute("tabindex", button.dataset.tab === t.name ? 0 : -1);
     }
+    offer();
     tell();
+  }
+  function offer() { // tabs of what has been trained
+    for (const button of tablist.children) {
+      const { trained } = about.tabs.find((one) => one.name === button.dataset.tab);
+      button.hidden = Boolean(trained) && !model.get("training")?.arms?.[trained];
+    }
   }
   function tell() { // beside the map and below it
     const k = model.get("selected").at(-1), many = model.get("selected").length;
@@ -179,15 +204,16 @@ function render({ model, el }) {
     if (k !== undefined) {
       make("h2", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
       make("div", { class: "name" }, said, about.names[k]);
-      for (const line of words(k)) make("div", {}, said, line);
+      words(k).forEach((line, i) => make("div", i ? {} : { class: "why" }, said, line));
       charts.draw({ k, place: place(k), rank: current.ranks[k], counts: model.get("resampled")?.[k] });
     }
     message.textContent = current.message ?? "";
+    message.classList.toggle("note", Boolean(current.note));
     finding.textContent = `${current.headline}. ${current.budget}.`;
     table.replaceChildren();
     const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
-    for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
-    for (const cells of current.costs) cells.reduce((tr, cell, i) => (make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), tr), make("tr", {}, rows));
+    for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`]) explained(make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name), name.replace(/^LoRA.*/, "lora"));
+    for (const cells of current.costs) cells.reduce((tr, cell, i) => (explained(make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), i ? "" : cell), tr), make("tr", {}, rows));
     moved.textContent = `Since it was kept: ${current.moved}.`;
     line.textContent = current.code;
     for (const [name, control] of Object.entries(controls)) {
@@ -198,13 +224,14 @@ function render({ model, el }) {
       if (control.output) control.output.textContent = now;
     }
     if (undo) [undo.disabled, redo.disabled] = [!current.undo, !current.redo];
+    race?.(current);
     refresh?.(current);
   }
 
   // --- Controls.
   const controls = {};
   function control(name, label, tag, attributes, options = []) {
-    const box = make("label", { class: "control" }, bar, label), input = make(tag, attributes, box);
+    const box = explained(make("label", { class: "control" }, bar, label)), input = make(tag, attributes, box);
     for (const option of options) make("option", {}, input, option);
     if (attributes.type === "range") input.output = make("output", {}, box);
     let gesture = ++gestures;
@@ -247,11 +274,11 @@ function render({ model, el }) {
   }
   for (const t of about.tabs) {
     if (page && t.trained) continue; // there nothing trains
-    const element = make("button", { type: "button", role: "tab", "data-tab": t.name, title: t.unit }, tablist, t.title);
+    const element = explained(make("button", { type: "button", role: "tab", "data-tab": t.name }, tablist, t.title), t.of === "ranks" ? "rank" : t.name === "overlap" ? "overlap" : t.title);
     element.addEventListener("click", () => show(t.name));
   }
   tablist.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tablist.children];
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tablist.children].filter((one) => !one.hidden);
     if (!step) return;
     const target = all[(all.indexOf(event.target) + step + all.length) % all.length];
     show(target.dataset.tab);
@@ -262,7 +289,7 @@ function render({ model, el }) {
   side.appendChild(charts.root);
   const finding = make("div", { class: "finding" }, foot), copied = make("div", { class: "copied" }, foot);
   const line = make("code", { tabindex: 0 }, copied), out = make("span", { class: "group" }, foot);
-  const table = make("table", {}, foot), moved = make("div", {}, foot);
+  const table = make("table", {}, foot), moved = make("div", { class: "moved" }, foot);
   button(copied, "Copy", "Copy the line of Python", async (event) => {
     await navigator.clipboard.writeText(line.textContent);
     event.target.textContent = "Copied";
@@ -275,37 +302,8 @@ function render({ model, el }) {
     button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
   }
 
-  // --- The kept and the new allocation in training.
-  const train = page ? null : make("div", { class: "train", role: "group", "aria-label": "Training of kept and new" }, main);
-  let begin, winner, curves, status, arms = {}, refresh = null;
-  if (train) {
-    const head = make("div", { class: "group" }, train);
-    begin = button(head, "Train both", "Train the kept and the new allocation on the same batches, and say which is ahead", () => ask("train"));
-    for (const name of ["kept", "new"]) {
-      const stop = button(head, `Stop ${name}`, `End the training of ${name} after this step; the race goes on`, () => ask("stop", { name }));
-      arms[name] = { stop, line: make("div", { class: `arm ${name}` }, train) };
-    }
-    winner = button(head, "Save winner", "Save the adapter with the lower held-out loss to the folder workbench-winner", () => ask("save_winner"));
-    curves = make("div", { class: "curves" }, train);
-    status = make("div", { class: "status", role: "status" }, train);
-    follow();
-  }
-  function follow() {
-    const state = model.get("training") ?? {}, any = Boolean(state.arms);
-    begin.disabled = Boolean(state.running);
-    winner.hidden = !state.winner;
-    status.textContent = state.said ?? "";
-    for (const [name, { stop, line }] of Object.entries(arms)) {
-      const arm = state.arms?.[name], loss = arm?.losses.at(-1)?.[1], held = arm?.held.at(-1)?.[1];
-      stop.hidden = !state.running;
-      stop.disabled = !arm?.running || arm.stopped;
-      line.textContent = !arm?.planned ? "" : `${name}: step ${arm.step} of ${arm.planned}` + (loss === undefined ? "" : `, training loss ${loss.toPrecision(3)}`) +
-        (held === undefined ? "" : `, held-out loss ${held.toPrecision(4)}`) + (arm.stopped ? ", stopped" : "");
-    }
-    curves.replaceChildren();
-    if (any) lossCurves(curves, state.arms, Math.max(280, Math.min(560, map.clientWidth || 400)));
-    if (any && tab().trained) paint();
-  }
+  const race = page ? null : racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 });
+  let refresh = null;
   model.on("msg:custom", receive); // before the panels ask for anything
   const panels = make("div", { class: "panels" }, root);
   if (about.panels.length) refresh = page ? panelSections(panels, about, current, model, ask) : panelTabs(panels, about, model, ask);
@@ -326,7 +324,7 @@ function render({ model, el }) {
   function inform(k, x, y) {
     tip.replaceChildren();
     make("b", {}, tip, place(k));
-    for (const line of words(k)) make("div", {}, tip, line);
+    make("div", {}, tip, brief(k));
     const box = root.getBoundingClientRect();
     tip.style.display = "block";
     tip.style.left = `${Math.max(0, Math.min(x - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
@@ -421,7 +419,7 @@ function render({ model, el }) {
   model.on("change:tab", paint);
   model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); });
   model.on("change:resampled", tell);
-  if (train) model.on("change:training", follow);
+  model.on("change:training", () => (tab().trained ? paint() : offer()));
   let width = 0; // laid out when it is on the page, and again when its width changes
   const resized = new ResizeObserver(() => { if (map.clientWidth && map.clientWidth !== width) { width = map.clientWidth; build(); } });
   const themed = new MutationObserver(paint);
@@ -458,6 +456,27 @@ export function offline(data) {
       tell("msg:custom", { answer: id });
     },
   };
+}
+// The first minute and the keys, until the reader closes it; browsers remember that.
+function guide(root, page, drags) {
+  const seen = "tlora-guide", box = make("details", { class: "guide" }, root);
+  make("summary", { title: "What to do first, and the keys" }, box, "Help: the first minute, and keys");
+  const steps = page ? ["Click a cell: red modules have more rank than a uniform allocation, blue ones less. The text beside the map says why.",
+    "Move the temperature from 1, ranks by score, to 0, the same rank for all."] : [
+    "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
+    "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back.",
+    "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both."];
+  const list = make("ol", {}, box);
+  for (const step of steps) make("li", {}, list, step);
+  const keys = [["arrows", "move"], ["Shift+arrows", "select more"], ...(page ? [] : [["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
+    ["Delete", "give the rank back to the score"], ["X", "leave the module out"], ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"]]),
+  ["Ctrl+Space, Shift+Space", "select a layer, a projection"], ["Escape", "select one"]];
+  const row = make("p", {}, box, "On the map: ");
+  keys.forEach(([key, does], i) => { make("kbd", {}, row, key); row.append(` ${does}${i < keys.length - 1 ? ", " : "."} `); });
+  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
+  const closed = () => { try { return localStorage.getItem(seen); } catch { return null; } };
+  box.open = drags && !closed();
+  box.addEventListener("toggle", () => { try { localStorage.setItem(seen, box.open ? "" : "closed"); } catch { /* a page without storage */ } });
 }
 export { render };
 export default { render };

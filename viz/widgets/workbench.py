@@ -19,7 +19,9 @@ from peft import PeftModel
 
 from tlora.adapters.files import TRAINING as TRAINED
 from tlora.adapters.files import earlier_files, refuse_other_writer
+from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
+from tlora.allocation.footprint import size_text
 from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -37,7 +39,7 @@ from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
 from viz.widgets.attribution import LiveAttribution
-from viz.widgets.base import PicturedWidget
+from viz.widgets.base import PicturedWidget, has_front_end
 from viz.widgets.curves import LOOK
 from viz.widgets.page import SCRIPT, page_html
 from viz.widgets.panels import view
@@ -69,12 +71,16 @@ from viz.widgets.state import (
 )
 
 SESSION = "session.json"
+STORED = "As the cell ran. Later edits are in the kernel: workbench.display() shows them."
+"""Below the picture that a notebook stores: what is seen if the widget does not come back when the page is loaded."""
 RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
 PARTS = 8
 """Parts that they are made in: between two of them, the kernel can answer other requests."""
-TRAINING: Mapping[str, Any] = {"seconds": 300, "seeds": [0]}
-"""Arguments of `tlora.race` by default."""
+TRAINING: Mapping[str, Any] = {
+    "seconds": 120, "seeds": [0], "learning_rate": 2e-3, "batch_size": 4, "evaluation_limit": 32,
+}  # fmt: skip
+"""Arguments of `tlora.race` by default: as many steps as fit into two minutes, at least eight."""
 UNBOUND = 256
 """Largest rank on a control if no bases limit it."""
 
@@ -124,7 +130,8 @@ class Workbench(PicturedWidget):
     subspaces : Subspaces, optional
         The bases that will be attached: no rank exceeds theirs, and their spectra are shown.
     model, task : optional
-        With both, **Train both** races the kept and the new allocation.
+        With both, **Train both** races the kept and the new allocation; before anything is changed, the uniform and
+        the kept one. An adapter on the model stays as it is.
     run : TrainingRun, optional
         A training of this model: its curves, how far each module moved, and how much of its rank it used.
     capture : GradientCapture, optional
@@ -143,8 +150,8 @@ class Workbench(PicturedWidget):
     estimate : ResourceEstimate, optional
         Of this model, from `tlora.estimate`: adds the peak memory of training to the costs.
     training : mapping, optional
-        Arguments of `tlora.race` for **Train both**, but ``callbacks``, ``watch`` and ``progress``; by default
-        ``{"seconds": 300, "seeds": [0]}``.
+        Arguments of `tlora.race` for **Train both**, but ``callbacks``, ``watch`` and ``progress``, in place of
+        ``{"seconds": 120, "seeds": [0], "learning_rate": 2e-3, "batch_size": 4, "evaluation_limit": 32}``.
     rank : int
         Nominal rank to begin with.
     **options
@@ -203,7 +210,7 @@ class Workbench(PicturedWidget):
         self.sensitivity = check_type(sensitivity, Sensitivity, "what tlora.calibrate returned")
         self.names = self.sensitivity.names
         self.model, self.task = model, task
-        self.training = TRAINING if training is None else dict(training)
+        self.training = merge_training(TRAINING, training or {})
         self._live: LiveRace | None = None
         if adapted is not None and (attribution is None or task is None):
             raise ValueError("adapted= needs task= and attribution=tlora.attribute(adapted, task): pass both")
@@ -487,38 +494,54 @@ class Workbench(PicturedWidget):
 
     @property
     def race(self) -> Race | None:
-        """The last race of the kept and the new allocation, when it has ended."""
+        """The last race of two allocations, when it has ended."""
         return None if self._live is None else self._live.result
 
+    @property
+    def arms(self) -> dict[str, Allocation]:
+        """What **Train both** trains: the kept and the new allocation, or the uniform and the kept one if they agree.
+
+        Empty if these agree too.
+        """
+        if not same_adapter(self.kept, self._allocation):
+            return {"kept": self.kept, "new": self._allocation}
+        same = {name: getattr(self.kept.options, name) for name in ("alpha", "scaling")}
+        uniform = allocate(self.sensitivity, self.kept.rank, **same, adapt_ranks=False, adapt_scales=False)
+        return {} if same_adapter(uniform, self.kept) else {"uniform": uniform, "kept": self.kept}
+
+    def _obstacle(self, arms: Collection[str]) -> str:
+        """Why these cannot be trained; empty if they can."""
+        missing = [name for name in ("model", "task") if getattr(self, name) is None]
+        if missing:
+            return (
+                f"Training needs {' and '.join(missing)}: make the workbench with "
+                f"viz.Workbench(calibration, subspaces, {', '.join(f'{name}={name}' for name in missing)})"
+            )
+        return "" if arms else "All modules have the same rank, as was kept: change a rank or a control first"
+
     def train(self, **options: Any) -> None:
-        """Train the kept and the new allocation in a thread: see `tlora.race`. The map may change meanwhile.
+        """Train both `arms` in a thread: see `tlora.race`. The map may change meanwhile.
 
         Parameters
         ----------
         **options
-            Arguments of `tlora.race`, in place of those that the workbench was made with.
+            Arguments of `tlora.race`, in addition to those that the workbench was made with.
 
         Raises
         ------
         ValueError
-            If model or task are missing, nothing differs from what was kept, or both are being trained already.
+            If model or task are missing, all modules have the same rank as was kept, or both are being trained already.
         """
-        missing = [name for name in ("model", "task") if getattr(self, name) is None]
-        if missing:
-            raise ValueError(
-                f"Training needs {' and '.join(missing)}: make the workbench with "
-                f"viz.Workbench(calibration, subspaces, {', '.join(f'{name}={name}' for name in missing)})"
-            )
+        arms = self.arms
+        if obstacle := self._obstacle(arms):
+            raise ValueError(obstacle)
         if self._live is not None and self._live.running:
             raise ValueError("Both are being trained already: stop them, or wait")
-        if self.kept.ranks == self._allocation.ranks and self.kept.scalings == self._allocation.scalings:
-            raise ValueError("Nothing differs from what was kept: change a rank or a control first")
-        arms = {"kept": self.kept, "new": self._allocation}
-        arguments = {"subspaces": self.subspaces, **(options or self.training)}
+        arguments = {"subspaces": self.subspaces, **merge_training(self.training, options)}
         self._live = LiveRace(self._follow, self.model, self.task, arms, **arguments)
 
     def stop(self, name: str) -> None:
-        """End the training of ``name``, ``"kept"`` or ``"new"``, after the step that runs; the race goes on."""
+        """End the training of ``name``, one of `arms`, after the step that runs; the race goes on."""
         if self._live is not None:
             self._live.stop(name)
 
@@ -531,7 +554,7 @@ class Workbench(PicturedWidget):
     def _save_winner(self, path: str = "workbench-winner") -> None:
         assert self.race is not None  # there is no button before
         folder = str(self.race.winner.save(path))
-        self._tell(f"Saved: tlora.load({folder!r}, model) puts {self.race.leader} on the model.")
+        self._tell(f"Saved: tlora.load({folder!r}, model) puts {self.race.leader} on the model.", note=True)
 
     # States and requests.
 
@@ -572,10 +595,13 @@ class Workbench(PicturedWidget):
         self._resamples, self.widget.resampled = [], []
         self._tell()
 
-    def _tell(self, message: str = "") -> None:
-        """Show the state; with a message always again, so that a control whose value was refused shows the old one."""
+    def _tell(self, message: str = "", *, note: bool = False) -> None:
+        """Show the state; with a message always again, so that a control whose value was refused shows the old one.
+
+        A ``note`` says what was done, other messages what was refused.
+        """
         current, messages = self._current(), self.widget.current.get("messages", 0)
-        more = {"message": message or current["message"], "messages": messages + bool(message)}
+        more = {"message": message or current["message"], "messages": messages + bool(message), "note": note}
         self.widget.current = current | more
 
     def _answer(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
@@ -623,7 +649,9 @@ class Workbench(PicturedWidget):
                 self._tell()
 
     def _save(self, path: str = "workbench-session") -> None:
-        self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
+        folder = self.save(path)
+        size = size_text(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+        self._tell(f"Saved {size}: viz.Workbench.load({str(folder)!r}) opens it again.", note=True)
 
     def _read(self, module: int) -> None:
         """Show what the directions of a module read."""
@@ -689,7 +717,8 @@ class Workbench(PicturedWidget):
     # What is shown.
 
     def _repr_png_(self) -> bytes:
-        return draw_workbench(self._allocation, self.widget.about, self.selected, self._compared())
+        note = STORED if has_front_end() else ""
+        return draw_workbench(self._allocation, self.widget.about, self.selected, self._compared(), note)
 
     def _compared(self) -> tuple[Alignment, int] | None:
         """The pair in the open panel of alignments and its rank."""
@@ -734,7 +763,7 @@ class Workbench(PicturedWidget):
             curves=self._curves,
             alignments=self.alignments,
             most=self.most,
-            trains=self.model is not None and self.task is not None,
+            training=None if self.model is None or self.task is None else self.training,
             live=self.adapted is not None,
         )
 
@@ -745,6 +774,9 @@ class Workbench(PicturedWidget):
         values = view.current(self.names, allocation, state, self.results, self.most)
         if page or self.widget.panel == "allocation":  # its tables are not made for every step of a drag
             values["allocation"] = allocation_parts(allocation, self.results)
+        if not page:
+            arms = list(self.arms)
+            values["race"] = {"arms": arms, "obstacle": self._obstacle(arms)}
         history = {"undo": len(self._past), "redo": len(self._future)}
         return values | {"code": allocation_code(self.sensitivity, state)} | history
 
@@ -782,6 +814,17 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
             f"the subspaces have {most} directions in some modules and {len(subspaces.bases[short[0]])} in {short[0]}, "
             f"which leaves its rank no room: make them with one number, tlora.task_subspaces(..., max_rank={most})"
         )
+
+
+def same_adapter(one: Allocation, other: Allocation) -> bool:
+    """Whether both have the same ranks and scalings."""
+    return (one.ranks, one.scalings) == (other.ranks, other.scalings)
+
+
+def merge_training(before: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a race, of which ``options`` win: steps take the place of seconds, and seconds that of steps."""
+    replaced = {"steps", "seconds"} if {"steps", "seconds"} & options.keys() else set()
+    return {name: value for name, value in before.items() if name not in replaced} | dict(options)
 
 
 def as_sentence(refusal: str) -> str:

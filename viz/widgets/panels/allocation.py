@@ -107,14 +107,15 @@ def saturation_warning(allocation: Allocation) -> str:
 
 def describe_changes(allocation: Allocation, kept: Allocation) -> str:
     """How many modules changed, by how much, and which changed most."""
-    names = [name for name in allocation.shapes if name in allocation.ranks or name in kept.ranks]
+    shapes = allocation.shapes
+    names = [name for name in shapes if name in allocation.ranks or name in kept.ranks]
     steps = {name: allocation.ranks.get(name, 0) - kept.ranks.get(name, 0) for name in names}
     moved = sorted((name for name in names if steps[name]), key=lambda name: -abs(steps[name]))
     if not moved:
         scaled = sum(allocation.scalings.get(name, 0) != kept.scalings.get(name, 0) for name in names)
         return f"{scaled} scalings changed, no rank" if scaled else "nothing changed"
     gained, lost = sum(step for step in steps.values() if step > 0), -sum(step for step in steps.values() if step < 0)
-    parameters = sum(step * allocation.shapes[name][0] for name, step in steps.items())
+    parameters = sum(step * shapes[name][0] for name, step in steps.items())
     most = [
         f"{_signed(steps[name])} layer {allocation.layers[name]} {allocation.projections[name]}" for name in moved[:3]
     ]

@@ -40,7 +40,7 @@ def map_tabs(
         title, unit = CURVES[name]
         tabs.append(_tab(name, title, unit.format(next(iter(results.others), "")), "percent", curves=values))
     if trains:
-        for arm in ("kept", "new"):
+        for arm in ("uniform", "kept", "new"):
             unit = f"update of {arm} relative to the weight"
             tabs.append(_tab(f"update {arm}", f"Update, {arm}", unit, "percent", trained=arm))
     return tabs + _after_training(sensitivity.names, results)

@@ -88,7 +88,7 @@ def curves_by_rank(
         curves["neighbors"] = overlap_with_neighbors(subspaces)
     if capture is not None:
         curves["captured"] = captured_curves(capture, subspaces.kind if subspaces is not None else "", most)
-    return {what: [shorten_all(of.get(name, ())) for name in names] for what, of in curves.items()}
+    return {what: [shorten_all(of.get(name, ()), 4) for name in names] for what, of in curves.items()}
 
 
 def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, NDArray[np.float64]]:

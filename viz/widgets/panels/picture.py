@@ -27,7 +27,11 @@ MODULE_HEIGHT = 2.9
 
 @style.styled
 def draw_workbench(
-    allocation: Allocation, about: dict[str, Any], selected: Sequence[str], pair: tuple[Alignment, int] | None
+    allocation: Allocation,
+    about: dict[str, Any],
+    selected: Sequence[str],
+    pair: tuple[Alignment, int] | None,
+    note: str = "",
 ) -> bytes:
     """PNG bytes of the ranks, and below them of the compared pair at its rank, or of the module selected last."""
     width, height = allocation_size(allocation)
@@ -45,6 +49,8 @@ def draw_workbench(
         plot_alignment(first_directions(*pair), ax=below.add_subplot())
     elif lower:
         draw_module(below, about, selected[-1], allocation)
+    if note:
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=9, **style.ink(0.75))
     return png_bytes(figure)
 
 

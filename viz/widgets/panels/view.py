@@ -47,7 +47,7 @@ def about(
     curves: Mapping[str, Sequence[Sequence[float | None]]],
     alignments: Sequence[Alignment],
     most: int,
-    trains: bool,
+    training: Mapping[str, Any] | None,
     live: bool,
 ) -> dict[str, Any]:
     """What stays as it is: the modules, what is known of them, tabs and panels."""
@@ -63,13 +63,14 @@ def about(
         "columns": columns,
         "row": [rows.index(projection) for projection in sensitivity.projections.values()],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
-        "tabs": map_tabs(sensitivity, results, curves, trains),
+        "tabs": map_tabs(sensitivity, results, curves, training is not None),
         "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
         "panels": panels(results, alignments, sensitivity.names, live),
         "presets": {name: PRESETS[name] for name in available_presets(sensitivity)},
         "most": most,
         "steps": STEPS,
+        "training": {name: (training or {}).get(name) for name in ("steps", "seconds", "learning_rate")},
         "source": style.source(sensitivity.meta),
         "resamples": len(sensitivity.per_sample) > 1,
     }
@@ -100,13 +101,20 @@ def current(
 ) -> dict[str, Any]:
     """What follows the state: ranks, their reasons, costs and changes."""
     kept = state.kept or allocation
-    reasons = {n: "by hand" if why in ("pinned", "edited") else why for n, why in allocation.decided_by.items()}
+    frame = allocation.to_frame().set_index("module")
+    ideals, decided_by = frame["ideal"].to_dict(), frame["decided_by"].to_dict()
+    alike = state.temperature == 0 or not state.adapt_ranks
+    words = {"pinned": "by hand", "edited": "by hand", "score": "uniform" if alike else "score"}
+    reasons = {name: words.get(reason, reason) for name, reason in decided_by.items()}
     unit = "ranks" if allocation.budget == "ranks" else "trainable parameters"
+    limits = dict(zip(allocation.scores, allocation.limits().high, strict=True))
     return {
         "ranks": [allocation.ranks.get(name, 0) for name in names],
         "kept": [kept.ranks.get(name, 0) for name in names],
         "scalings": shorten_all([allocation.scalings.get(name, float("nan")) for name in names]),
         "reasons": [reasons.get(name, "left out") for name in names],
+        "ideals": shorten_all([ideals.get(name, float("nan")) for name in names]),
+        "most": [int(limits.get(name, 0)) for name in names],
         "rank": allocation.rank,
         "middles": {"rank": allocation.rank, "scaling": shorten(allocation.alpha / allocation.rank, 3)},
         "controls": control_values(state, most),

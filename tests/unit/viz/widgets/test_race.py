@@ -3,7 +3,9 @@
 import threading
 
 import pytest
+import torch
 
+import tlora
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
 from tests.helpers.races import allocations
@@ -18,7 +20,7 @@ def live(report, **options):
     return LiveRace(report, tiny_model("llama"), task(), arms, **OPTIONS | options)
 
 
-def test_it_reports_losses_updates_and_the_sentence():
+def test_it_reports_losses_updates_answers_and_the_sentence(tmp_path):
     states, threads = [], set()
 
     def report(state):
@@ -30,13 +32,17 @@ def test_it_reports_losses_updates_and_the_sentence():
     assert len(threads) == 2  # of the caller and of the training
     assert states[0]["running"]
     last = states[-1]
-    assert (last["running"], last["said"], last["winner"]) == (False, race.result.sentence, race.result.leader)
+    said = race.result.headline, race.result.basis
+    assert (last["running"], last["said"], last["basis"], last["winner"]) == (False, *said, race.result.leader)
     for name, arm in last["arms"].items():
         run = race.result.runs[name][0]
         assert [loss for _, loss in arm["losses"]] == run.history["loss"].tolist()
         assert (arm["step"], arm["planned"], arm["stopped"], arm["running"]) == (6, 6, False, False)
         frame = race.result.to_frame().query("arm == @name")
         assert arm["held"] == list(zip(frame["step"], frame["loss"], strict=True))
+        answered = task().predict(tlora.load(run.save(tmp_path / name), tiny_model("llama")), limit=6)
+        assert [one["by"][name]["text"] for one in last["answers"]] == answered["prediction"].tolist()
+        assert [one["right"] for one in last["answers"]] == answered["answer"].tolist()
         assert arm["updates"] == run.module_history.query("step == 6").set_index("module")["update_norm"].to_dict()
     assert any(state["said"].startswith("After 2 of 6 steps: ") for state in states)
     assert not any(all(arm["running"] for arm in state["arms"].values()) for state in states)
@@ -51,8 +57,29 @@ def test_the_training_that_runs_can_be_stopped_and_the_other_goes_on():
     assert not race.state["arms"]["B"]["stopped"]
 
 
-def test_a_race_that_fails_says_why():
-    race = live(lambda state: None, steps=None)
+def test_without_steps_it_plans_at_least_eight_and_says_so_before_it_begins():
+    said = []
+    race = live(lambda state: said.append((state["said"], state["arms"]["A"]["planned"])), steps=None, seconds=0.001)
     race.wait()
-    assert race.status.startswith("The race failed: pass steps= or seconds=")
+    assert race.result.steps == 8
+    plan = next(planned for text, planned in said if text.startswith("8 steps each at learning rate 0.01, about "))
+    assert plan == 0
+
+
+def test_an_attached_adapter_stays_as_it_is():
+    adapted = tlora.attach(tiny_model("llama"), None, allocations()["uniform"])
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    arms = {"A": allocations()["score"], "B": allocations()["uniform"]}
+    race = LiveRace(lambda state: None, adapted, task(), arms, **OPTIONS)
+    race.wait()
+    alone = live(lambda state: None)
+    alone.wait()
+    assert torch.equal(race.result.losses, alone.result.losses)
+    assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
+
+
+def test_a_race_that_fails_says_why():
+    race = live(lambda state: None, seeds=[])
+    race.wait()
+    assert race.status.startswith("The race failed: seeds=")
     assert (race.result, race.running) == (None, False)

@@ -354,8 +354,16 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     training = {"steps": 4, "seeds": [0], "learning_rate": 1e-2, "batch_size": 4}
     parts = {"model": base(), "task": jobs.task(), "training": training}
     it = viz.Workbench(calibration(), subspaces(), rank=2, **parts)
+    assert list(it.arms) == ["uniform", "kept"]
+    assert set(it.arms["uniform"].ranks.values()) == {it.allocation.rank}
+    it.preset("uniform")
+    assert list(it.arms) == ["kept", "new"]
+    it.keep()
     request(it, "train")
-    assert "Nothing differs from what was kept" in it.widget.current["message"]
+    assert it.widget.current["race"]["obstacle"] == it.widget.current["message"]
+    assert "as was kept" in it.widget.current["message"]
+    it.undo()
+    it.undo()
     it.preset("uniform")
     a, b = it.kept, it.allocation
     request(it, "train")
@@ -368,11 +376,11 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     assert [it.race.runs[name][0].ranks for name in ("kept", "new")] == [a.ranks, b.ranks]  # not what came after
     assert it.allocation.ranks[it.names[0]] == 4
     shown = it.widget.training
-    assert (shown["said"], shown["running"]) == (it.race.sentence, False)
+    assert (shown["said"], shown["running"]) == (it.race.headline, False)
     moved = it.race.runs["new"][0].module_history.query("step == 4").set_index("module")["update_norm"]
     assert shown["arms"]["new"]["updates"] == pytest.approx([moved.get(name) for name in it.names], rel=0.01)
     json.dumps(shown, allow_nan=False)
-    assert [tab["title"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["Update, kept", "Update, new"]
+    assert [tab["trained"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["uniform", "kept", "new"]
     request(it, "save_winner")
     assert tlora.TrainingRun.load("workbench-winner").ranks == it.race.winner.ranks
     assert f"puts {it.race.leader} on the model" in it.widget.current["message"]
