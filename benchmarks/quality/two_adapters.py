@@ -212,12 +212,14 @@ def prediction_table() -> str:
     for record in records():
         for t, (name, part) in enumerate(points(record).groupby("task", sort=False)):
             rho = spearmanr(part["predicted"], part["loss"]).statistic
+            plain = spearmanr((part["own"] - 1) ** 2 + part["other"] ** 2, part["loss"]).statistic
             more = part.query("own == 1 and other == 1")["more"].iloc[0]
             pairs.append((record["on"][t], more))
-            numbers = [f"{record['on'][t]:.2f}", f"{more:+.3f}", f"{rho:+.2f}", str(len(part))]
+            numbers = [f"{record['on'][t]:.2f}", f"{more:+.3f}", f"{rho:+.2f}", f"{plain:+.2f}", str(len(part))]
             lines.append([record["model"], record["arm"], str(name), *numbers])
     across = spearmanr(*zip(*pairs, strict=True)).statistic
-    table = markdown(["model", "adapters", "task", "interference", "loss added", "correlation", "points"], lines)
+    heads = ["model", "adapters", "task", "interference", "loss added", "correlation", "of the weights", "points"]
+    table = markdown(heads, lines)
     return f"{table}\n\nRank correlation of interference and loss added over the {len(pairs)} rows: {across:+.2f}."
 
 
@@ -231,15 +233,15 @@ def picture() -> None:
     """Measured loss against predicted disturbance, a panel a model, a color an arm, a marker a task."""
     found = records()
     models = list(dict.fromkeys(record["model"] for record in found))
-    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 3.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 4.4), layout="constrained", squeeze=False)
     colors = dict(zip(ARMS, style.colors(len(ARMS)), strict=True))
     for ax, model in zip(axes[0], models, strict=True):
         for record in (each for each in found if each["model"] == model):
             for marker, (name, part) in zip("os", points(record).groupby("task", sort=False), strict=False):
                 look = {"s": 20, "color": colors[record["arm"]], "marker": marker, "alpha": 0.7, "linewidth": 0}
                 ax.scatter(part["predicted"], part["loss"], label=f"{record['arm']}, {name}", **look)
-        ax.set(title=model, xlabel="predicted: 0 the task's own adapter, 1 the base", xscale="symlog")
-        ax.legend(fontsize=7, frameon=False)
+        ax.set(title=model, xlabel="predicted: 0 the task's own adapter, 1 the base")
+        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     axes[0][0].set_ylabel("measured loss, nats")
     save_figure(figure, PICTURE, digest_text(STORE.read_text()))
 

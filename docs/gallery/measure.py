@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -42,6 +44,19 @@ def small(run: tlora.TrainingRun) -> tlora.TrainingRun:
     return replace(run, adapter=adapter, fingerprints={})
 
 
+def interfere(model: Any, tokenizer: Any, run: tlora.TrainingRun, calibration: tlora.Calibration) -> tlora.Interference:
+    """The run's adapter and one that spells words backward."""
+    task = tlora.load_task("spell_backward", tokenizer, train=200, validation=0)
+    other = tlora.calibrate(model, task.calibration(16))
+    uniform = tlora.allocate(other.sensitivity, rank=8, adapt_ranks=False, adapt_scales=False)
+    adapted = tlora.attach(model, None, uniform, freeze_a=False)
+    tlora.train(adapted, task, learning_rate=2e-3, batch_size=4, max_steps=24, evaluation_limit=0)
+    with TemporaryDirectory() as folder:
+        found = tlora.interference(run.save(Path(folder, "home")), adapted, (calibration, other))
+    tlora.detach(model)
+    return replace(found, labels=("home", "backward"))
+
+
 def main() -> None:
     """Calibrate, compare, allocate, train and save."""
     model, tokenizer = tlora.load_model("smollm2-135m")
@@ -66,6 +81,7 @@ def main() -> None:
     cut = tlora.compress(adapted, parameters=0.5, calibration=calibration, held_out=others)
     results["compression"] = replace(cut, adapter={}, fingerprints={})  # its curves alone
     tlora.detach(model)
+    results["interference"] = interfere(model, tokenizer, run, calibration)
     uniform = tlora.allocate(sensitivity, rank=8, max_rank=32, adapt_ranks=False, adapt_scales=False)
     arms = {"score": allocation, "uniform": uniform, "LoRA": "lora"}
     raced = tlora.race(

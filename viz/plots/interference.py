@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from tlora.explanation.interference import Interference
 from tlora.utils.validation import check_type
@@ -46,19 +46,22 @@ def plot_interference(found: Interference, *, ax: Axes | None = None) -> Axes:
         ax.scatter(part["on_first"], part["on_second"], s=18, color=color, marker=marker, label=name, linewidth=0)
     ax.set(xscale="log", yscale="log")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(10, numticks=6))
-    what = "outputs" if found.on_tasks else "weights"
-    ax.set_xlabel(f"squared change of {first}'s {what} by {second}")
-    ax.set_ylabel(f"squared change of {second}'s {what} by {first}")
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
+    where = "on {}'s task" if found.on_tasks else "in the weights"
+    ax.set_xlabel(f"{second} / {first}, {where.format(first)}")
+    ax.set_ylabel(f"{first} / {second}, {where.format(second)}")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
     left_out = len(frame) - len(both)
     detail = style.sentence(
-        f"{len(both)} modules, 1: as much as the adapter's own",
+        f"{len(both)} modules, squared norms, 1: as much as the adapter's own",
         f"{left_out} in one adapter alone" if left_out else "",
         f"overlap of reads {style.percent(both['reads'].mean())}, writes {style.percent(both['writes'].mean())}",
         style.source(found.meta),
     )
     on_first, on_second = map(style.number, found.overall)
-    finding = f"{second} changes {on_first} times what {first} does on its task, {first} {on_second} times in return"
+    what = "outputs on its task" if found.on_tasks else "weights"
+    finding = f"{second} adds {on_first} times what {first} adds to the {what}, {first} {on_second} times in return"
     style.headline(ax, finding, detail)
     return ax

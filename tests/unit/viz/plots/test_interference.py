@@ -19,7 +19,7 @@ def test_points_are_the_modules_by_projection():
         np.testing.assert_allclose(points.get_offsets(), part[["on_first", "on_second"]])
     title = " ".join(ax.get_title(loc="left").split())
     on_first, on_second = map(viz.style.number, found.overall)
-    assert f"letters changes {on_first} times what home does on its task, home {on_second} times" in title
+    assert f"letters adds {on_first} times what home adds to the outputs on its task, home {on_second} times" in title
 
 
 def test_modules_of_one_adapter_are_counted():
