@@ -17,6 +17,7 @@ import viz
 from tests.browser.conftest import opened
 from tests.browser.lab import Lab
 from tests.helpers.sensitivities import llama_sensitivity
+from viz.glossary import explanations
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
 
@@ -290,6 +291,36 @@ def test_it_fits_and_can_be_read(bench: Bench, theme: str, width: int, height: i
     top, line = bench.root.bounding_box()["y"], bench.root.locator("code").bounding_box()
     assert width < 1300 or line["y"] + line["height"] - top < height - 130  # JupyterLab's own bars
     page.screenshot(path=tmp_path / f"{theme}-{width}.png")
+
+
+def test_after_a_reload_of_the_page_the_edits_are_there(bench: Bench) -> None:
+    bench.drag(4, 40)
+    ranks = edited({4: START[4] + 10})
+    bench.shows(ranks)
+    bench.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    bench.page.wait_for_function("!window.jupyterapp.shell.currentWidget.context.model.dirty")
+    bench.page.reload()
+    bench.page.wait_for_selector(".tlora .cell", timeout=60_000)
+    bench.shows(ranks)
+    bench.drag(4, -8)
+    bench.shows(edited({4: START[4] + 8}))
+
+
+def test_every_word_has_its_sentence(bench: Bench) -> None:
+    """By pointer and by key, in the words of the glossary."""
+    words = bench.root.locator("[data-tab], .bar > .control, .foot th, .key > span")
+    texts = [word.text_content().strip().lower() for word in words.all() if word.is_visible()]
+    assert len(texts) > 15
+    unexplained = [word.text_content() for word in words.all() if word.get_attribute("data-term") is None]
+    assert unexplained == []
+    tip = bench.root.locator(".tip.term")
+    for word in words.all()[:12]:
+        word.hover()
+        assert tip.text_content() == explanations()[word.get_attribute("data-term")]
+    bench.root.get_by_role("tab", name="Energy").focus()
+    expect(tip).to_have_text(explanations()["energy"])
+    bench.page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
 
 
 def test_the_session_and_the_page_are_written(bench: Bench, tmp_path: Path) -> None:

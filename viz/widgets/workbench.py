@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import anywidget
 import numpy as np
@@ -87,7 +87,7 @@ UNBOUND = 256
 
 @dataclass(frozen=True)
 class Session:
-    """What the JSON file of a saved session holds: ``of`` is the class of the scores, ``others`` are labels.
+    """What the JSON file of a saved session holds: ``others`` are labels.
 
     The state is without the kept allocation, which is a result of its own.
     """
@@ -95,7 +95,6 @@ class Session:
     state: AllocationState
     selected: list[str]
     tab: str
-    of: Literal["Calibration", "Sensitivity"]
     others: list[str]
 
 
@@ -399,7 +398,8 @@ class Workbench(PicturedWidget):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
-        Activations and attribution hold the text of their samples.
+        Activations and attribution hold the text of their samples. Of a calibration the session keeps the sensitivity,
+        not the covariances, which are larger than all else together.
 
         Parameters
         ----------
@@ -418,12 +418,10 @@ class Workbench(PicturedWidget):
         """
         with self._lock:
             others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
-            kept = {"calibration": self.calibration, "kept": self.kept}
-            parts = {name: getattr(self.results, name) for name in KINDS if name != "sensitivity"} | others | kept
+            parts = {name: getattr(self.results, name) for name in KINDS} | others | {"kept": self.kept}
             state = replace(self.state, kept=None)
-            labels, kind = list(self.results.others), type(self.calibration).__name__
-            session = Session(state, list(self.selected), self.widget.tab, kind, labels)  # type: ignore[arg-type]
-        check_place(path, "calibration.safetensors")
+            session = Session(state, list(self.selected), self.widget.tab, list(self.results.others))
+        check_place(path, "sensitivity.safetensors")
         refuse_other_writer(Path(path, "run"), TRAINED)
         earlier = [*map(result_file, parts), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
@@ -456,11 +454,10 @@ class Workbench(PicturedWidget):
         """
         folder = Path(path)
         session = read_dataclass(folder / SESSION, Session)
-        kinds = KINDS | {"calibration": Calibration if session.of == "Calibration" else Sensitivity}
-        places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in kinds.items()}
-        parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in kinds.items() if places[n].exists()}
+        places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in KINDS.items()}
+        parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in KINDS.items() if places[n].exists()}
         others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(session.others)}
-        workbench = cls(**parts, other=others, rank=session.state.rank)
+        workbench = cls(parts.pop("sensitivity"), **parts, other=others, rank=session.state.rank)
         named = {*session.state.edits, *session.state.pinned, *session.state.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
             raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
