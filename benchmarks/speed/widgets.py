@@ -1,19 +1,24 @@
-"""How long a person waits for a widget, for the 224 modules of LLaMA-2-7B.
+"""How long a person waits for a widget, in JupyterLab and a real browser.
 
-    python -m benchmarks.speed.widgets    # the workbench, in JupyterLab and a real browser
+    python -m benchmarks.speed.widgets map            # the map and the charts, for the 224 modules of LLaMA-2-7B
+    python -m benchmarks.speed.widgets attribution    # modules of SmolLM2-135M switched off, idle and in training
 
 A delay is the time from the event of the pointer or the slider to the frame that shows its answer. The limits are 50 ms
 (median) and 100 ms (95th percentile) for the map, 150 ms for the charts of a module, 500 ms while a cell runs, and 15
-changes of rank a second while dragging. Scores and spectra are random, in the shapes of the model: their values do not
-change how long it takes.
+changes of rank a second while dragging; and a median of 1 s from a click on a module to what each token loses without
+it. Scores, spectra and the adapter are random, in the shapes of the model: values do not change how long it takes.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,12 @@ import numpy as np
 import torch
 
 from tests.browser.conftest import opened, served
+from tests.browser.lab import Lab
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.subspaces.subspaces import Subspaces
 
 RANK = 64
+CLICKS = 30
 
 
 def subspaces(modules: Sensitivity, kind: str, generator: torch.Generator) -> Subspaces:
@@ -73,6 +80,30 @@ WATCH = """() => {
         }
     };
 }"""
+ATTRIBUTION = """
+import tlora, viz
+from benchmarks.speed.attribution import random_adapter
+model, tokenizer = tlora.load_model("smollm2-135m")
+task = tlora.load_task("data/smart_home", tokenizer)
+calibration = tlora.calibrate(model, task.calibration(4), progress=False)
+adapted = random_adapter(model)
+attribution = tlora.attribute(adapted, task, limit=1, points=2, answers=False, progress=False)
+workbench = viz.Workbench(calibration, attribution=attribution, adapted=adapted, task=task)
+workbench.display()
+"""
+TRAIN = "tlora.train(adapted, task, max_steps=500, batch_size=4, evaluation_limit=0, learning_rate=1e-4)"
+ANSWERED = """() => {
+    window.delay = null;
+    let began = null;
+    document.addEventListener('pointerup', (event) => { began = event.timeStamp; }, {capture: true, once: true});
+    const finding = document.querySelector('.attribution .finding');
+    const seen = new MutationObserver(() => {
+        if (began === null || !finding.textContent.includes(' costs ')) return;
+        seen.disconnect();
+        requestAnimationFrame(() => setTimeout(() => { window.delay = performance.now() - began; }));
+    });
+    seen.observe(finding, {childList: true, characterData: true, subtree: true});
+}"""
 RATE = """(k) => new Promise((done) => {
     let changes = 0;
     const seen = new MutationObserver(() => { changes++; });
@@ -82,13 +113,20 @@ RATE = """(k) => new Promise((done) => {
 })"""
 
 
-def in_the_browser() -> None:
-    """Print the delays of the workbench."""
+@contextmanager
+def browser_and_lab(name: str, *cells: str) -> Iterator[Lab]:
+    """JupyterLab in a browser with a notebook of these cells."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
     if chromium is None:
         raise SystemExit("no Chromium or Chrome on the PATH")
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as address, opened(address, chromium) as lab:
-        lab.write("workbench.ipynb", BUILD.strip(), BUSY)
+        lab.write(name, *cells)
+        yield lab
+
+
+def in_the_browser() -> None:
+    """Print the delays of the workbench."""
+    with browser_and_lab("workbench.ipynb", BUILD.strip(), BUSY) as lab:
         lab.run("workbench.display()", 300)
         page = lab.page
         page.wait_for_selector(".tlora .module .chart", timeout=120_000)
@@ -128,6 +166,30 @@ def in_the_browser() -> None:
         report("temperature, map, while a cell runs", delays(page, "input", "map", turn), 500, 500)
 
 
+def switching() -> None:
+    """Print the delays from a click on a module to the strip without it."""
+    with browser_and_lab("attribution.ipynb", ATTRIBUTION.strip(), TRAIN) as lab:
+        lab.run("workbench.display()", 900)
+        lab.page.locator("[data-panel=attribution]").click()
+        cells = [k for k in range(210) if lab.page.locator(f".attribution .cell[data-k='{k}']").count()]
+        random.Random(0).shuffle(cells)
+        click_module(lab.page, cells.pop())  # the first one prepares the model
+        report("click, strip", [click_module(lab.page, cells.pop()) for _ in range(CLICKS)], 1000, None)
+        lab.cell("tlora.train").locator(".jp-InputArea").click()
+        lab.page.keyboard.press("Control+Enter")
+        lab.page.wait_for_timeout(5000)
+        report("click, strip, training", [click_module(lab.page, cells.pop()) for _ in range(CLICKS)], None, None)
+
+
+def click_module(page: Any, k: int) -> float:
+    """Milliseconds from the click that switches a module off to the frame with the answer; then it is on again."""
+    page.evaluate(ANSWERED)
+    page.locator(f".attribution .cell[data-k='{k}']").click()
+    page.wait_for_function("window.delay !== null", timeout=120_000)
+    page.keyboard.press("Escape")
+    return float(page.evaluate("window.delay"))
+
+
 def _center(cell: Any) -> tuple[float, float]:
     box = cell.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -145,16 +207,24 @@ def delays(page: Any, event: str, what: str, act: Any, pause: int = 150) -> list
     return found
 
 
-def report(name: str, found: list[float], median: float, tail: float) -> None:
+def report(name: str, found: list[float], median: float | None, tail: float | None) -> None:
     """Print a line: median, 95th percentile and their limits."""
     low, high = np.percentile(found, [50, 95])
-    print(f"{name:36} {low:8.0f} ms {high:6.0f} ms    limits {median:.0f} and {tail:.0f} ms")
+    limits = " and ".join(f"{limit:.0f}" for limit in (median, tail) if limit)
+    print(f"{name:36} {low:8.0f} ms {high:6.0f} ms" + (f"    limits {limits} ms" if limits else ""), flush=True)
 
 
 def main() -> None:
     """Print the load of the machine, then the times."""
-    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    in_the_browser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=PARTS, default=list(PARTS))
+    what = parser.parse_args().what
+    for name in what:
+        print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
+        PARTS[name]()
+
+
+PARTS = {"map": in_the_browser, "attribution": switching}
 
 
 if __name__ == "__main__":

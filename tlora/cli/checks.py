@@ -12,6 +12,7 @@ from tlora.utils.defaults import TEXTS
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
+PAGE_FORMAT = ".html"
 
 
 def check_positive(value: float | None) -> float | None:
@@ -72,6 +73,11 @@ def check_picture(picture: Path | None) -> Path | None:
     if picture is not None and picture.suffix.lower() not in PICTURE_FORMATS:
         raise typer.BadParameter(f"{picture}: end its name with one of {', '.join(PICTURE_FORMATS)}")
     return picture
+
+
+def check_picture_or_page(path: Path | None) -> Path | None:
+    """Refuse a file that is neither a picture nor a page."""
+    return path if path is not None and path.suffix.lower() == PAGE_FORMAT else check_picture(path)
 
 
 def check_saved_result(path: Path | None) -> Path | None:

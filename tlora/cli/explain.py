@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.cli.checks import PICTURE_FORMATS, check_picture
+from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_picture, check_picture_or_page
 from tlora.cli.command_line import flatten_options
 from tlora.cli.loading import load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
@@ -36,7 +36,13 @@ def explain(
     model: BaseModel = None,
     output: Annotated[
         Path | None,
-        option("Output", f"Picture to draw: {', '.join(PICTURE_FORMATS)}.", "--output", "-o", callback=check_picture),
+        option(
+            "Output",
+            f"Picture to draw: {', '.join(PICTURE_FORMATS)}. Of an answer also a page, {PAGE_FORMAT}.",
+            "--output",
+            "-o",
+            callback=check_picture_or_page,
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -53,6 +59,8 @@ def explain(
 
     if (prompt is None) == (not text):
         raise ValueError("give --prompt for one answer, or --text for other text")
+    if text and output:
+        check_picture(output)  # pages are of answers
     report = Report(quiet)
     with report.step(f"loading {adapter}"):
         adapted, tokenizer = load_adapted(adapter_folder(adapter), model, placement)
@@ -105,7 +113,10 @@ def _explain_texts(adapted: Any, tokenizer: Any, text: list[str], output: Path |
 def _draw(output: Path | None, plot: str, result: Any) -> None:
     if output:
         viz = load_viz()
-        draw_into(output, viz, getattr(viz, plot)(result))
+        if output.suffix.lower() == PAGE_FORMAT:
+            viz.report(result, output)
+        else:
+            draw_into(output, viz, getattr(viz, plot)(result))
         typer.echo(f"{facts({'saved': str(output)})}\n")
 
 

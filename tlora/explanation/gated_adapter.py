@@ -166,6 +166,11 @@ class GatedAdapter:
         with torch.no_grad(), self._gated(lambda name, z: scale * z):
             return _scores(self._logits(answer)[0], answer.targets)
 
+    def changed_scores(self, answer: Answer, variant: Variant) -> Scores:
+        """Score the answer with one variant of the adapter, in a single row."""
+        with torch.no_grad(), self.changed(variant):
+            return _scores(self._logits(answer)[0], answer.targets)
+
     def base_scores(self, answer: Answer) -> Scores:
         """Score the answer with the base model."""
         with torch.no_grad(), self.as_base():

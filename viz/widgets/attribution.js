@@ -187,7 +187,7 @@ function attributionPart(parent, part, { model, ask }) {
     make("span", {}, legend, nats(-top));
     make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(svg, 0, dark).fill}, rgb(${RED}))` }, legend, "0");
     const token = choice.token === null ? "the whole answer" : quoted(one.tokens[one.positions[choice.token]]);
-    make("span", {}, legend, `${nats(top)} (nats of ${MEASURED[choice.measure]} contributed to ${token}; bars: sums)${part.live ? "" : "; dashed: leaving it out is not measured here"}`);
+    make("span", {}, legend, `${nats(top)} (nats of ${MEASURED[choice.measure]} contributed to ${token}; bars: sums)${part.names.every((_, k) => isMeasured(k)) ? "" : "; dashed: leaving it out is not measured here"}`);
     finding.textContent = refused || conclude(off, now);
   }
   function conclude(off, now) { // what the changed modules contributed, and what is lost without them

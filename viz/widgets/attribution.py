@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 
 from tlora.adapters.compression import Compression
 from tlora.calibration.calibration import Calibration
@@ -50,19 +51,20 @@ class LiveAttribution:
         self._names = attribution.names
         self._rows = [self._find_row(attribution, number) for number in range(len(attribution.samples))]
         self._prepared: dict[int, PreparedAnswer] = {}
+        self._choices: dict[int, Tensor] = {}
         self._own: list[dict[str, Any]] = []
         self._thread: threading.Thread | None = None
 
     def switch(self, sample: int, ranks: Mapping[int, int]) -> dict[str, Any]:
         """Score an answer with some modules cut to these ranks, 0 to leave them out; modules by number."""
         prepared = self._prepare(sample)
-        scores = self._gated.switched(prepared.answer, [self._variant(ranks)])
+        scores = self._gated.changed_scores(prepared.answer, self._variant(ranks))
         return {
             "sample": sample,
             "key": switch_key(ranks),
-            "values": nats(scores.values[:, 1]),
-            "unchanged": (scores.choices[1] == scores.choices[0]).int().tolist(),
-            "choices": choice_texts(self._task, scores.choices[1]),
+            "values": nats(scores.values),
+            "unchanged": (scores.choices == self._choices[sample]).int().tolist(),
+            "choices": choice_texts(self._task, scores.choices),
         }
 
     def regenerate(self, sample: int, ranks: Mapping[int, int]) -> str:
@@ -110,6 +112,7 @@ class LiveAttribution:
         if sample not in self._prepared:
             task, row = self._rows[sample]
             self._prepared[sample] = PreparedAnswer.from_row(self._gated, task, row[0])
+            self._choices[sample] = self._gated.scores(self._prepared[sample].answer).choices
         return self._prepared[sample]
 
     def _variant(self, ranks: Mapping[int, int]) -> Variant:

@@ -11,14 +11,14 @@ from tlora.explanation.direction_activations import DirectionActivations
 from tlora.utils.files import replace_file
 from viz.widgets.page import page_html
 from viz.widgets.panels.view import panels
-from viz.widgets.results import load_results
+from viz.widgets.results import Results, load_results
 from viz.widgets.workbench import Workbench
 
 FILE = "report.html"
 
 
 def report(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | Attribution,
     output: str | os.PathLike[str] | None = None,
     *,
     activations: DirectionActivations | None = None,
@@ -31,8 +31,8 @@ def report(
 
     Parameters
     ----------
-    folder : path-like
-        The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it.
+    folder : path-like or Attribution
+        The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it; or an attribution, for a page on it alone.
     output : path-like, optional
         File to write; ``report.html`` in the folder by default. An earlier file is replaced.
     activations : DirectionActivations, optional
@@ -59,8 +59,12 @@ def report(
     >>> viz.report(folder).name
     'report.html'
     """
-    results = replace(load_results(folder), activations=activations, attribution=attribution)
-    path = Path(folder, FILE) if output is None else Path(output)
+    if isinstance(folder, Attribution):
+        results, path = Results(attribution=folder), Path(FILE)
+    else:
+        results = replace(load_results(folder), activations=activations, attribution=attribution)
+        path = Path(folder, FILE)
+    path = path if output is None else Path(output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output={str(path)!r}: the report is a web page, end its name with .html")
     if results.sensitivity or results.allocation:

@@ -30,6 +30,8 @@ def test_somebody_elses_adapter_is_explained_in_one_call():
     assert len(gains) == 2 or "w9" in result.stdout
     assert image.imread("picture.png").shape[2] == 4
     assert result.stderr == ""
+    done("explain theirs --prompt 'w4 w5' --answer 'w9 w8' --output page.html --quiet")
+    assert '"kind":"attribution"' in Path("page.html").read_text()
 
 
 def test_other_text_and_an_adapter_that_leaves_more_of_it():
@@ -65,7 +67,7 @@ def test_other_text_and_an_adapter_that_leaves_more_of_it():
         ("rescale nowhere milder --task pairs.jsonl --text code", "nowhere"),
         ("explain nowhere --prompt w4", "nowhere"),
         ("explain llama --prompt w4", "adapter"),
-        ("explain llama --prompt w4 --output page.html", ".png"),
+        ("explain llama --prompt w4 --output page.txt", ".png"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(line, named):

@@ -52,7 +52,7 @@ def attribution_panel(results: Results, live: bool = False) -> list[dict[str, An
     top = attribution.largest()
     top = top.assign(interval=intervals(top, "low", "high", number) if len(attribution.samples) > 1 else "\u2013")
     tables = [table(top, "The modules that contributed most, mean over answers", COLUMNS, folded=True)]
-    words = f"{attribution.sentence} {changed_tokens(attribution)}"
+    words = f"{attribution.sentence[:1].upper()}{attribution.sentence[1:]} {changed_tokens(attribution)}"
     return panel("attribution", "Attribution", ABOUT, [part, text(words), *tables, *_answers(attribution)])
 
 
