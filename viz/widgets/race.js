@@ -29,6 +29,7 @@ function racePanel(parent, { about, model, ask, width }) {
   function tell(now) {
     current = now.race;
     obstacle = current.obstacle;
+    for (const input of [steps, rate]) input.parentElement.hidden = !given.learning_rate && !given.steps && !given.seconds;
     plan.textContent = obstacle || `${current.arms.join(" and ")}, ` + (steps.value || !given.seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(given.seconds / 60)} minutes`);
     ready();
   }

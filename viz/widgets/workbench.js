@@ -78,7 +78,7 @@ function render({ model, el }) {
       uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
       ceiling: `${score}${asks}: ${rank} is the most allowed${range}`,
       floor: `${score}${asks}: ${rank} is the least allowed${range}`,
-      "by hand": `Set by hand to ${rank} instead of ${uniform}${score && `; ${score}`}${most}`,
+      "by hand": `Set by hand to ${rank} instead of ${uniform}${score && `; ${score}`}`,
     }[reason] ?? `${reason}: ${rank} instead of ${uniform}`;
     return `Rank ${rank}${held(k)}. ${sentence[0].toUpperCase()}${sentence.slice(1)}.`;
   }
