@@ -75,14 +75,14 @@ def side_effects(
     """
     gated = GatedAdapter(adapted, "side_effects")
     check_texts(gated.model, texts)
+    require_positive_int(batch_size, "batch_size")
     measured: list[tuple[MeasuredText, Row]] = []
     for name, task in texts.items():
         rows = task.rows("test", limit)
-        options = {"batch_size": require_positive_int(batch_size, "batch_size"), "progress": progress}
         with gated.as_base() as base, evaluation_mode(base):
-            before = token_losses(base, task, rows, **options)
+            before = token_losses(base, task, rows, batch_size, progress)
         with evaluation_mode(gated.peft):
-            after = token_losses(gated.peft, task, rows, **options)
+            after = token_losses(gated.peft, task, rows, batch_size, progress)
         for number, (row, one, other) in enumerate(zip(rows, before, after, strict=True)):
             measured.append((_measured_text(gated, task, name, number, row, -one, -other), row))
     measured.sort(key=lambda pair: float(pair[0].rise.mean()))
