@@ -208,19 +208,27 @@ def grid_table() -> str:
 
 def prediction_table() -> str:
     """How well the predicted disturbance tells the loss: rank correlations over the grid, and over tasks and arms."""
-    lines, pairs = [], []
+    lines, rows = [], []
     for record in records():
         for t, (name, part) in enumerate(points(record).groupby("task", sort=False)):
             rho = spearmanr(part["predicted"], part["loss"]).statistic
             plain = spearmanr((part["own"] - 1) ** 2 + part["other"] ** 2, part["loss"]).statistic
-            more = part.query("own == 1 and other == 1")["more"].iloc[0]
-            pairs.append((record["on"][t], more))
-            numbers = [f"{record['on'][t]:.2f}", f"{more:+.3f}", f"{rho:+.2f}", f"{plain:+.2f}", str(len(part))]
+            more = part.set_index(["own", "other"])["more"]
+            rows.append((record["on"][t], more[1, 1], more[1, 1] / more[0, 0]))
+            numbers = [
+                f"{record['on'][t]:.2f}",
+                f"{more[1, 1]:+.3f}",
+                f"{rows[-1][2]:.1%}",
+                f"{rho:+.2f}",
+                f"{plain:+.2f}",
+            ]
             lines.append([record["model"], record["arm"], str(name), *numbers])
-    across = spearmanr(*zip(*pairs, strict=True)).statistic
-    heads = ["model", "adapters", "task", "interference", "loss added", "correlation", "of the weights", "points"]
-    table = markdown(heads, lines)
-    return f"{table}\n\nRank correlation of interference and loss added over the {len(pairs)} rows: {across:+.2f}."
+    on, added, lost = zip(*rows, strict=True)
+    heads = ["model", "adapters", "task", "interference", "loss added", "of the gain", "correlation", "of the weights"]
+    across = [spearmanr(on, values).statistic for values in (added, lost)]
+    with_loss = f"interference has a rank correlation of {across[0]:+.2f} with the loss added"
+    with_share = f"and of {across[1]:+.2f} with its share of the gain"
+    return f"{markdown(heads, lines)}\n\nOver these {len(rows)} rows, {with_loss}, {with_share}."
 
 
 def overlap_table() -> str:

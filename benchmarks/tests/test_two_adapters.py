@@ -17,4 +17,4 @@ def test_points_are_compared_with_the_own_adapter():
     alone = frame[(frame["own"] == 1) & (frame["other"] == 0)]
     assert list(alone["more"]) == [0, 0]
     assert list(alone["predicted"]) == [0, 0]
-    assert list(alone["task"]) == record["tasks"]
+    assert set(alone["task"]) == set(record["tasks"])
