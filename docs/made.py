@@ -84,7 +84,10 @@ def commands() -> str:
 def glossary() -> str:
     """Every word of the widgets with its sentence; other labels of the same word above it."""
     entries = {word: [word, *(label for label, same in SAME.items() if same == word)] for word in GLOSSARY}
-    lines = ["\n".join(entries[word]) + f"\n  {sentence}\n" for word, sentence in sorted(GLOSSARY.items())]
+    lines = [
+        "\n".join(entries[word]) + f"\n  {sentence}\n"
+        for word, sentence in sorted(GLOSSARY.items(), key=lambda item: item[0].lower())
+    ]
     return "\n".join(["```{glossary}", *lines, "```", ""])
 
 

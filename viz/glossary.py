@@ -45,7 +45,7 @@ GLOSSARY: dict[str, str] = {
     "kept": "The allocation from which changes are counted; Keep makes the present one the kept one.",
     "new": "The allocation that is shown, which the next cell trains.",
     "uniform": "The same rank and scaling for every module, with the same budget.",
-    "lora": "Plain LoRA of the nominal rank on the same modules, which trains A as well as B.",
+    "LoRA": "Plain LoRA of the nominal rank on the same modules, which trains A as well as B.",
     "by hand": "Set by you; the other modules share the rest of the budget.",
     "by score": "In proportion to the score of the module.",
     "the most allowed": "The score asks for more than max_rank, or than the directions that were computed.",
@@ -53,7 +53,7 @@ GLOSSARY: dict[str, str] = {
     "left out": "The module has no adapter.",
     "trainable parameters": "Numbers that training changes: the entries of B while A is frozen.",
     "adapter, float32": "Size of the saved adapter, A and B, with four bytes a number.",
-    "adamw states, float32": "Memory of the optimizer's two averages for each trainable parameter.",
+    "AdamW states, float32": "Memory of the optimizer's two averages for each trainable parameter.",
     "peak memory of training": "Estimated upper bound of the memory that a training step needs.",
     "loss": "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, "
     "in nats. Lower is better.",
@@ -65,7 +65,7 @@ GLOSSARY: dict[str, str] = {
     "and not recorded.",
     "learning rate": "Peak size of the optimizer's steps. For adapters with A frozen 0.001 to 0.008 is usual.",
 }
-"""Sentences by word, in lower case."""
+"""Sentences by word."""
 
 SAME = {
     "known energy": "energy", "input variance": "variance", "training": "training loss", "held out": "held-out loss",
@@ -79,4 +79,5 @@ SAME = {
 
 def explanations() -> dict[str, str]:
     """The sentence for every label, in lower case."""
-    return GLOSSARY | {label: GLOSSARY[word] for label, word in SAME.items()}
+    labels = {word: word for word in GLOSSARY} | SAME
+    return {label.lower(): GLOSSARY[word] for label, word in labels.items()}

@@ -317,14 +317,15 @@ def test_after_a_reload_of_the_page_the_edits_are_there(bench: Bench) -> None:
 def test_every_word_has_its_sentence(bench: Bench) -> None:
     """By pointer and by key, in the words of the glossary."""
     words = bench.root.locator("[data-tab], .bar > .control, .foot th, .key > span")
-    texts = [word.text_content().strip().lower() for word in words.all() if word.is_visible()]
+    texts = [word.text_content() for word in words.all()]
     assert len(texts) > 15
-    unexplained = [word.text_content() for word in words.all() if word.get_attribute("data-term") is None]
-    assert unexplained == []
+    sentences = [word.get_attribute("aria-description") for word in words.all()]
+    known = explanations().values()
+    assert [t for t, sentence in zip(texts, sentences, strict=True) if sentence not in known] == []
     tip = bench.root.locator(".tip.term")
     for word in words.all()[:12]:
         word.hover()
-        assert tip.text_content() == explanations()[word.get_attribute("data-term")]
+        assert tip.text_content() == word.get_attribute("aria-description")
     bench.root.get_by_role("tab", name="Energy").focus()
     expect(tip).to_have_text(explanations()["energy"])
     bench.page.keyboard.press("Escape")

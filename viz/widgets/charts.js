@@ -16,23 +16,22 @@ function put(element, name, value) { // an equal value is not written again: the
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 
-// Words that the glossary explains: their sentence is shown when the pointer is on them or the keyboard at them.
-function explained(element, words = element.textContent) {
-  const sentence = GLOSSARY[words.toLowerCase()];
+// What has a sentence shows it when the pointer is on it or the keyboard at it: words of the glossary, and buttons.
+function describe(element, sentence) {
   if (!sentence) return element;
-  element.dataset.term = words.toLowerCase();
   element.setAttribute("aria-description", sentence);
-  if (!["BUTTON", "LABEL"].includes(element.tagName) && !element.hasAttribute("tabindex")) element.setAttribute("tabindex", 0);
+  if (!["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) && !element.hasAttribute("tabindex")) element.setAttribute("tabindex", 0);
   return element;
 }
+const explained = (element, words = element.textContent) => describe(element, GLOSSARY[words.toLowerCase()]);
 
-function explainer(root) { // one box for all words of a widget
+function explainer(root) { // one box for all sentences of a widget
   const box = make("div", { class: "tip term", "aria-hidden": "true" }, root);
   const hide = () => { box.style.display = "none"; };
   function show(event) {
-    const word = event.target.closest?.("[data-term]");
+    const word = event.target.closest?.("[aria-description]");
     if (!word) return hide();
-    box.textContent = GLOSSARY[word.dataset.term];
+    box.textContent = word.getAttribute("aria-description");
     box.style.display = "block";
     const frame = root.getBoundingClientRect(), at = word.getBoundingClientRect(), below = at.bottom - frame.top + 4;
     box.style.left = `${Math.max(0, Math.min(at.left - frame.left, frame.width - box.offsetWidth - 4))}px`;

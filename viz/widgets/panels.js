@@ -125,7 +125,7 @@ function panelTabs(parent, about, model, ask) {
   const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent), box = make("div", { class: "panel" }, parent);
   const open = (name) => { model.set("panel", name); model.save_changes(); draw(); };
   about.panels.forEach((panel) => {
-    const button = make("button", { type: "button", role: "tab", "data-panel": panel.name, title: panel.about || panel.title }, list, panel.title);
+    const button = describe(make("button", { type: "button", role: "tab", "data-panel": panel.name }, list, panel.title), panel.about.split(/(?<=\.) /)[0]);
     button.addEventListener("click", () => open(model.get("panel") === panel.name ? "" : panel.name));
   });
   list.addEventListener("keydown", (event) => {

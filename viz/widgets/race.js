@@ -8,7 +8,7 @@ function racePanel(parent, { about, model, ask, width }) {
   const field = (label, attributes) => make("input", { type: "number", ...attributes }, explained(make("label", { class: "control" }, head, label), label));
   const steps = field("steps", { min: 1, step: 1, placeholder: "auto", value: given.steps ?? "" });
   const rate = field("learning rate", { min: 0, step: "any", value: typeof given.learning_rate === "number" ? given.learning_rate : "" });
-  const stops = make("span", { class: "group" }, head), winner = make("button", { type: "button", title: "Save the adapter with the lower held-out loss to the folder workbench-winner" }, head, "Save winner");
+  const stops = make("span", { class: "group" }, head), winner = describe(make("button", { type: "button" }, head, "Save winner"), "Save the adapter with the lower held-out loss to the folder workbench-winner.");
   const lines = make("div", { class: "arms" }, root), shown = make("div", { class: "outcome" }, root);
   const curves = make("div", { class: "curves" }, shown), answers = make("div", { class: "answers" }, shown);
   let obstacle = "", running = false;
@@ -23,7 +23,7 @@ function racePanel(parent, { about, model, ask, width }) {
 
   function ready() { // whether it can begin, and if not why: a disabled button would not be found by key
     begin.setAttribute("aria-disabled", Boolean(obstacle) || running);
-    begin.title = obstacle || `Train ${current.arms.join(" and ")} on the same batches, and say which is better on held-out samples`;
+    describe(begin, obstacle || `Train ${current.arms.join(" and ")} on the same batches, and say which is better on held-out samples.`);
   }
   let current = { arms: [], obstacle: "" };
   function tell(now) {
@@ -44,7 +44,7 @@ function racePanel(parent, { about, model, ask, width }) {
     if (stops.children.length !== (running ? names.length : 0) || [...stops.children].some((stop, i) => stop.dataset.arm !== names[i])) {
       stops.replaceChildren();
       for (const name of running ? names : []) {
-        const stop = make("button", { type: "button", "data-arm": name, title: `End the training of ${name} after this step; the race goes on` }, stops, `Stop ${name}`);
+        const stop = describe(make("button", { type: "button", "data-arm": name }, stops, `Stop ${name}`), `End the training of ${name} after this step; the other goes on.`);
         stop.addEventListener("click", () => ask("stop", { name }));
       }
     }

@@ -251,7 +251,7 @@ function render({ model, el }) {
     controls[name] = input;
   }
   function button(parent, label, title, action) {
-    const element = make("button", { type: "button", title }, parent, label);
+    const element = describe(make("button", { type: "button" }, parent, label), title);
     element.addEventListener("click", action);
     return element;
   }
@@ -460,7 +460,7 @@ export function offline(data) {
 // The first minute and the keys, until the reader closes it; browsers remember that.
 function guide(root, page, drags) {
   const seen = "tlora-guide", box = make("details", { class: "guide" }, root);
-  make("summary", { title: "What to do first, and the keys" }, box, "Help: the first minute, and keys");
+  make("summary", {}, box, "Help: the first minute, and keys");
   const steps = page ? ["Click a cell: red modules have more rank than a uniform allocation, blue ones less. The text beside the map says why.",
     "Move the temperature from 1, ranks by score, to 0, the same rank for all."] : [
     "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
