@@ -1,6 +1,7 @@
 """Token by token against the model with and without its adapter, and the mean against the loss of the task."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import tlora
 from tests.helpers.adapted import condition
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.unit.explanation.test_attribute import adapter, layers, task, values
+from tlora.explanation.side_effects_result import MeasuredText
+from tlora.results import Meta
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "t5"]
 
@@ -21,7 +24,9 @@ def texts(family: str) -> dict[str, tlora.Task]:
     """Two sets; an encoder-decoder has no texts without a prompt."""
     if family == "t5":
         return {"one": task(family), "other": task(family)}
-    return {"one": task(family)} | tlora.load_texts(tiny_tokenizer(), mine=["w4 w5 w6 w7 w8", "w9 w10", "w4 w9 w4"])
+    own = tlora.load_texts(tiny_tokenizer(), mine=["w4 w5 w6 w7 w8", "w9 w10", "w4 w9 w4"])
+    rows = [row | {"labels": row["input_ids"]} for row in own["mine"].test]  # also the first token, never predicted
+    return {"one": task(family)} | own | {"whole": replace(own["mine"], test=Dataset.from_list(rows))}
 
 
 def measure(family: str, **options: Any) -> tuple[Any, dict[str, tlora.Task], tlora.SideEffects]:
@@ -60,17 +65,20 @@ def test_the_mean_is_the_change_of_the_loss(family):
 
 
 def test_the_interval_is_that_of_a_ratio_over_texts():
-    """By the delete-one jackknife, which agrees if no text dominates."""
-    model, tokenizer = adapter("llama"), tiny_tokenizer()
-    generator = np.random.default_rng(0)
-    many = [" ".join(f"w{n}" for n in generator.integers(4, 60, generator.integers(8, 14))) for _ in range(40)]
-    effects = tlora.side_effects(model, tlora.load_texts(tokenizer, many=many), explain=0, progress=False)
-    row = effects.sets().iloc[0]
-    totals = np.array([-float(one.rise.sum()) for one in effects.samples])
-    counts = np.array([len(one.positions) for one in effects.samples])
+    """By the delete-one jackknife, on texts of very different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for number in range(60):
+        count = int(torch.randint(20, 60, (), generator=generator))
+        rise = -2 + 0.3 * torch.randn((), generator=generator) + torch.randn(count, generator=generator)
+        base = torch.full((count,), -3.0, dtype=torch.float64)
+        samples.append(MeasuredText("many", number, ["w"] * count, list(range(count)), base, base + rise.double()))
+    row = tlora.SideEffects(samples, None, Meta(recipe={"sets": ["many"]})).sets().iloc[0]
+    totals = np.array([-float(one.rise.sum()) for one in samples])
+    counts = np.array([len(one.positions) for one in samples])
     without = (totals.sum() - totals) / (counts.sum() - counts)
-    error = np.sqrt(39 / 40 * ((without - without.mean()) ** 2).sum())
-    half = pytest.importorskip("scipy.stats").t.ppf(0.975, 39) * error
+    error = np.sqrt(59 / 60 * ((without - without.mean()) ** 2).sum())
+    half = pytest.importorskip("scipy.stats").t.ppf(0.975, 59) * error
     assert (row["high"] - row["low"]) / 2 == pytest.approx(half, rel=0.02)
     assert (row["high"] + row["low"]) / 2 == pytest.approx(row["loss_change"])
 
