@@ -109,7 +109,7 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
     difference = difference_of_bases(*(read_adapter(each, "inspect") for each in (adapter, other)))
     found = None if difference else tlora.interference(adapter, other)
     if as_json:
-        modules = [] if found is None else found.to_frame().to_dict("records")
+        modules = [] if found is None else json.loads(found.to_frame().to_json(orient="records"))  # NaN is no JSON
         typer.echo(json.dumps({"difference of bases": difference, "modules": modules}, indent=2))
         return
     if found is None:
@@ -237,6 +237,8 @@ def combine(
     their ranks elsewhere. What cannot be combined, such as DoRA or another base, is refused by name.
     """
     weights = dict(map(parse_weight, adapters))
+    if len(weights) < len(adapters):
+        raise ValueError(f"an adapter is named twice in {' '.join(adapters)}: give it one weight")
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=weights)
     from tlora.adapters.files import COMBINE, refuse_other_writer
 
