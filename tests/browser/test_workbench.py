@@ -292,7 +292,7 @@ def test_it_fits_and_can_be_read(bench: Bench, theme: str, width: int, height: i
         tab.click()
         assert page.evaluate(CONTRAST) >= 4.5, tab.inner_text()
     bench.root.get_by_role("tab", name="Rank").click()
-    bench.root.locator(".guide").evaluate("guide => { guide.open = false; }")
+    bench.root.locator(".help").evaluate("help => { help.open = false; }")
     assert page.evaluate(
         "(() => { const root = document.querySelector('.tlora'); return root.scrollWidth <= root.clientWidth; })()"
     )

@@ -144,7 +144,7 @@ class LiveRace:
         try:
             steps = {"steps": self._plan, "seconds": None}
             self.result = race(copy_base(self._model), self._task, self._allocations, **options | steps)
-            self.status, self.basis = self.result.headline, self.result.basis
+            self.status, self.basis = self.result.headline, f"{self.result.basis}. {describe_rates(self.result)}"
         except Exception as error:  # noqa: BLE001  (in a thread nobody else would hear of it)
             self.status = f"The race failed: {error}"
         self.running = False
@@ -166,6 +166,14 @@ def compare_answers(answers: Mapping[str, pd.DataFrame | None]) -> list[dict[str
         for entry, written, is_right in zip(entries, frame["prediction"], right, strict=True):
             entry["by"][name] = {"text": written, "right": is_right}
     return entries
+
+
+def describe_rates(race: Race) -> str:
+    """The learning rates of a race, and what they leave open."""
+    rates = set(race.learning_rates.values())
+    if len(rates) > 1:
+        return f"Learning rates: {', '.join(f'{name} {rate:g}' for name, rate in race.learning_rates.items())}."
+    return f"Both at learning rate {rates.pop():g}: larger scalings learn faster at one rate, so try another too."
 
 
 def roughly(seconds: float) -> str:

@@ -459,7 +459,7 @@ export function offline(data) {
 }
 // The first minute and the keys, until the reader closes it; browsers remember that.
 function guide(root, page, drags) {
-  const seen = "tlora-guide", box = make("details", { class: "guide" }, root);
+  const seen = "tlora-guide", box = make("details", { class: "help" }, root);
   make("summary", {}, box, "Help: the first minute, and keys");
   const steps = page ? ["Click a cell: red modules have more rank than a uniform allocation, blue ones less. The text beside the map says why.",
     "Move the temperature from 1, ranks by score, to 0, the same rank for all."] : [

@@ -238,7 +238,8 @@ class Workbench(PicturedWidget):
         self._gesture_now: str | None = None  # of the request that is being answered
         self._resamples: list[np.ndarray] = []  # ranks of the allocation that is shown, by part
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
-        first = max(self.names, key=lambda name: (self._allocation.ranks[name], self.sensitivity.scores[name]))
+        ranks = self._allocation.ranks  # of the modules that have an adapter
+        first = max(ranks, key=lambda name: (ranks[name], self.sensitivity.scores[name]))
         self.widget = WorkbenchView(about=self._about(), selected=[self.names.index(first)])
         self.widget.current = self._current()
         self.widget.on_msg(self._answer)

@@ -16,7 +16,9 @@ def test_number(value, words):
     assert style.number(value) == words
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.0312, "3.1 %"), (0.4249, "42 %"), (0.0999, "10 %"), (0, "0 %")])
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.985, "99 %"), (0.0312, "3.1 %"), (0.4249, "42 %"), (0.0999, "10 %"), (0, "0 %")]
+)
 def test_percent(share, words):
     assert style.percent(share) == words
 

@@ -50,6 +50,19 @@ def test_setting_a_rank_rebalances_the_others_within_the_budget() -> None:
     assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4))
 
 
+def test_it_opens_on_the_module_with_the_most_rank() -> None:
+    assert small().selected == [small().names[0]]
+    assert small(exclude_modules=["q_proj"]).selected == ["layers.1.down_proj"]
+
+
+@pytest.mark.parametrize("preset", ["uniform", "q and v"])
+def test_a_preset_of_equal_ranks_is_not_by_score(preset: str) -> None:
+    it = small()
+    assert "uniform" not in it.widget.current["reasons"]
+    it.preset(preset)
+    assert set(it.widget.current["reasons"]) - {"left out"} == {"uniform"}
+
+
 def test_a_refused_rank_changes_nothing() -> None:
     it = small()
     before = it.state
