@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = tlora.load_model(args.model)
     task = tlora.load_task(args.data, tokenizer)
-    gated = GatedAdapter(random_adapter(model))
+    gated = GatedAdapter(random_adapter(model), "attribute")
     answers = (PreparedAnswer.from_row(gated, task, row) for row in task.test)
     prepared = next(one for one in answers if len(one.positions) == TOKENS)
     answer = prepared.answer
