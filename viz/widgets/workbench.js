@@ -58,7 +58,7 @@ function render({ model, el }) {
     const v = value(t, k);
     if (v === null) return "";
     if (t.kind === "change") return v ? signed(v) : "";
-    if (t.kind === "percent") return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^0/, "");
+    if (["percent", "signed"].includes(t.kind)) return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
     return number(v);
   }
   const REASONS = { score: "by its score", uniform: "the same for all", ceiling: "the most allowed", floor: "the least allowed" };
@@ -89,7 +89,7 @@ function render({ model, el }) {
     if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends}`);
     for (const t of about.tabs) {
       if (["sensitivity", "rank", "change", "scaling"].includes(t.name) || value(t, k) === null) continue;
-      lines.push(`${t.kind === "percent" ? percent(value(t, k)) : number(value(t, k))} ${t.unit}`);
+      lines.push(`${["percent", "signed"].includes(t.kind) ? percent(value(t, k)) : number(value(t, k))} ${t.unit}`);
     }
     return lines;
   }
@@ -146,9 +146,9 @@ function render({ model, el }) {
     if (!cells.length) return;
     const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
     const dark = luminance(rgb(getComputedStyle(root).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
-    const diverges = ["ratio", "change"].includes(t.kind), selected = new Set(model.get("selected"));
+    const diverges = ["ratio", "change", "signed"].includes(t.kind), selected = new Set(model.get("selected"));
     const middle = current.middles[t.name] ?? 1, scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
-    const most = { ratio: 3, change: current.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map(scaled), 1e-9)); // the same for all allocations
+    const most = { ratio: 3, change: current.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map((v) => Math.abs(scaled(v))), 1e-9)); // the same for all allocations
     cells.forEach((cell, k) => {
       const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;
       const fill = ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(s))));
@@ -172,12 +172,12 @@ function render({ model, el }) {
       if (bar.base) bar.rect.setAttribute("y", bar.base - size);
     }
     const ends = { ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
-      change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`], percent: ["0", percent((most / 2) ** 2), percent(most ** 2)], number: ["0", "", number(most)] }[t.kind];
+      change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`], percent: ["0", percent((most / 2) ** 2), percent(most ** 2)], number: ["0", "", number(most)], signed: [`${MINUS}${percent(most)}`, "0", `+${percent(most)}`] }[t.kind];
     legend.replaceChildren();
     make("span", {}, legend, ends[0]);
     const ramp = [...(diverges ? [BLUE] : []), ground, diverges ? RED : GREEN].map((c) => `rgb(${c})`);
     make("span", { class: "ramp", style: `background: linear-gradient(to right, ${ramp})` }, legend, ends[1]);
-    make("span", {}, legend, `${ends[2]} (${t.unit}; bars: ${t.kind === "change" ? "mean size" : "means"})`);
+    make("span", {}, legend, `${ends[2]} (${t.unit}; bars: ${["change", "signed"].includes(t.kind) ? "mean size" : "means"})`);
     for (const [sign, meaning] of [["dashed", "by hand"], ["over", "the most allowed"], ["under", "the least allowed"], ["cross", "left out"]]) {
       if (!current.reasons.includes({ over: "ceiling", under: "floor" }[sign] ?? meaning)) continue;
       const entry = make("span", { class: "entry" }, legend);

@@ -54,6 +54,10 @@ def _after_training(names: Sequence[str], results: Results) -> list[dict[str, An
         values = {"values": shorten_all(last.reindex(names))}
         tabs.append(_tab("update", "Update", "update relative to the weight", "percent", **values))
         tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=shorten_all(used)))
+    if results.attribution is not None:
+        added = results.attribution.to_frame().set_index("module")["contribution"].reindex(names)
+        shares = {"values": shorten_all(added / results.attribution.rise)}
+        tabs.append(_tab("contribution", "Contribution", "of what the answers gained", "signed", **shares))
     return tabs
 
 

@@ -98,6 +98,14 @@ def test_a_request_of_ones_own_is_taken_apart(live: viz.Workbench) -> None:
     np.testing.assert_allclose(found["values"], expected.base, rtol=1e-4, atol=1e-5)
 
 
+def test_the_map_has_a_tab_of_shares_of_the_gain() -> None:
+    (tab,) = [tab for tab in bench().widget.about["tabs"] if tab["name"] == "contribution"]
+    shown = dict(zip(calibration().names, tab["values"], strict=True))
+    assert {name for name, value in shown.items() if value is not None} == set(attribution().names)
+    means = attribution().contributions().mean(0) / attribution().rise
+    assert [shown[name] for name in attribution().names] == pytest.approx(means, rel=0.01)
+
+
 def test_the_text_of_samples_is_in_a_page_only_if_asked_for(tmp_path: Path) -> None:
     it, prompt = bench(), attribution().samples[0].prompt
     assert prompt not in it.page(tmp_path / "plain.html").read_text()
