@@ -66,8 +66,8 @@ def main() -> None:
                         file.write(f"{row}\n")
                     print(row, flush=True)
     rows = records()
-    print(frontier(rows).to_markdown(index=False))
-    print(comparison(rows).to_markdown(index=False))
+    print(frontier(rows).to_markdown(index=False, disable_numparse=True))
+    print(comparison(rows).to_markdown(index=False, disable_numparse=True))
     if options.picture:
         picture(rows, options.picture)
 
@@ -115,6 +115,11 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
 
 
+def seeds(rows: list[dict[str, Any]]) -> list[int]:
+    """The seeds of which every arm was run."""
+    return [seed for seed in SEEDS if {row["arm"] for row in rows if row["seed"] == seed} == set(ARMS)]
+
+
 def curve(rows: list[dict[str, Any]], arm: str, seed: int) -> pd.DataFrame:
     """Scale, task loss and change of other text of an adapter."""
     (row,) = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
@@ -130,10 +135,11 @@ def curve(rows: list[dict[str, Any]], arm: str, seed: int) -> pd.DataFrame:
 
 def frontier(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Task loss and change of each set of texts, as trained and at a few scales: means and intervals over seeds."""
-    table = []
+    table, known = [], seeds(rows)
     for arm in ARMS:
         for scale in (1.0, 0.75, 0.5, 0.25) if arm in (SLIDER, "tlora, 4e-3") else (1.0,):
-            points = [point for row in rows if row["arm"] == arm for point in row["points"] if point["scale"] == scale]
+            runs = [row for row in rows if row["arm"] == arm and row["seed"] in known]
+            points = [point for row in runs for point in row["points"] if point["scale"] == scale]
             values: dict[str, Any] = {"arm": arm, "scale": scale}
             values["task loss"] = with_interval([point["loss"]["task"] for point in points], "")
             for name in TEXTS:
@@ -147,7 +153,7 @@ def comparison(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = []
     for arm in LOWER:
         found = []
-        for seed in SEEDS:
+        for seed in seeds(rows):
             slider, whole = curve(rows, SLIDER, seed), curve(rows, arm, seed).query("scale == 1").iloc[0]
             task, scale = at_change(slider, whole["other"])
             found.append((whole["other"], whole["task"], task, scale, task - whole["task"]))
@@ -187,16 +193,17 @@ def with_interval(values: Any, sign: str = "+") -> str:
 def picture(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw the task loss by the change of other text: a line for each arm that is scaled, a point for the others."""
     figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for (arm, color), marker in zip(zip(ARMS, style.colors(len(ARMS)), strict=True), "osD^", strict=True):
-        for seed in SEEDS:
+    for (arm, color), marker in zip(zip(ARMS, style.colors(len(ARMS)), strict=True), "osD", strict=True):
+        for number, seed in enumerate(seeds(rows)):
             points = curve(rows, arm, seed)
-            label = arm if seed == SEEDS[0] else None
+            label = None if number else arm
             if arm in LOWER:
                 points = points.iloc[-1:]
             ax.plot(points["other"], points["task"], f"-{marker}", color=color, markersize=4, linewidth=1, label=label)
     ax.set(yscale="log", xlabel="change of the loss of other text, nats per token", ylabel="task loss, nats per token")
     ax.legend()
-    style.headline(ax, "Scaled down afterwards, or trained at a lower rate", f"{MODEL}, smart_home, three seeds each")
+    detail = f"{MODEL}, smart_home, seeds {', '.join(map(str, seeds(rows)))}"
+    style.headline(ax, "Scaled down afterwards, or trained at a lower rate", detail)
     figure.savefig(file, dpi=120)
 
 

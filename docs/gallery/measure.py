@@ -80,6 +80,11 @@ def main() -> None:
     run = tlora.train(adapted, task, evaluation_limit=100, callbacks=[monitor], **options)
     cut = tlora.compress(adapted, parameters=0.5, calibration=calibration, held_out=others)
     results["compression"] = replace(cut, adapter={}, fingerprints={})  # its curves alone
+    texts = tlora.load_texts(tokenizer)
+    results["side_effects"] = tlora.side_effects(adapted, texts)
+    kept = {name: texts[name] for name in ("code", "chat")}
+    scaled = tlora.rescale(adapted, task, kept, limit=0.05, parts="projections", samples=8)
+    results["rescaling"] = replace(scaled, adapter={}, fingerprints={}, config={})  # its losses alone
     tlora.detach(model)
     results["interference"] = interfere(model, tokenizer, run, calibration)
     uniform = tlora.allocate(sensitivity, rank=8, max_rank=32, adapt_ranks=False, adapt_scales=False)
