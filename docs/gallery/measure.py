@@ -85,6 +85,7 @@ def main() -> None:
     kept = {name: texts[name] for name in ("code", "chat")}
     scaled = tlora.rescale(adapted, task, kept, limit=0.05, parts="projections", samples=8)
     results["rescaling"] = replace(scaled, adapter={}, fingerprints={}, config={})  # its losses alone
+    results["attribution"] = tlora.attribute(adapted, task, limit=1)
     tlora.detach(model)
     results["interference"] = interfere(model, tokenizer, run, calibration)
     uniform = tlora.allocate(sensitivity, rank=8, max_rank=32, adapt_ranks=False, adapt_scales=False)
