@@ -103,13 +103,15 @@ def copy_notebooks() -> None:
 
 
 def write_pages() -> None:
-    """The workbench of the first page, and that of the gallery with its panels; of the results of its pictures."""
+    """The two widgets of the first page, and the workbench of the gallery; of the results of its pictures."""
     data = HERE / "gallery" / "data"
     results = {kind: getattr(tlora, kind).load(data / name) for kind, name in PAGES.items()}
-    scores, capture, run, estimate, spectrum = results.values()
+    scores, capture, run, estimate, spectrum, activations, attribution = results.values()
     pages = HERE / "pages"
     pages.mkdir(exist_ok=True)
-    viz.Workbench(scores, capture=capture, run=run, estimate=estimate).page(pages / "workbench.html")
+    viz.report(attribution, pages / "answer.html")
+    bench = viz.Workbench(scores, estimate=estimate, activations=activations)
+    bench.page(pages / "workbench.html", texts=True)
     parts = {"capture": capture, "run": run, "estimate": estimate, "spectrum": spectrum}
     viz.Workbench(scores, **parts).page(pages / "report.html")
 
@@ -120,6 +122,8 @@ PAGES = {
     "TrainingRun": "run",
     "ResourceEstimate": "estimate",
     "Spectrum": "spectrum",
+    "DirectionActivations": "activations",
+    "Attribution": "attribution",
 }
 """Results behind the two pages, and their folders."""
 

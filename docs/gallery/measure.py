@@ -73,6 +73,9 @@ def main() -> None:
         "alignment": tlora.align(kinds["wc"], kinds["g"], rank=8),
         "capture": tlora.gradient_capture(model, held_out, kinds, RANKS),
         "estimate": tlora.estimate("smollm2-135m", rank=8, samples=16, length=64, batch_size=4),
+        "activations": tlora.direction_activations(
+            model, {"fisher": kinds["fisher"]}, held_out, tokenizer=tokenizer, ranks=4
+        ),
     }
     monitor = viz.TrainingMonitor()
     adapted = tlora.attach(model, kinds["wc"], allocation)
@@ -85,7 +88,7 @@ def main() -> None:
     kept = {name: texts[name] for name in ("code", "chat")}
     scaled = tlora.rescale(adapted, task, kept, limit=0.05, parts="projections", samples=8)
     results["rescaling"] = replace(scaled, adapter={}, fingerprints={}, config={})  # its losses alone
-    results["attribution"] = tlora.attribute(adapted, task, limit=1)
+    results["attribution"] = tlora.attribute(adapted, task, limit=2)
     tlora.detach(model)
     results["interference"] = interfere(model, tokenizer, run, calibration)
     uniform = tlora.allocate(sensitivity, rank=8, max_rank=32, adapt_ranks=False, adapt_scales=False)

@@ -103,9 +103,13 @@ def test_the_workbench_of_the_first_page_works(browser: Browser, address: str) -
     workbench = page.frame_locator(".workbench")
     workbench.get_by_label("Temperature").press("Home")
     workbench.get_by_text("temperature=0.0").wait_for()
-    workbench.get_by_role("tab", name="Gradient captured").click()
+    workbench.get_by_role("tab", name="Sensitivity").click()
     workbench.locator(".cell[data-k='8']").click()
     assert "layer 1 k_proj" in workbench.locator(".side").inner_text()
+    assert "layer 1 k_proj" in workbench.locator("#reads").inner_text()
+    answer = page.frame_locator(".answer")
+    answer.get_by_role("button", name="fan", exact=True).click()
+    answer.get_by_text("contributed to “fan”").wait_for()
     page.locator(".theme-toggle:visible").first.click()
     assert page.evaluate("document.body.dataset.theme") == "dark"
     assert workbench.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(17, 17, 17)"
