@@ -217,8 +217,8 @@ def report(name: str, found: list[float], median: float | None, tail: float | No
 def main() -> None:
     """Print the load of the machine, then the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=PARTS, default=list(PARTS))
-    what = parser.parse_args().what
+    parser.add_argument("what", nargs="*", choices=PARTS)
+    what = parser.parse_args().what or PARTS
     for name in what:
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
         PARTS[name]()
