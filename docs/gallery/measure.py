@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 
 import tlora
 import viz
-from tlora.adapters.lora_layers import update_singular_values
+from tlora.adapters.updates import update_singular_values
 from tlora.training.run import PREFIX
 
 DATA = Path(__file__).parent / "data"

@@ -27,6 +27,11 @@ def test_importing_a_package_loads_no_torch(package: str) -> None:
     assert fresh(code).split() == []
 
 
+def test_inspecting_an_adapter_loads_neither_peft_nor_transformers() -> None:
+    code = "import sys, tlora; tlora.inspect; print(*{'peft', 'transformers', 'torch'} & sys.modules.keys())"
+    assert fresh(code).split() == ["torch"]
+
+
 @pytest.mark.parametrize("package", ["tlora", "viz"])
 def test_every_name_of_the_stub_is_there(package: str) -> None:
     module = importlib.import_module(package)

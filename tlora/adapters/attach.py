@@ -20,11 +20,11 @@ from tlora.adapters.lora_layers import (
     adapter_layers,
     obstacle_to_merging,
     require_one_lora,
-    trace_in_base,
     unwrap,
     without_noise,
     wrappers,
 )
+from tlora.adapters.updates import trace_in_base
 from tlora.allocation.allocation import Allocation
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.sharding import refuse_split, reshard, unshard

@@ -22,13 +22,8 @@ from tlora.adapters.files import (
     validate_adapter,
 )
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import (
-    adapter_config,
-    adapter_tensors,
-    require_one_lora,
-    rewrites_base,
-    warn_resized_vocabulary,
-)
+from tlora.adapters.lora_layers import adapter_config, adapter_tensors, require_one_lora, warn_resized_vocabulary
+from tlora.adapters.updates import rewrites_base
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.models.weights import SIMILARITY_THRESHOLD, base_fingerprints, fingerprint_similarity

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from tlora.adapters.lora_layers import EXPERTS, rewrites_base
+from tlora.adapters.updates import EXPERTS, rewrites_base
 from tlora.results import Meta, read_result
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD
 from tlora.utils.files import digest, read_json, replace_files
@@ -245,7 +244,8 @@ class AdapterLayout:
     def pattern(self, name: str, which: str, default: float) -> float:
         """The value that PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
         patterns = self.config.get(which) or {}
-        return float(patterns.get(get_pattern_key(list(patterns), name), default))
+        values = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+        return float(next(values, default))
 
     @property
     def rank_exponent(self) -> float:

@@ -20,7 +20,8 @@ from tlora.adapters.attach import restored_on_error
 from tlora.adapters.files import PREFIX, TrainingRecord, explain_base, read_training_record, revision, validate_adapter
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, rewrites_base, trace_in_base, without_noise
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, without_noise
+from tlora.adapters.updates import rewrites_base, trace_in_base
 from tlora.models.loading import load_model
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
 from tlora.adapters.files import PREFIX
-from tlora.adapters.lora_layers import adapter_layers, lora_modules, unwrap, update_singular_values, wrappers
+from tlora.adapters.lora_layers import adapter_layers, lora_modules, unwrap, wrappers
+from tlora.adapters.updates import update_singular_values
 from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
 from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups

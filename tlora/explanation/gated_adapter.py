@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tlora.adapters.files import refuse_more_than_lora
-from tlora.adapters.lora_layers import adapter_layers, require_one_lora, trace_in_base
+from tlora.adapters.lora_layers import adapter_layers, require_one_lora
+from tlora.adapters.updates import trace_in_base
 from tlora.models.forward import can_restrict_logits
 from tlora.models.hooks import first_argument
 from tlora.models.targets import NEWLY_INITIALIZED, is_causal, output_embeddings

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Literal
 
 from tlora.adapters.files import AdapterLayout
-from tlora.adapters.lora_layers import rewrites_base
+from tlora.adapters.updates import rewrites_base
 from tlora.utils.defaults import EngineName
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

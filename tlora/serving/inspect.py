@@ -13,7 +13,7 @@ from tlora.adapters.files import (
     validate_adapter,
 )
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import update_singular_values
+from tlora.adapters.updates import update_singular_values
 from tlora.results import Meta
 from tlora.serving.inspection import Inspection
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from tlora.adapters.files import AdapterLayout
-from tlora.adapters.lora_layers import RANK_COLUMNS, rank_use
+from tlora.adapters.updates import RANK_COLUMNS, rank_use
 from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES

@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from tlora.adapters import lora_layers
+from tlora.adapters import updates
 from tlora.adapters.files import PREFIX, RUN, TRAINING, check_files, earlier_files, refuse_other_writer, write_adapter
 from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
@@ -100,7 +100,7 @@ class TrainingRun(Result):
         "eval_loss": "validation loss, mean over batches, nats per labeled token; NaN if not evaluated",
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
-    rank_columns: ClassVar[dict[str, str]] = lora_layers.RANK_COLUMNS
+    rank_columns: ClassVar[dict[str, str]] = updates.RANK_COLUMNS
 
     @property
     def steps(self) -> int:
@@ -122,7 +122,7 @@ class TrainingRun(Result):
         values = {}
         for name, scaling in self.scalings.items():
             a, b = (self.adapter[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
-            values[name] = lora_layers.update_singular_values(a, b, scaling)
+            values[name] = updates.update_singular_values(a, b, scaling)
         return values
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
@@ -143,7 +143,7 @@ class TrainingRun(Result):
         ValueError
             If ``energy`` is not in (0, 1].
         """
-        return lora_layers.rank_use(self.singular_values(), energy)
+        return updates.rank_use(self.singular_values(), energy)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a folder that PEFT reads as an adapter, with the record of the run inside.

@@ -21,14 +21,8 @@ from transformers import TrainerCallback, set_seed
 
 from tlora.adapters.attach import attach_options
 from tlora.adapters.files import BASE, FROZEN_A
-from tlora.adapters.lora_layers import (
-    LoraModule,
-    adapter_config,
-    adapter_tensors,
-    lora_modules,
-    rewrites_base,
-    trainable_parameters,
-)
+from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, trainable_parameters
+from tlora.adapters.updates import rewrites_base
 from tlora.models.forward import has_argument
 from tlora.models.targets import is_causal
 from tlora.results import Meta
