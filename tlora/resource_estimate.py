@@ -877,7 +877,8 @@ def _lora(target: Target, rank: int, dtype: torch.dtype, *, freeze_a: bool) -> C
     b = torch.zeros(target.d_out, rank, dtype=dtype, requires_grad=True)
 
     def update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return (output + functional.linear(functional.linear(args[0].to(dtype), a), b)).to(output.dtype)
+        x = args[0].to(dtype)  # held to the end, as PEFT does
+        return (output + functional.linear(functional.linear(x, a), b) * 2.0).to(output.dtype)
 
     return update
 

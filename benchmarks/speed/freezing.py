@@ -8,22 +8,20 @@ LoRA with PEFT's float32 adapters, LoRA with adapters in the type of the base, P
 float32 and in bfloat16, with and without gradient checkpointing.
 
 - stored: bytes that autograd keeps from the forward to the backward pass, counted by hooks on saved tensors.
-- peak: the most that a step holds in addition to the model; on the CPU in a process of its own, which is forked and has
-  one thread, on a GPU as PyTorch allocates it.
-- estimated / peak, estimated / seconds: what `tlora.estimate` says, divided by what was measured; its seconds are those
+- peak: the most that PyTorch has allocated during two steps, in addition to the model. On a CPU it is counted by the
+  profiler: unlike the resident memory of a process, it is the same on a machine that is used by others.
+- estimated / stored, / peak, / seconds: what `tlora.estimate` says, divided by what was measured; its seconds are those
   of the matrix products alone, at the speed of large ones.
 - tokens that fit: in the memory that `tlora` takes without checkpointing for the rows of the case.
 
+Each row begins with one token of padding, as most rows of a batch do; without any, transformers leaves out the mask.
 Seconds are the median over the repeats, in which the variants take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
-import json
-import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,15 +30,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tlora
-from benchmarks.speed.memory import random_batch, said_by
+from benchmarks.speed.memory import random_batch
 from benchmarks.speed.stopwatch import now
 from tlora.allocation.footprint import AS_BASE
 from tlora.models.forward import restrict_logits
@@ -150,6 +148,7 @@ class Stepper:
         if checkpointing:
             own.activation_checkpointing_enable({"use_reentrant": False})
         batch = random_batch(case.rows, case.length, LABELS, case.config.vocab_size)
+        batch["attention_mask"][:, 0] = 0
         self.batch = restrict_logits(self.model, {name: values.to(self.device) for name, values in batch.items()})
 
     def loss(self) -> Tensor:
@@ -169,38 +168,32 @@ class Stepper:
         self.step()
         return now(self.device.type) - started
 
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapter."""
+        return sum(p.nbytes for name, p in self.model.named_parameters() if "lora_" in name)
+
     def fixed_bytes(self) -> int:
         """Bytes of the adapter, its gradients, and the two states of its optimizer."""
-        parts = [p for name, p in self.model.named_parameters() if "lora_" in name]
-        return sum(p.nbytes * (1 + 3 * p.requires_grad) for p in parts)
+        return self.adapter_bytes() + 3 * sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+
+    def peak_bytes(self) -> int:
+        """The most that the first two steps hold in addition to the model; the second has the optimizer's states."""
+        return self.adapter_bytes() + allocated_peak(lambda: [self.step() for _ in range(2)], self.device)
 
 
-def peak_bytes(model: Any, case: Case, run: Run) -> int:
-    """The most that two steps of a run hold in addition to the model."""
-    gc.collect()
-    is_cpu = model.device.type == "cpu"
-    before = psutil.Process().memory_info().rss if is_cpu else torch.cuda.memory_allocated()
-    stepper = Stepper(model, case, *run)
-    with PeakMemory(model.device) as peak:
-        stepper.step()
-        stepper.step()  # with the states of the optimizer
-    return (peak.bytes or 0) - before
-
-
-def print_peaks(case: Case, dtype: str) -> None:
-    """Print the peak of each run, as a process of its own has it that is forked from this one."""
-    model = random_model(case, dtype)
-    peak_bytes(model, replace(case, length=LABELS), RUNS[0])
-    for run in RUNS:
-        process = multiprocessing.get_context("fork").Process(target=_print_peak, args=(model, case, run))
-        process.start()
-        process.join()
-
-
-def _print_peak(model: Any, case: Case, run: Run) -> None:
-    peak_bytes(model, replace(case, length=LABELS), run)  # reads what it needs of the libraries
-    peak = peak_bytes(model, case, run)
-    print(json.dumps({"variant": run[0], "checkpointing": run[1], "peak": peak}), flush=True)
+def allocated_peak(work: Callable[[], object], device: torch.device) -> int:
+    """The most that PyTorch has allocated during some work, in addition to what it had before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        with PeakMemory(device) as peak:
+            work()
+        return (peak.bytes or 0) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes))
 
 
 def random_model(case: Case, dtype: str, device: str = "cpu") -> Any:
@@ -215,24 +208,25 @@ def table(number: int, dtype: str, arguments: argparse.Namespace) -> pd.DataFram
     """One row for each variant, with and without checkpointing."""
     case = CASES[number].times(arguments.times)
     model = random_model(case, dtype, arguments.device)
-    if arguments.device == "cpu":
-        words = ("--peaks", "--only", str(number), "--dtype", dtype, "--times", str(arguments.times))
-        lines = [json.loads(line) for line in said_by("benchmarks.speed.freezing", *words)]
-    else:
-        lines = [{"variant": v, "checkpointing": c, "peak": peak_bytes(model, case, (v, c))} for v, c in RUNS]
     speed = matmul_speed(arguments.device, dtype)
-    steppers = [Stepper(model, case, *run) for run in RUNS]
-    for stepper, line in zip(steppers, lines, strict=True):
+    steppers, lines = [], []
+    for variant, checkpointing in RUNS:
+        stepper = Stepper(model, case, variant, checkpointing)
+        line = {"variant": variant, "checkpointing": checkpointing, "peak": stepper.peak_bytes()}
         with stored_bytes(stepper.model) as stored:
             stepper.loss().backward()
-        options = {"gradient_checkpointing": line["checkpointing"], "gpus": int(arguments.device != "cpu")}
+        stepper.optimizer.zero_grad()
+        options = {"gradient_checkpointing": checkpointing, "gpus": int(arguments.device != "cpu")}
         work = {"batch_size": case.rows, "length": case.length, "labels": LABELS, "dtype": dtype}
         said = tlora.estimate(case.config, RANK, **work, **options)
-        stage = VARIANTS[line["variant"]][2]
+        stage = VARIANTS[variant][2]
         stage = stage if stage in said.bytes else "training A and B"  # in float32 there is one type of adapter
         line["estimated"] = said.bytes[stage] - said.bytes["weights"]
+        line["estimated stored"] = said.activations[stage]
         line["estimated seconds"] = said.flops[stage] / speed
         line.update(stored=sum(stored), fixed=stepper.fixed_bytes())
+        steppers.append(stepper)
+        lines.append(line)
     seconds = [[stepper.seconds() for stepper in steppers] for _ in range(arguments.repeats)]
     frame = pd.DataFrame(lines).assign(seconds=np.median(seconds, axis=0))
     limit = frame["peak"][RUNS.index((TLORA, False))]
@@ -255,6 +249,7 @@ def text(frame: pd.DataFrame) -> str:
     shown = {
         "": frame["variant"] + frame["checkpointing"].map({True: ", checkpointing", False: ""}),
         "stored, MB": relative("stored", megabytes),
+        "estimated / stored": frame["estimated stored"] / frame["stored"],
         "peak, MB": relative("peak", megabytes),
         "estimated / peak": frame["estimated"] / frame["peak"],
         "seconds a step": relative("seconds", "{:.2f}".format),
@@ -272,16 +267,12 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--times", type=int, default=1, help="times the rows of a case")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)  # used by PEFT
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     for number, dtype in itertools.product(arguments.only or range(len(CASES)), arguments.dtype):
         case = CASES[number].times(arguments.times)
-        if arguments.peaks:
-            print_peaks(case, dtype)
-            continue
         what = f"{case.sizes['num_hidden_layers']} blocks of {case.name} in {dtype}, rank {RANK}"
         print(f"\n{what}, {case.rows} rows of {case.length} tokens:")
         print(text(table(number, dtype, arguments)), flush=True)
