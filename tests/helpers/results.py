@@ -52,7 +52,7 @@ from tlora.explanation.rescaling import Rescaling
 from tlora.explanation.side_effects import side_effects
 from tlora.explanation.side_effects_result import SideEffects
 from tlora.resource_estimate import ResourceEstimate, estimate
-from tlora.results import Meta, Result
+from tlora.results import FORMAT_VERSION, Meta, Result
 from tlora.serving.inspect import inspect
 from tlora.serving.inspection import Inspection
 from tlora.subspaces.alignment import align
@@ -239,6 +239,11 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "TrainingRun": run,
 }
 
+STORED = Path(__file__).parents[1] / "data"
+"""Results of each format that must stay readable, a folder for each: ``python -m tests.helpers.results``."""
+LARGE = {"Calibration", "Race"}
+"""More than 100 kB; what they are made of is in others."""
+
 
 def same(one: Any, other: Any) -> bool:
     """Whether two results, or any of their parts, are equal, down to dtypes and the order of modules."""
@@ -261,3 +266,9 @@ def same(one: Any, other: Any) -> bool:
 def _order(mapping: Mapping[str, Any]) -> list[str]:
     """The keys: as they come where they are modules, sorted where order says nothing, as in an adapter."""
     return list(mapping) if set(mapping) <= set(calibration().names) | set(NAMES) else sorted(mapping)
+
+
+if __name__ == "__main__":  # writes the folder of a new format
+    for name, make in EXAMPLES.items():
+        if name not in LARGE:
+            make().save(STORED / f"format_{FORMAT_VERSION}" / name)

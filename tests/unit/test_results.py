@@ -412,3 +412,18 @@ def test_what_is_passed_in_the_wrong_place_is_named(message: str) -> None:
     for call in WRONG[message]:
         with pytest.raises(TypeError, match=message):
             call(results)
+
+
+@pytest.mark.parametrize("path", sorted(results.STORED.glob("format_*/*")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_a_result_that_was_stored_stays_readable(path: Path):
+    cls = {cls.__name__: cls for cls in subclasses(Result)}[path.stem]
+    again = cls.load(path)
+    table = again.to_frame()
+    assert list(table.columns) == [*cls.columns]
+    assert len(table)
+    assert again.meta.versions["tlora"]
+
+
+def test_every_result_is_stored_in_todays_format():
+    stored = {path.stem for path in results.STORED.glob(f"format_{FORMAT_VERSION}/*")}
+    assert stored == EXAMPLES.keys() - results.LARGE
