@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tlora.adapters.lora_layers import adapter_config, adapter_layers, adapter_tensors, warn_resized_vocabulary
 from tlora.explanation.attribute import adapter_targets
@@ -24,6 +23,7 @@ from tlora.results import Meta
 from tlora.tasks.evaluation import summed_losses
 from tlora.tasks.task import Task
 from tlora.utils.defaults import Parts
+from tlora.utils.progress import progress_bar
 from tlora.utils.validation import require_choice, require_positive_int
 
 SCALES = 9
@@ -119,7 +119,7 @@ def rescale(
     members = groups(targets, parts.removesuffix("s")) if parts else {}
     path = np.unique(np.linspace(0, len(members), SCALES).round().astype(int))[1:-1]
     points: list[RescaledPoint] = []
-    with tqdm(total=1 + SCALES + len(members) + len(path), desc="rescale", disable=not progress) as bar:
+    with progress_bar(show=progress, total=1 + SCALES + len(members) + len(path), desc="rescale") as bar:
         base = measure(gated.as_base())
         for t in np.linspace(0, 1, SCALES).tolist():
             add(f"scale {t:.3g}", SCALE, dict.fromkeys(targets, t))

@@ -26,6 +26,7 @@ from tlora.models.weights import intact
 from tlora.training.checkpoints import adapter_folder, warn_if_not_written
 from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
+from tlora.utils.progress import is_shown
 from tlora.utils.reproducibility import temporary_seed
 
 # Attributes that the Trainer, accelerate and gradient checkpointing set on modules.
@@ -85,7 +86,7 @@ class AdapterTrainer(Trainer):
             config.use_cache = self.args.use_cache  # the Trainer sets the outermost only
         self._freeze_again = remember_trainable(model)
         self.remove_callback(PrinterCallback)  # which the Trainer adds because its own bars are off
-        if progress:
+        if is_shown(progress):
             self.add_callback(_Progress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -184,6 +184,7 @@ def test_interrupt_returns_the_run_so_far() -> None:
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Show progress bars even if TQDM_DISABLE is set, which tqdm reads when it is imported."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     monkeypatch.setattr(tqdm.std.tqdm, "__init__", vars(tqdm.std.tqdm)["__init__"].func)
 
 

@@ -6,14 +6,24 @@ import sys
 
 import pytest
 
-CODE = "from tlora.utils.progress import progress_bar; print(progress_bar(range(2), show={show}).disable)"
+CODE = """
+import sys, tqdm.auto, tqdm.notebook
+tqdm.auto.tqdm = tqdm.notebook.tqdm if {notebook} else tqdm.std.tqdm
+from tlora.utils.progress import progress_bar
+print(progress_bar(range(2), show={show}).disable)
+"""
 
 
+@pytest.mark.parametrize("notebook", [False, True])
 @pytest.mark.parametrize(("show", "environment", "hidden"), [(True, "", False), (False, "", True), (True, "1", True)])
-def test_a_bar_is_hidden_by_the_caller_or_the_environment(show, environment, hidden):
+def test_a_bar_is_hidden_by_the_caller_or_the_environment(show, environment, hidden, notebook):
     own = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     own |= {"TQDM_DISABLE": environment} if environment else {}
     done = subprocess.run(
-        [sys.executable, "-c", CODE.format(show=show)], env=own, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CODE.format(show=show, notebook=notebook)],
+        env=own,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip() == str(hidden)
+    assert done.stdout.split()[-1] == str(hidden)
