@@ -1,7 +1,7 @@
 """How long a person waits for a widget, in JupyterLab and a real browser.
 
-    python -m benchmarks.speed.widgets map            # the map and the charts, for the 224 modules of LLaMA-2-7B
-    python -m benchmarks.speed.widgets attribution    # modules of SmolLM2-135M switched off, idle and in training
+    python -m benchmarks.speed.widgets --only map            # the map and the charts, for the 224 modules of LLaMA-2-7B
+    python -m benchmarks.speed.widgets --only attribution    # modules of SmolLM2-135M switched off, idle and in training
 
 A delay is the time from the event of the pointer or the slider to the frame that shows its answer. The limits are 50 ms
 (median) and 100 ms (95th percentile) for the map, 150 ms for the charts of a module, 500 ms while a cell runs, and 15
@@ -217,9 +217,8 @@ def report(name: str, found: list[float], median: float | None, tail: float | No
 def main() -> None:
     """Print the load of the machine, then the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=PARTS)
-    what = parser.parse_args().what or PARTS
-    for name in what:
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    for name in parser.parse_args().only:
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
         PARTS[name]()
 
