@@ -1,7 +1,7 @@
 """How long a person waits for a widget, in JupyterLab and a real browser.
 
-    python -m benchmarks.speed.widgets --only map            # the map and the charts, for the 224 modules of LLaMA-2-7B
-    python -m benchmarks.speed.widgets --only attribution    # modules of SmolLM2-135M switched off, idle and in training
+    python -m benchmarks.speed.widgets --only map            # map and charts, the 224 modules of LLaMA-2-7B
+    python -m benchmarks.speed.widgets --only attribution    # SmolLM2-135M, modules switched off, idle and in training
 
 A delay is the time from the event of the pointer or the slider to the frame that shows its answer. The limits are 50 ms
 (median) and 100 ms (95th percentile) for the map, 150 ms for the charts of a module, 500 ms while a cell runs, and 15
