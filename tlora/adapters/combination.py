@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +9,14 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import Tensor
 
-from tlora.adapters.files import COMBINE, save_computed
+from tlora.adapters.computed_adapter import ComputedAdapter
+from tlora.adapters.files import COMBINE
 from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Combination(Result):
+class Combination(ComputedAdapter, Result):
     """Several LoRA adapters of one base as one adapter; from `tlora.combine`.
 
     Attributes
@@ -69,6 +69,7 @@ class Combination(Result):
     fingerprints: dict[str, Tensor]
     meta: Meta
 
+    _writer: ClassVar[str] = COMBINE
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",
         "d_out": "outputs of the weight",
@@ -79,11 +80,6 @@ class Combination(Result):
         "same_a": "whether several adapters have the module with the same A, or the first rows of the largest",
         "error": "norm of what a cut loses divided by that of the combined update; 0 without a cut",
     }
-
-    @property
-    def names(self) -> list[str]:
-        """Full names of the modules."""
-        return list(self.shapes)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a module; see ``columns``."""
@@ -100,27 +96,6 @@ class Combination(Result):
                 "error": list(self.errors.values()),
             }
         )
-
-    def save_adapter(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the new adapter as PEFT writes one; PEFT and `tlora.load` read it, `tlora.export` serves it.
-
-        Parameters
-        ----------
-        folder : path-like
-            Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors``, and the fingerprints of the base
-            if known. Other files stay.
-
-        Returns
-        -------
-        pathlib.Path
-            The folder.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder holds an adapter that this method did not write.
-        """
-        return save_computed(folder, COMBINE, self.adapter, self.config, self.fingerprints)
 
     def _summary(self) -> str:
         parts = " and ".join(f"{weight:g} {Path(name).name}" for name, weight in self.weights.items())

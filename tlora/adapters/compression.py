@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +13,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.files import COMPRESS, save_computed
+from tlora.adapters.computed_adapter import ComputedAdapter
+from tlora.adapters.files import COMPRESS
 from tlora.results import Meta, Result
 from tlora.utils.validation import require_fraction, require_positive, require_positive_int
 
@@ -27,7 +26,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Compression(Result):
+class Compression(ComputedAdapter, Result):
     """A LoRA adapter of lower rank, cut from another one; from `tlora.compress`.
 
     Attributes
@@ -75,6 +74,7 @@ class Compression(Result):
     fingerprints: dict[str, Tensor]
     meta: Meta
 
+    _writer: ClassVar[str] = COMPRESS
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",
         "d_out": "outputs of the weight",
@@ -93,11 +93,6 @@ class Compression(Result):
         "error": "norm of what is lost divided by that of the update, over all modules",
         "measure": "what the norm is of: weights (plain), outputs on the task, or on held-out samples",
     }
-
-    @property
-    def names(self) -> list[str]:
-        """Full names of the modules of the original, layer by layer."""
-        return list(self.shapes)
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -177,27 +172,6 @@ class Compression(Result):
         return frame.assign(share=frame["parameters"] / self.parameters[0], measure=self.measures[-1])[
             list(self.curve_columns)
         ]
-
-    def save_adapter(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the smaller adapter as PEFT writes one; `tlora.load` reads it.
-
-        Parameters
-        ----------
-        folder : path-like
-            Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors``, and the fingerprints of the base
-            if known. Other files stay.
-
-        Returns
-        -------
-        pathlib.Path
-            The folder.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder holds an adapter that this method did not write.
-        """
-        return save_computed(folder, COMPRESS, self.adapter, self.config, self.fingerprints)
 
     def _energies(self, cut: str, measure: str) -> dict[str, NDArray[np.float64]]:
         at = self.cuts.index(cut), self.measures.index(measure)

@@ -12,13 +12,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tlora.adapters.factored import pattern_config
-from tlora.adapters.files import BASE, PREFIX, RESCALE, WRITER, earlier_files, refuse_other_writer, write_adapter
+from tlora.adapters.files import PREFIX, RESCALE, save_computed
 from tlora.explanation.attribution import CONFIDENCE
 from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import ratio_interval
 from tlora.results import Meta
-from tlora.utils.file_names import ADAPTER_CONFIG
-from tlora.utils.files import replace_files
 
 TASK = "task"
 """Name of the adapter's own task among the sets of texts."""
@@ -203,15 +201,11 @@ class Rescaling(ModuleResult):
         ranks = {name: rank for name, rank in self.ranks.items() if point.factors[name]}
         if not ranks:
             raise ValueError(f"{point.label} is the base model: raise the limit, or pass another point")
-        refuse_other_writer(folder, RESCALE)
         scalings = {name: self.scalings[name] * point.factors[name] for name in ranks}
         gone = tuple(f"{PREFIX}{name}.lora_" for name in self.ranks if name not in ranks)
         tensors = {key: tensor for key, tensor in self.adapter.items() if not key.startswith(gone)}
-        prints = {name: values.tolist() for name, values in self.fingerprints.items() if name in ranks}
-        with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
-            config = pattern_config(self.config, ranks, scalings)
-            write_adapter(fresh, tensors, config, {WRITER: RESCALE, BASE: prints})
-        return Path(folder)
+        prints = {name: values for name, values in self.fingerprints.items() if name in ranks}
+        return save_computed(folder, RESCALE, tensors, pattern_config(self.config, ranks, scalings), prints)
 
     @property
     def headline(self) -> str:
