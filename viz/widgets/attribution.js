@@ -2,7 +2,7 @@
 // them out costs: as stored, and if there is a kernel for whatever is switched off or cut to a lower rank.
 
 const MEASURED = ["log-probability", "log-odds"], PAUSE = 400, PULL = 6; // ms before the answer is written again, pixels a rank
-const nats = (v) => (v > 0 ? "+" : v < 0 ? MINUS : "") + (Math.abs(v) >= 9.95 ? Math.abs(v).toFixed(1) : Math.abs(v).toFixed(2));
+const nats = (v) => signedNumber(v, Math.abs(v) >= 9.95 ? 1 : 2);
 const size = (v) => nats(v).replace("+", "");
 function probability(logarithm) {
   const p = Math.exp(logarithm);
@@ -125,17 +125,12 @@ function attributionPart(parent, part, { model, ask }) {
     if (!part.live || !now || now.answer !== undefined || drag) return;
     timer = setTimeout(() => { if (asked === key()) ask("regenerate", { sample: choice.sample, ranks: changed().map((k) => [k, choice.ranks[k]]) }, "regenerate"); }, PAUSE);
   }
-  function tint(element, share, dark) {
-    const base = dark ? [17, 17, 17] : [255, 255, 255], hue = share > 0 ? RED : BLUE, s = Math.min(1, Math.abs(share));
-    const fill = base.map((c, i) => Math.round(c + (hue[i] - c) * s));
-    return { fill: `rgb(${fill})`, ink: luminance(fill) > 0.179 ? "#000" : "#fff" };
-  }
   function paint() {
-    const dark = luminance(rgb(getComputedStyle(root).color || "rgb(0, 0, 0)")) > 0.4, off = changed(), now = off.length ? answer() : null;
+    const dark = isDark(root), off = changed(), now = off.length ? answer() : null;
     measures.forEach((button, m) => button.setAttribute("aria-pressed", m === choice.measure));
     reset.disabled = !off.length;
     // the strip
-    const rise = gained(), most = largest(rise), fill = (element, share) => { const c = tint(element, share, dark); element.style.background = c.fill; element.style.color = c.ink; };
+    const rise = gained(), most = largest(rise), fill = (element, share) => { const c = tint(share, dark); element.style.background = c.fill; element.style.color = c.ink; };
     strip.classList.toggle("switched", off.length > 0);
     strip.firstChild.firstChild.setAttribute("aria-pressed", choice.token === null);
     [...strip.children].slice(1).forEach((card, i) => {
@@ -158,7 +153,7 @@ function attributionPart(parent, part, { model, ask }) {
     // the map
     const values = part.names.map((_, k) => contribution(k)), top = largest(values);
     cells.forEach((cell, k) => {
-      const c = tint(cell.rect, values[k] / top, dark), left = choice.ranks[k], cut = left > 0;
+      const c = tint(values[k] / top, dark), left = choice.ranks[k], cut = left > 0;
       put(cell.rect, "fill", c.fill);
       put(cell.text, "fill", c.ink);
       put(cell.mark, "stroke", c.ink);
@@ -185,7 +180,7 @@ function attributionPart(parent, part, { model, ask }) {
     }
     legend.replaceChildren();
     make("span", {}, legend, nats(-top));
-    make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(svg, 0, dark).fill}, rgb(${RED}))` }, legend, "0");
+    make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))` }, legend, "0");
     const token = choice.token === null ? "the whole answer" : quoted(one.tokens[one.positions[choice.token]]);
     make("span", {}, legend, `${nats(top)} (nats of ${MEASURED[choice.measure]} contributed to ${token}; bars: sums)${part.names.every((_, k) => isMeasured(k)) ? "" : "; dashed: leaving it out is not measured here"}`);
     finding.textContent = refused || conclude(off, now);

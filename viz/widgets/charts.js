@@ -51,6 +51,10 @@ function luminance(color) { // relative luminance, WCAG 2
   const [r, g, b] = color.map((c) => (c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
+const isDark = (element) => luminance(rgb(getComputedStyle(element).color || "rgb(0, 0, 0)")) > 0.4; // its text is bright
+const groundOf = (dark) => (dark ? [17, 17, 17] : [255, 255, 255]);
+const inkOn = (color) => (luminance(color) > 0.179 ? "#000" : "#fff"); // the higher contrast
+const blend = (ground, hue, share) => ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(share))));
 
 function ticks(low, high, log, most) { // 1, 2, 5, 10 ..., thinned to powers of ten if there are too many
   const all = [];
@@ -144,14 +148,14 @@ function lossCurves(parent, arms, width) {
 function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
   const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, w = Math.min(26, (width - left) / columns.length), h = 17;
   const svg = make("svg", { class: "chart", role: "img", width: left + w * columns.length, height: h * rows.length + 18, "aria-label": title }, parent);
-  const dark = luminance(rgb(getComputedStyle(parent).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
+  const ground = groundOf(isDark(parent));
   rows.forEach((name, j) => make("text", { svg: true, class: "tick", x: left - 6, y: h * j + 12, "text-anchor": "end" }, svg, name.slice(-22)));
   const every = Math.ceil(18 / w);
   columns.forEach((name, i) => { if (i % every === 0) make("text", { svg: true, class: "tick", x: left + w * (i + 0.5), y: h * rows.length + 13, "text-anchor": "middle" }, svg, name); });
   for (const [row, column, value, text] of cells) {
-    const share = value === null || !most ? 0 : Math.min(1, value / most), fill = ground.map((c, i) => Math.round(c + ([0, 104, 116][i] - c) * share));
+    const fill = blend(ground, [0, 104, 116], value === null || !most ? 0 : value / most);
     make("rect", { class: "grid", x: left + w * column + 0.5, y: h * row + 0.5, width: w - 1, height: h - 1, fill: `rgb(${fill})` }, svg);
-    if (text && w > 15) make("text", { svg: true, x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle", "font-size": 9, fill: luminance(fill) > 0.179 ? "#000" : "#fff" }, svg, text);
+    if (text && w > 15) make("text", { svg: true, x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle", "font-size": 9, fill: inkOn(fill) }, svg, text);
   }
   return svg;
 }

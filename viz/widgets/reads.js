@@ -5,7 +5,11 @@ const LISTED = 5, WINDOW = 40, STRONGEST = 8, DRAWN_SAMPLES = 4;
 const visible = (token) => token.replace(/[\n\t\r]/g, (c) => SIGNS[c]);
 const isSpecial = (token) => /^\s*(<[^\s<>]+>|\[[A-Z]+\])\s*$/.test(token);
 const quoted = (token) => `\u201c${visible(token)}\u201d`;
-const signedNumber = (v) => (v > 0 ? "+" : v < 0 ? MINUS : "") + Math.abs(v).toFixed(2);
+const signedNumber = (v, digits = 2) => (v > 0 ? "+" : v < 0 ? MINUS : "") + Math.abs(v).toFixed(digits);
+function tint(share, dark) { // red above zero, blue below
+  const fill = blend(groundOf(dark), share > 0 ? RED : BLUE, share);
+  return { fill: `rgb(${fill})`, ink: inkOn(fill) };
+}
 
 function readsPart(parent, part, { about, model, ask }) {
   const choice = { open: null, need: false, whole: new Set() };
@@ -92,7 +96,7 @@ function readsPart(parent, part, { about, model, ask }) {
   function drawSamples(cell, n, d, tokens) {
     const v = valuesOf(n, d), most = largest(v), bar = make("div", { class: "legend" }, cell);
     make("span", {}, bar, signedNumber(-most));
-    make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), rgb(${ground()}), rgb(${RED}))` }, bar, "0");
+    make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, isDark(root)).fill}, rgb(${RED}))` }, bar, "0");
     make("span", {}, bar, `${signedNumber(most)} (${choice.need ? "z \u00d7 need" : "z"}, direction ${d + 1} of ${part.kinds[n]}; narrow: constant tokens; click a number for the whole sample)`);
     const peaks = tokens.spans.map(([start, end]) => largest(v.slice(start, end))), order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]);
     const rest = order.slice(STRONGEST).sort((a, b) => ((a * 7919 + 13) % 101) - ((b * 7919 + 13) % 101));
@@ -122,11 +126,9 @@ function readsPart(parent, part, { about, model, ask }) {
     }
   }
 
-  const ground = () => (luminance(rgb(getComputedStyle(root).color || "rgb(0, 0, 0)")) > 0.4 ? [17, 17, 17] : [255, 255, 255]);
   function token(box, text, share) {
-    const base = ground(), hue = share > 0 ? RED : BLUE, s = Math.min(1, Math.abs(share));
-    const fill = base.map((c, i) => Math.round(c + (hue[i] - c) * s)), ink = luminance(fill) > 0.179 ? "#000" : "#fff";
-    return make("span", { class: `token${isSpecial(text) ? " special" : ""}`, style: `background: rgb(${fill}); color: ${ink}` }, box, visible(text));
+    const { fill, ink } = tint(share, isDark(root));
+    return make("span", { class: `token${isSpecial(text) ? " special" : ""}`, style: `background: ${fill}; color: ${ink}` }, box, visible(text));
   }
 
   root.addEventListener("keydown", (event) => { // arrows move between the directions and the kinds

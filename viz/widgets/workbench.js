@@ -145,17 +145,17 @@ function render({ model, el }) {
   function paint() {
     if (!cells.length) return;
     const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
-    const dark = luminance(rgb(getComputedStyle(root).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
+    const dark = isDark(root), ground = groundOf(dark);
     const diverges = ["ratio", "change", "signed"].includes(t.kind), selected = new Set(model.get("selected"));
     const middle = current.middles[t.name] ?? 1, scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
     const most = { ratio: 3, change: current.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map((v) => Math.abs(scaled(v))), 1e-9)); // the same for all allocations
     cells.forEach((cell, k) => {
       const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;
-      const fill = ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(s))));
+      const fill = v === null ? (dark ? [58, 58, 58] : [220, 220, 220]) : blend(ground, hue, s);
       const written = cell.w < 12 ? "" : text(t, k), reason = current.reasons[k];
-      put(cell.rect, "fill", v === null ? (dark ? "#3a3a3a" : "#dcdcdc") : `rgb(${fill})`);
+      put(cell.rect, "fill", `rgb(${fill})`);
       if (cell.text.textContent !== written) cell.text.textContent = written;
-      const ink = luminance(v === null ? (dark ? [58, 58, 58] : [220, 220, 220]) : fill) > 0.179 ? "#000" : "#fff"; // the higher contrast
+      const ink = inkOn(fill);
       put(cell.text, "fill", ink);
       put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h, written) ?? "");
       put(cell.mark, "stroke", ink);
@@ -400,7 +400,7 @@ function render({ model, el }) {
       const look = getComputedStyle(one);
       for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"]) to[i].style[name] = look[name];
     });
-    const ground = luminance(rgb(getComputedStyle(root).color)) > 0.4 ? "#111" : "#fff";
+    const ground = `rgb(${groundOf(isDark(root))})`;
     copy.prepend(make("rect", { width: "100%", height: "100%", fill: ground }));
     return new XMLSerializer().serializeToString(copy);
   }
