@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.browser.lab import Lab
+from tests.browser.lab import Lab, launched
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SETTINGS = {
@@ -78,17 +78,13 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path, seconds: fl
 @contextmanager
 def opened(address: str, chromium: str) -> Iterator[Lab]:
     """JupyterLab in the browser; an error where the page says one on its console."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with launched(chromium) as browser:
         lab = Lab(browser.new_page(viewport={"width": 1280, "height": 1000}), address)
         try:
             yield lab
             assert not lab.errors, "\n".join(lab.errors)
         finally:
             lab.close()
-            browser.close()
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 STATE = """() => {
@@ -39,6 +42,30 @@ DONE = """() => {
     }
     return true;
 }"""
+
+
+@contextmanager
+def launched(chromium: str) -> Iterator[Any]:
+    """A browser of playwright."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened_file(chromium: str, file: Path, color_scheme: Any) -> Iterator[Any]:
+    """A page in the browser; any error of its script fails."""
+    with launched(chromium) as browser:
+        page, errors = browser.new_page(color_scheme=color_scheme), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(file.as_uri())
+        yield page
+    assert not errors
 
 
 class Lab:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import playwright.sync_api
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import viz
+from tests.browser.lab import opened_file
 from tests.browser.test_workbench import built
 from tests.helpers.results import attribution, calibration, subspaces
 
@@ -35,15 +35,8 @@ def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest
     """The page in both themes; any error of its script fails."""
     bench = viz.Workbench(calibration(), subspaces(), attribution=attribution(), rank=2)
     file: Path = bench.page(tmp_path_factory.mktemp("page") / "attribution.html", texts=True)
-    with playwright.sync_api.sync_playwright() as it:
-        browser = it.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page(color_scheme=request.param)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(file.as_uri())
+    with opened_file(chromium, file, request.param) as page:
         yield page
-        browser.close()
-        assert not errors
 
 
 def cell(page: Any, k: int) -> Any:

@@ -12,7 +12,9 @@ from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+
+from tests.browser.lab import launched
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
 
@@ -54,10 +56,8 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        it = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with launched(chromium) as it:
         yield it
-        it.close()
 
 
 def serious(page: Page) -> list[str]:

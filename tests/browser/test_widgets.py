@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import viz
-from tests.browser.lab import Lab
+from tests.browser.lab import Lab, launched
 from tests.browser.test_workbench import BUILD, RANKS, START, WORK, built, edited, expected
 from tests.helpers.reported import results_of, save
 from tests.helpers.sensitivities import llama_sensitivity
@@ -56,12 +56,9 @@ def test_the_workbench_answers_drags_keys_and_tabs_while_a_cell_runs(server: str
 
 def test_the_page_works_without_a_kernel_and_a_network(chromium: str, tmp_path: Path) -> None:
     """The slider gives at every step what `allocate` computes; the report has all panels; nothing is fetched."""
-    from playwright.sync_api import sync_playwright
-
     viz.Workbench(llama_sensitivity(16), max_rank=64).page(tmp_path / "allocation.html")
     viz.report(save(results_of("30 layers"), tmp_path / "adapter"), tmp_path / "report.html")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with launched(chromium) as browser:
         page = browser.new_context(offline=True, viewport={"width": 900, "height": 800}).new_page()
         said, fetched = [], []
         page.on("console", lambda message: said.append(message.text))
@@ -82,7 +79,6 @@ def test_the_page_works_without_a_kernel_and_a_network(chromium: str, tmp_path: 
         titles = ["Data", "Spectra", "Sensitivity", "Allocation", "Training", "Rank use", "Reproduce"]
         assert page.locator("section h2").all_inner_texts() == titles
         assert page.locator("#training .chart path.curve").count() == 3
-        browser.close()
     assert said == []
     assert [url for url in fetched if not url.startswith(("file:", "blob:", "data:"))] == []
 
