@@ -24,7 +24,7 @@ from tlora.models.forward import has_argument
 from tlora.models.hooks import token_embeddings
 from tlora.models.targets import refuse_adapted
 from tlora.models.targets import target_modules as find_targets
-from tlora.models.weights import fingerprint, weight
+from tlora.models.weights import fingerprint, model_name, weight
 from tlora.results import Meta
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.devices import on_host
@@ -171,7 +171,7 @@ def calibrate(
         prepared = [constant.mark(batch) for batch in prepared]
         recipe |= {"constant_tokens": asdict(constant), "left_out": count_constant(prepared)}
     meta = Meta(
-        model=model.config._name_or_path or type(model).__name__,
+        model=model_name(model),
         task=task or getattr(batches, "task", ""),
         recipe=recipe,
         seed=getattr(batches, "seed", None),

@@ -27,7 +27,7 @@ from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter,
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
 from tlora.models.targets import Target, output_embeddings, target_modules
-from tlora.models.weights import copy_sharing_weights
+from tlora.models.weights import copy_sharing_weights, model_name
 from tlora.results import Meta
 from tlora.tasks.evaluation import class_logits, generate, predict
 from tlora.tasks.load import load_task
@@ -154,7 +154,7 @@ def attribute(
         samples=samples,
         switches={label: list(variant) for label, variant in switches.items()},
         meta=Meta(
-            gated.model.config._name_or_path or type(gated.model).__name__,
+            model_name(gated.model),
             task.name,
             {"split": split, "limit": limit, "points": points},
             task.seed if task is task_or_text else None,

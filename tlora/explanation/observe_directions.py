@@ -18,6 +18,7 @@ from tlora.explanation.direction_activations import CONTROL, PARTS, DirectionAct
 from tlora.explanation.token_texts import token_texts
 from tlora.models.hooks import Recorder
 from tlora.models.targets import Target
+from tlora.models.weights import model_name
 from tlora.numerics.linalg import orthonormal_rows
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
@@ -106,7 +107,7 @@ def direction_activations(
         need={name: _relative(torch.cat(readings.need[name])) for name in names if need},
         has_first=first_token,
         meta=Meta(
-            model=model.config._name_or_path or type(model).__name__,
+            model=model_name(model),
             task=task or getattr(batches, "task", ""),
             recipe={"ranks": rank, "subspaces": {label: each.meta.recipe for label, each in kinds.items()}},
             seed=seed,

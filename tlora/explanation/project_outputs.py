@@ -18,7 +18,7 @@ from tlora.explanation.direction_outputs import DirectionOutputs
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import evaluation_mode, input_device
 from tlora.models.targets import Target, output_embeddings, shape
-from tlora.models.weights import weight
+from tlora.models.weights import model_name, weight
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
 from tlora.utils.validation import require_positive_int
@@ -89,7 +89,7 @@ def direction_outputs(
         suppressed=suppressed,
         texts={str(token): text for token, text in zip(found, token_texts(tokenizer, found), strict=True)},
         correlation=measured,
-        meta=Meta(model=model.config._name_or_path or type(model).__name__, recipe={"ranks": rank, "k": count}),
+        meta=Meta(model=model_name(model), recipe={"ranks": rank, "k": count}),
     )
 
 

@@ -18,7 +18,7 @@ from tlora.explanation.gated_adapter import GatedAdapter
 from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, RescaledPoint, Rescaling
 from tlora.explanation.side_effects import check_texts
 from tlora.models.forward import evaluation_mode
-from tlora.models.weights import base_fingerprints
+from tlora.models.weights import base_fingerprints, model_name
 from tlora.results import Meta
 from tlora.tasks.evaluation import summed_losses
 from tlora.tasks.task import Task
@@ -147,7 +147,7 @@ def rescale(
         adapter={key: tensor.detach().cpu().clone() for key, tensor in adapter_tensors(adapted).items()},
         fingerprints=base_fingerprints(adapted),
         meta=Meta(
-            gated.model.config._name_or_path or type(gated.model).__name__,
+            model_name(gated.model),
             task.name,
             {"texts": list(texts), "limit": limit, "parts": parts, "samples": samples, "split": split},
             task.seed,

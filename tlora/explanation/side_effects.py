@@ -16,6 +16,7 @@ from tlora.explanation.gated_adapter import GatedAdapter
 from tlora.explanation.side_effects_result import MeasuredText, SideEffects
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode
+from tlora.models.weights import model_name
 from tlora.results import Meta
 from tlora.tasks.evaluation import token_losses
 from tlora.tasks.task import Task
@@ -90,7 +91,7 @@ def side_effects(
         samples=[one for one, _ in measured],
         attribution=_explain(adapted, texts, measured, explain, progress) if explain else None,
         meta=Meta(
-            gated.model.config._name_or_path or type(gated.model).__name__,
+            model_name(gated.model),
             "",
             {"sets": list(texts), "limit": limit, "explain": explain},
             None,

@@ -166,6 +166,11 @@ def get_base_model(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
+def model_name(base: Any) -> str:
+    """The name or path that a base model was loaded by, for a result's `Meta`; its class if it has none."""
+    return str(base.config._name_or_path or type(base).__name__)
+
+
 def fingerprints_before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
     """Fingerprints of the model's weights before each adapter that `tlora.merge` folded into it."""
     return FINGERPRINTS_BEFORE_MERGING.get(get_base_model(model), [])

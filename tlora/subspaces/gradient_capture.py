@@ -18,6 +18,7 @@ from tlora.calibration.forward_backward import check_batches, prepare_batches, r
 from tlora.models.hooks import Recorder
 from tlora.models.module_result import ModuleResult, module_frame
 from tlora.models.targets import Target
+from tlora.models.weights import model_name
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
@@ -260,7 +261,7 @@ def gradient_capture(
         confidence=level,
         resamples=resamples,
         meta=Meta(
-            model=model.config._name_or_path or type(model).__name__,
+            model=model_name(model),
             task=task or getattr(batches, "task", ""),
             recipe={"ranks": wanted, "subspaces": {label: s.meta.recipe for label, s in subspaces.items()}},
             seed=seed,

@@ -33,7 +33,7 @@ from tlora.utils.validation import require_choice, require_positive_int
 
 logger = logging.getLogger(__name__)
 
-MAX_LENGTH = 1024
+_MAX_LENGTH = 1024
 _TEXTS = Features({"prompt": Value("string"), "completion": Value("string")})
 
 
@@ -148,10 +148,15 @@ def load_task(
     architecture = architecture or ("classification" if source.classes else "causal")
     _check_fit(source, architecture, has_template, metric)
     if max_length is None:
-        max_length = int(min(MAX_LENGTH, tokenizer.model_max_length))
+        max_length = default_length(tokenizer)
     require_positive_int(max_length, "max_length", 2)
     form = Format(tokenizer, architecture, max_length, has_template, source.separator)
     return _build_task(source, form, seed, progress)
+
+
+def default_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens of a sample if the caller gives no number."""
+    return int(min(_MAX_LENGTH, tokenizer.model_max_length))
 
 
 def load_task_for_model(model: str, task: str, **options: Any) -> Task:

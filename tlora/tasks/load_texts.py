@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
 from tlora.tasks.chat import first_tokens
-from tlora.tasks.load import MAX_LENGTH, load_task
+from tlora.tasks.load import default_length, load_task
 from tlora.tasks.packaged_texts import CHAT, CODE, PROSE
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.task import Task
@@ -132,7 +132,7 @@ def _plain(name: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) 
 
 def _row(text: str, ids: list[int], skipped: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A row with labels on all tokens but the first and those that are skipped."""
-    limit = _limit(tokenizer)
+    limit = default_length(tokenizer)
     labels = [IGNORED if skip or not n else token for n, (token, skip) in enumerate(zip(ids, skipped, strict=True))]
     return {"input_ids": ids[:limit], "labels": labels[:limit], "prompt_length": 0, "prompt": "", "answer": text}
 
@@ -152,10 +152,6 @@ def _task(name: str, rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerB
         architecture="causal",
         metric="loss",
         score=None,
-        max_length=_limit(tokenizer),
+        max_length=default_length(tokenizer),
         cuts=dict.fromkeys(SPLITS, Cuts()),
     )
-
-
-def _limit(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(min(MAX_LENGTH, tokenizer.model_max_length))

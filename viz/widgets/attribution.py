@@ -49,7 +49,7 @@ class LiveAttribution:
         self._adapted, self._task, self._calibration, self._report = adapted, task, calibration, report
         self._gated = GatedAdapter(adapted, "attribute")
         self._names = attribution.names
-        self._rows = [self._find_row(attribution, number) for number in range(len(attribution.samples))]
+        self._rows = self._find_rows(attribution)
         self._prepared: dict[int, PreparedAnswer] = {}
         self._choices: dict[int, Tensor] = {}
         self._own: list[dict[str, Any]] = []
@@ -95,14 +95,17 @@ class LiveAttribution:
         self._own = [*self._own, *answer_values(found, found.samples)]
         self._report({"said": found.sentence, "running": False, "samples": self._own})
 
-    def _find_row(self, attribution: Attribution, number: int) -> tuple[Task, Dataset]:
-        """The row of a sample in its task, or in a task of its own."""
-        one, meta = attribution.samples[number], attribution.meta
+    def _find_rows(self, attribution: Attribution) -> list[tuple[Task, Dataset]]:
+        """The row of each sample in its task, or in a task of its own."""
+        meta = attribution.meta
+        rows: Any = []
         if meta.task == self._task.name and meta.samples:
             rows = self._task.rows(meta.recipe["split"], meta.recipe["limit"])
-            if number < len(rows) and one.prompt in (rows[number].get("prompt"), rows[number].get("text")):
-                return self._task, rows.select([number])
-        return self._as_request(one)
+        found = []
+        for number, one in enumerate(attribution.samples):
+            is_there = number < len(rows) and one.prompt in (rows[number].get("prompt"), rows[number].get("text"))
+            found.append((self._task, rows.select([number])) if is_there else self._as_request(one))
+        return found
 
     def _as_request(self, one: ExplainedAnswer) -> tuple[Task, Dataset]:
         task = request_task(self._gated, self._task.tokenizer, one.prompt, one.answer)
