@@ -243,6 +243,7 @@ class AdapterLayout:
 
     def pattern(self, name: str, which: str, default: float) -> float:
         """The value that PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
+        # As PEFT's get_pattern_key, whose import takes seconds that `tlora inspect` need not wait.
         patterns = self.config.get(which) or {}
         values = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
         return float(next(values, default))

@@ -21,7 +21,7 @@ from tlora.models.targets import Target
 from tlora.models.weights import model_name
 from tlora.numerics.linalg import orthonormal_rows
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
+from tlora.subspaces.subspaces import Subspaces, check_subspaces, subspaces_by_label
 from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import require_positive_int
@@ -85,7 +85,7 @@ def direction_activations(
     >>> activations.constant_share()["kind"].tolist()
     ['wc', 'g', 'random']
     """
-    kinds = label_subspaces(subspaces)
+    kinds = subspaces_by_label(subspaces)
     targets = check_subspaces(model, kinds)
     rank = require_positive_int(ranks, "ranks")
     check_batches(batches)

@@ -20,7 +20,7 @@ from tlora.models.forward import evaluation_mode, input_device
 from tlora.models.targets import Target, output_embeddings, shape
 from tlora.models.weights import model_name, weight
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces, check_subspaces, label_subspaces
+from tlora.subspaces.subspaces import Subspaces, check_subspaces, subspaces_by_label
 from tlora.utils.validation import require_positive_int
 
 WRITERS = re.compile(r"(^|\.)((o|out|c|down)_proj|o|wo|w2|fc2|fc_out|dense|dense_4h_to_h)$")
@@ -71,7 +71,7 @@ def direction_outputs(
     >>> outputs.to_frame()[["projection", "direction"]].head(2).to_numpy().tolist()
     [['o_proj', 1], ['o_proj', 2]]
     """
-    kinds = label_subspaces(subspaces)
+    kinds = subspaces_by_label(subspaces)
     modules = check_subspaces(model, kinds)
     rank, count = require_positive_int(ranks, "ranks"), require_positive_int(k, "k")
     targets = _writers(model, modules)

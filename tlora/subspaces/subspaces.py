@@ -162,7 +162,7 @@ class Subspaces(ModuleResult):
         )
 
 
-def label_subspaces(subspaces: Subspaces | Mapping[str, Subspaces]) -> dict[str, Subspaces]:
+def subspaces_by_label(subspaces: Subspaces | Mapping[str, Subspaces]) -> dict[str, Subspaces]:
     """Subspaces by label: those of one kind under its name."""
     return {subspaces.kind: subspaces} if isinstance(subspaces, Subspaces) else dict(subspaces)
 
