@@ -23,6 +23,13 @@ pytest_plugins = [
     "tests.helpers.other_device",
 ]
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``posix`` on other systems."""
+    if os.name != "posix" and item.get_closest_marker("posix"):
+        pytest.skip("needs a POSIX system")
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 

@@ -34,7 +34,7 @@ from tests.helpers.results import same
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")]
+pytestmark = [pytest.mark.slow, pytest.mark.posix]
 
 Deed = Callable[[Path], None]
 SAVES = 12  # of a deed that saves again and again

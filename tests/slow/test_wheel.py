@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import tlora
 from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
 
@@ -55,7 +56,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The wheel, made from the archive of the sources, and that archive."""
     folder = tmp_path_factory.mktemp("dist")
-    ran(sys.executable, "-m", "build", "--outdir", folder, sources, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLORA_URL", "https://example.org/tlora")
+        ran(sys.executable, "-m", "build", "--outdir", folder, sources, cwd=folder)
     (wheel,), (archive,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, archive
 
@@ -110,6 +113,9 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Pa
     } <= names
     assert about["Description-Content-Type"] == "text/markdown"
     assert about["License-Expression"] == "MIT"
+    targets = re.findall(r"\]\(([^)]+)\)", about.get_payload())
+    assert f"https://example.org/tlora/raw/v{tlora.__version__}/docs/workbench.png" in targets
+    assert all(target.startswith(("https://", "#")) for target in targets)
 
 
 def test_the_archive_can_be_built_and_tested(built: tuple[Path, Path]) -> None:

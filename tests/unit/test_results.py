@@ -236,6 +236,7 @@ def test_what_is_not_a_result_of_this_kind_is_not_replaced(saved, tmp_path):
     assert len(Sensitivity.load(saved).per_sample) == 2
 
 
+@pytest.mark.posix
 def test_a_save_that_is_killed_leaves_the_earlier_result_or_the_new_one(tmp_path):
     folder, new, seen = tmp_path / "results", sensitivity(samples=2), set()
     folder.mkdir()

@@ -128,6 +128,7 @@ print(kills)
 
 
 @pytest.mark.slow
+@pytest.mark.posix
 def test_killed_at_random_moments_twenty_times(tmp_path):
     """SIGKILL, wherever it is: in a pass, in a save, between the two."""
     command = [sys.executable, "-c", KILLS, str(tmp_path)]

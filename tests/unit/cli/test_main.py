@@ -47,6 +47,7 @@ def test_help_and_refusals_load_no_torch(line: str, code: int, text: str) -> Non
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("seconds", [0.2, 2])
 def test_an_interruption_is_one_line_during_imports_too(seconds: float, tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):

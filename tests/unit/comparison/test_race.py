@@ -183,6 +183,7 @@ def test_a_callback_stops_one_training_and_the_others_go_on():
     assert not race.interrupted
 
 
+@pytest.mark.posix
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_was_trained():
     race = run(callbacks={"B": [InterruptAStep()]}, seeds=2)

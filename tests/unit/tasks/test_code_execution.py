@@ -8,7 +8,7 @@ import pytest
 
 from tlora.tasks.code_execution import Outcome, ProgramLimits, run_program, run_programs
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
+pytestmark = pytest.mark.posix
 QUICK = ProgramLimits(seconds=0.5, memory=1 << 28)
 
 

@@ -98,6 +98,7 @@ def test_saving_replaces_an_adapter_and_nothing_else(tmp_path: Path, run: Traini
     assert content(folder) == mine | new
 
 
+@pytest.mark.posix
 def test_a_save_that_is_killed_leaves_an_adapter_or_none(tmp_path: Path, run: TrainingRun) -> None:
     """Where one was: the earlier one or the new one, or a folder that no reader takes for an adapter."""
     folder, seen = tmp_path / "adapter", set()

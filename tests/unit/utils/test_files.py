@@ -26,6 +26,7 @@ def write_set(folder: Path, text: str, names: tuple[str, ...], earlier: tuple[st
             (fresh / name).write_text(text)
 
 
+@pytest.mark.posix
 def test_a_new_folder_is_there_whole_or_not_at_all_whenever_it_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for _ in kills(lambda: write_set(folder, "new", ("a", "deep/b")), lambda: shutil.rmtree(folder, True)):
@@ -37,6 +38,7 @@ def test_a_new_folder_is_there_whole_or_not_at_all_whenever_it_is_killed(tmp_pat
         assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+@pytest.mark.posix
 def test_old_and_new_files_are_never_taken_for_one_set(tmp_path: Path) -> None:
     """Whoever finds the last file finds all others as they were written with it; what is not of the set stays."""
     folder, old, new = tmp_path / "set", ("a", "deep/b", "gone"), ("a", "deep/b", "more")
