@@ -105,9 +105,11 @@ def inspect(
 def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -> None:
     """Print what two adapters share."""
     from tlora.adapters.factored import difference_of_bases, read_adapter
+    from tlora.explanation.measure_interference import compare_adapters
 
-    difference = difference_of_bases(*(read_adapter(each, "inspect") for each in (adapter, other)))
-    found = None if difference else tlora.interference(adapter, other)
+    one, two = read_adapter(adapter, "inspect"), read_adapter(other, "inspect")
+    difference = difference_of_bases(one, two)
+    found = None if difference else compare_adapters(one, two, (Path(adapter).name, Path(other).name))
     if as_json:
         modules = [] if found is None else json.loads(found.to_frame().to_json(orient="records"))  # NaN is no JSON
         typer.echo(json.dumps({"difference of bases": difference, "modules": modules}, indent=2))

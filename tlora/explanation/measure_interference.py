@@ -75,6 +75,16 @@ def interference(
     one, other = (read_adapter(each, "interference") for each in (first, second))
     if why := difference_of_bases(one, other):
         raise ValueError(f"the two adapters are of different bases ({why}): compare adapters of one base")
+    return compare_adapters(one, other, (_label(first, "first"), _label(second, "second")), calibrations)
+
+
+def compare_adapters(
+    one: FactoredAdapter,
+    other: FactoredAdapter,
+    labels: tuple[str, str],
+    calibrations: tuple[Calibration, Calibration] | None = None,
+) -> Interference:
+    """Measure how much two adapters of one base disturb each other, from what was read of them."""
     moments: list[Callable[[str], Covariance] | None] = [None, None]
     tasks = []
     for at, each in enumerate(calibrations or ()):
@@ -93,7 +103,7 @@ def interference(
         reads[name], writes[name] = (_overlap(spaces[0][side], spaces[1][side]) for side in (0, 1))
         same_a[name] = bool(len(parts[0][0]) and len(parts[1][0])) and have_same_a([a for a, _ in parts])
     return Interference(
-        labels=(_label(first, "first"), _label(second, "second")),
+        labels=labels,
         shapes={name: shapes[name] for name in order},
         ranks={name: (one.ranks.get(name, 0), other.ranks.get(name, 0)) for name in order},
         grams=grams,
