@@ -16,7 +16,7 @@ from tlora.explanation.attribute import adapter_targets
 from tlora.explanation.attribution import groups
 from tlora.explanation.gated_adapter import GatedAdapter
 from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, RescaledPoint, Rescaling
-from tlora.explanation.side_effects import check_texts
+from tlora.explanation.side_effects import check_texts, check_tokens
 from tlora.models.forward import evaluation_mode
 from tlora.models.weights import base_fingerprints, model_name
 from tlora.results import Meta
@@ -75,7 +75,7 @@ def rescale(
     ------
     ValueError
         If the adapter is not plain LoRA (DoRA, PiSSA that was not converted), the model is a classifier, a set is for
-        another architecture or empty, there are no sets, or the limit is negative.
+        another architecture or tokenizer or empty, there are no sets, or the limit is negative.
 
     Notes
     -----
@@ -99,6 +99,7 @@ def rescale(
     check_texts(gated.model, {TASK: task})
     warn_resized_vocabulary(adapted)
     rows = {name: each.rows(split if name == TASK else "test", samples) for name, each in sets.items()}
+    check_tokens(gated.model, sets, rows)
     counts: dict[str, Tensor] = {}
     require_positive_int(batch_size, "batch_size")
 

@@ -60,8 +60,8 @@ def side_effects(
     Raises
     ------
     ValueError
-        If the adapter is not plain LoRA, the model is a classifier, a set is for another architecture or empty, or
-        there are no sets.
+        If the adapter is not plain LoRA, the model is a classifier, a set is for another architecture or tokenizer or
+        empty, or there are no sets.
 
     Notes
     -----
@@ -78,13 +78,14 @@ def side_effects(
     check_texts(gated.model, texts)
     require_positive_int(batch_size, "batch_size")
     measured: list[tuple[MeasuredText, Row]] = []
+    rows = {name: task.rows("test", limit) for name, task in texts.items()}
+    check_tokens(gated.model, texts, rows)
     for name, task in texts.items():
-        rows = task.rows("test", limit)
         with gated.as_base() as base, evaluation_mode(base):
-            before = token_losses(base, task, rows, batch_size, progress)
+            before = token_losses(base, task, rows[name], batch_size, progress)
         with evaluation_mode(gated.peft):
-            after = token_losses(gated.peft, task, rows, batch_size, progress)
-        for number, (row, one, other) in enumerate(zip(rows, before, after, strict=True)):
+            after = token_losses(gated.peft, task, rows[name], batch_size, progress)
+        for number, (row, one, other) in enumerate(zip(rows[name], before, after, strict=True)):
             measured.append((_measured_text(gated, task, name, number, row, -one, -other), row))
     measured.sort(key=lambda pair: float(pair[0].rise.mean()))
     return SideEffects(
@@ -115,6 +116,18 @@ def check_texts(model: Any, texts: Mapping[str, Task]) -> None:
             raise ValueError(
                 f"{name} is for a model of architecture {task.architecture!r}, and a {type(model).__name__} is "
                 f"{needed!r}: load it by tlora.load_task(..., architecture={needed!r})"
+            )
+
+
+def check_tokens(model: Any, texts: Mapping[str, Task], rows: Mapping[str, Dataset]) -> None:
+    """Refuse texts whose tokens are not the model's, or not those of the other texts."""
+    size, first = model.config.get_text_config().vocab_size, next(iter(texts.values())).tokenizer
+    for name, task in texts.items():
+        is_other = task.tokenizer is not first and task.tokenizer.get_vocab() != first.get_vocab()
+        if is_other or max(map(max, rows[name]["input_ids"])) >= size:
+            raise ValueError(
+                f"{name} was read by a tokenizer that is not the model's: load all texts with the one that "
+                "tlora.load_model returned"
             )
 
 

@@ -143,6 +143,17 @@ def dora() -> Any:
     return get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], use_dora=True))
 
 
+def pissa() -> Any:
+    return get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
+
+
+def other_words(word: str) -> dict[str, tlora.Task]:
+    """Texts by a tokenizer that has a word more than the model."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["more"])
+    return tlora.load_texts(tokenizer, theirs=[f"w4 w5 {word}"])
+
+
 def empty() -> tlora.Task:
     return tlora.load_task({"train": Dataset.from_list([{"prompt": "w4", "completion": "w5"}])}, tiny_tokenizer(),
                            validation=0, test=0)  # fmt: skip
@@ -152,6 +163,9 @@ REFUSED = {
     "no adapter": (lambda: tiny_model("llama"), lambda: texts("llama"), "LoRA"),
     "IA3": (lambda: get_peft_model(tiny_model("llama"), IA3Config(task_type="CAUSAL_LM")), lambda: {}, "LoRA"),
     "DoRA": (dora, lambda: texts("llama"), "use_dora"),
+    "PiSSA": (pissa, lambda: texts("llama"), "init_lora_weights"),
+    "another tokenizer": (lambda: adapter("llama"), lambda: texts("llama") | other_words("w6"), "theirs"),
+    "a larger tokenizer": (lambda: adapter("llama"), lambda: other_words("more"), "theirs"),
     "classifier": (lambda: adapter("bert"), lambda: {"mine": task("bert")}, "mine"),
     "classes for a causal model": (lambda: adapter("llama"), lambda: {"mine": task("bert")}, "mine"),
     "texts for an encoder-decoder": (lambda: adapter("t5"), lambda: texts("llama"), "seq2seq"),
@@ -160,9 +174,11 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize(
-    "function", [tlora.side_effects, lambda model, sets, **k: tlora.rescale(model, task("llama"), sets, **k)]
+    "function",
+    [tlora.side_effects, lambda model, sets, **k: tlora.rescale(model, task("llama"), sets, split="test", **k)],
 )
 def test_what_cannot_be_measured_is_refused(case, function):
     model, sets, named = REFUSED[case]
