@@ -11,17 +11,23 @@ Design, written before the runs:
   4e-3 scaled down to the same change, by linear interpolation between measured scales, minus that of the lower rate.
   Student's t interval over the three seeds. Below 0, the slider is better than the lower rate.
 - Asked afterwards, when `tlora` had turned out to lose less of other text: LoRA at half of its best rate.
+- Leaving out instead of scaling down, for LoRA at 4e-3 and `tlora`: each projection alone and then more and more of
+  them, three seeds; the same by layer, one seed. Decided by the lowest task loss among measured points at which other
+  text changes by no more than 0.05, 0.1 and 0.2 nats, compared with the nine scales of the same adapter. The order in
+  which parts are left out is chosen on the samples that are measured, which favors leaving out.
 - Whatever comes out is reported. Runs are kept in ``benchmarks/results/frontier.jsonl``; those there are not run again.
 
 Run it from the root of the project::
 
-    python -m benchmarks.quality.frontier                            # about fifteen minutes of one core
+    python -m benchmarks.quality.frontier          # what is not in the store: 80 s of one core for each arm and seed,
+                                                   # 2 minutes more for its projections, 4 for its layers
     python -m benchmarks.quality.frontier --table --picture docs/frontier.png
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -34,10 +40,12 @@ import pandas as pd
 import torch
 
 import tlora
+from benchmarks.quality.pages import markdown, publish
 from tlora.numerics.statistics import mean_interval
 from viz import style
 
 STORE = Path("benchmarks/results/frontier.jsonl")
+PAGE = Path("docs/howto/side_effects.md")
 MODEL, DATA = "smollm2-135m", "notebooks/data/smart_home"
 ARMS: dict[str, tuple[str, float]] = {
     "LoRA, 4e-3": ("lora", 4e-3),
@@ -48,6 +56,10 @@ ARMS: dict[str, tuple[str, float]] = {
 """Recipe and learning rate of each arm."""
 SLIDER, LOWER = "LoRA, 4e-3", ("LoRA, 2e-3", "LoRA, 1e-3")
 SEEDS = (0, 1, 2)
+PARTS: dict[str, tuple[int, ...]] = {"projections": SEEDS, "layers": (0,)}
+"""What is left out of the adapters of `PARTED`, and of which seeds."""
+PARTED = ("LoRA, 4e-3", "tlora, 4e-3")
+LIMITS = (0.05, 0.1, 0.2)
 TEXTS, TEXTS_OF_A_SET, TASK_SAMPLES = ("prose", "code", "chat"), 4, 16
 
 
@@ -59,17 +71,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
-        done = {(row["arm"], row["seed"]) for row in records()}
         for seed in SEEDS:
             for arm in ARMS:
-                if (arm, seed) not in done:
-                    row = json.dumps(run(arm, seed))
-                    with STORE.open("a") as file:
-                        file.write(f"{row}\n")
-                    print(row, flush=True)
-    rows = records()
+                run(arm, seed)
+    rows = curves(records())
     print(frontier(rows).to_markdown(index=False, disable_numparse=True))
     print(comparison(rows).to_markdown(index=False, disable_numparse=True))
+    publish(PAGE, "frontier", TABLES)
     if options.picture:
         picture(rows, options.picture)
 
@@ -84,8 +92,28 @@ def calibrate(model: Any, task: tlora.Task) -> tlora.Calibration:
     return _CALIBRATIONS[0]
 
 
-def run(arm: str, seed: int) -> dict[str, Any]:
-    """Train an adapter, and measure it at nine scales."""
+def run(arm: str, seed: int) -> None:
+    """Train an adapter, measure it at nine scales and without its parts, and store what is not there yet."""
+    wanted = [None, *(parts for parts, seeds in PARTS.items() if arm in PARTED and seed in seeds)]
+    known = [row["parts"] for row in records() if (row["arm"], row["seed"]) == (arm, seed)]
+    missing = [parts for parts in wanted if parts not in known]
+    if not missing:
+        return
+    adapted, task, texts = train(arm, seed)
+    for parts in missing:
+        found = tlora.rescale(adapted, task, texts, parts=parts, split="test", samples=TASK_SAMPLES, progress=False)
+        points = [
+            {"label": label, "scale": part["scale"].iloc[0], "loss": dict(zip(part["set"], part["loss"], strict=True)),
+             "change": dict(zip(part["set"], part["change"], strict=True))}
+            for label, part in found.to_frame().groupby("point", sort=False)
+        ]  # fmt: skip
+        with STORE.open("a") as file:
+            file.write(json.dumps({"arm": arm, "seed": seed, "parts": parts, "points": points}) + "\n")
+        print(arm, seed, parts, found.headline, flush=True)
+
+
+def train(arm: str, seed: int) -> tuple[Any, tlora.Task, dict[str, tlora.Task]]:
+    """Train an adapter; return it with its task and the other texts."""
     name, rate = ARMS[arm]
     recipe = tlora.Recipe.named(name)
     model, tokenizer = tlora.load_model(MODEL)
@@ -103,18 +131,18 @@ def run(arm: str, seed: int) -> dict[str, Any]:
         key: replace(each, test=each.test.select(range(TEXTS_OF_A_SET)))
         for key, each in tlora.load_texts(tokenizer, *TEXTS).items()
     }
-    found = tlora.rescale(adapted, task, texts, split="test", samples=TASK_SAMPLES, progress=False)
-    points = [
-        {"scale": part["scale"].iloc[0], "loss": dict(zip(part["set"], part["loss"], strict=True)),
-         "change": dict(zip(part["set"], part["change"], strict=True))}
-        for _, part in found.to_frame().groupby("point", sort=False)
-    ]  # fmt: skip
-    return {"arm": arm, "seed": seed, "points": points}
+    return adapted, task, texts
 
 
 def records() -> list[dict[str, Any]]:
-    """What was run."""
-    return [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+    """What was run: a line an arm, a seed and what was left out, None for the scales."""
+    rows = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+    return [{"parts": None} | row for row in rows]
+
+
+def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs at nine scales."""
+    return [row for row in rows if row["parts"] is None]
 
 
 def seeds(rows: list[dict[str, Any]]) -> list[int]:
@@ -129,7 +157,7 @@ def curve(rows: list[dict[str, Any]], arm: str, seed: int) -> pd.DataFrame:
         {
             "scale": point["scale"],
             "task": point["loss"]["task"],
-            "other": np.mean([point["change"][name] for name in TEXTS]),
+            "other": other(point),
         }
         for point in row["points"]
     )
@@ -184,6 +212,43 @@ def at_change(slider: pd.DataFrame, change: float) -> tuple[float, float]:
     return tuple(float(here[name] + part * (there[name] - here[name])) for name in ("task", "scale"))  # type: ignore[return-value]
 
 
+def other(point: dict[str, Any]) -> float:
+    """Mean change of the sets of other text, nats."""
+    return float(np.mean([point["change"][name] for name in TEXTS]))
+
+
+def left_out_table() -> str:
+    """The lowest task loss at which other text changes by no more than a limit, by scaling and by leaving out."""
+    lines = []
+    for arm, parts, limit in itertools.product(PARTED, PARTS, LIMITS):
+        runs = [row for row in records() if (row["arm"], row["parts"]) == (arm, parts)]
+        cells = []
+        for scaled in (True, False):
+            within = [
+                [p for p in row["points"] if p["label"].startswith("scale") == scaled and other(p) <= limit]
+                for row in runs
+            ]
+            best = [min(points, key=lambda point: point["loss"]["task"]) for points in within if points]
+            loss = with_interval([p["loss"]["task"] for p in best], "") if len(best) == len(runs) else "none"
+            cells += [loss, ", ".join(dict.fromkeys(point["label"] for point in best))]
+        if runs:
+            lines.append([arm, parts, str(len(runs)), f"{limit:g}", *cells])
+    return markdown(["arm", "parts", "seeds", "limit", "scaled: task loss", "at", "left out: task loss", "at"], lines)
+
+
+def parts_table() -> str:
+    """What each projection does: change of the task loss and of other text if it alone is left out, by arm."""
+    changes: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in (row for row in records() if row["parts"] == "projections"):
+        whole = next(point for point in row["points"] if point["label"] == "scale 1")
+        for point in row["points"]:
+            change = (point["loss"]["task"] - whole["loss"]["task"], other(point) - other(whole))
+            if point["label"].startswith("without") and " of " not in point["label"]:
+                changes.setdefault((row["arm"], point["label"]), []).append(change)
+    lines = [[*key, *(with_interval(values) for values in zip(*each, strict=True))] for key, each in changes.items()]
+    return markdown(["arm", "left out", "task loss", "other text"], lines)
+
+
 def with_interval(values: Any, sign: str = "+") -> str:
     """Mean of a few seeds with its 95 % interval."""
     array = np.array(values, dtype=float)
@@ -208,6 +273,8 @@ def picture(rows: list[dict[str, Any]], file: Path) -> None:
     style.headline(ax, "Scaled down afterwards, or trained at a lower rate", detail)
     figure.savefig(file, dpi=120)
 
+
+TABLES = {"leaving out": left_out_table, "parts": parts_table}
 
 if __name__ == "__main__":
     main()
