@@ -44,6 +44,13 @@ function explainer(root) { // one box for all sentences of a widget
 
 const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\u00a0%";
 const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
+function sizeText(bytes) { // three digits and a unit
+  for (const unit of ["bytes", "kB", "MB"]) {
+    if (bytes < 999.5) return `${+bytes.toPrecision(3)} ${unit}`;
+    bytes /= 1000;
+  }
+  return `${+bytes.toPrecision(3)} GB`;
+}
 const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
 
 const rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);

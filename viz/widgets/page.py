@@ -11,12 +11,19 @@ from viz.widgets.base import read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
 from viz.widgets.results import Results
 
-SCRIPTS = ("panels", "reads", "attribution", "race", "workbench")
+SCRIPTS = ("allocate", "panels", "reads", "attribution", "race", "workbench")
 SCRIPT = CHARTS + "".join(read_browser_file(f"{name}.js") for name in SCRIPTS)
+
+MAP = """<p>Each cell is a linear layer of the model, and its number the rank of its adapter: how many directions of its
+input it can read. Red cells have more than a uniform allocation would give them, blue ones less, by how much the loss
+depends on the layer. Drag a cell up or down, or move a slider: the others share the rest of the budget.</p>
+"""
+"""What a page of a map says first."""
 
 
 def page_html(results: Results, **state: Any) -> str:
-    """The page of a state: ``about``, ``shown``, ``steps`` and the traits of the widget, as JSON values."""
+    """The page of a state: the traits of the widget and the ``rule`` of its allocation, as JSON values."""
     data = json.dumps(state, separators=(",", ":")).replace("<", "\\u003c")
     template = Template(read_browser_file("workbench.html"))
-    return template.substitute(STYLE=LOOK, SCRIPT=SCRIPT, TITLE=html.escape(results.title), DATA=data)
+    words = MAP if state["about"]["names"] else ""
+    return template.substitute(STYLE=LOOK, SCRIPT=SCRIPT, TITLE=html.escape(results.title), ABOUT=words, DATA=data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -115,6 +116,26 @@ def allocate_arguments(sensitivity: Sensitivity, state: AllocationState) -> dict
     values = {name: deepcopy(getattr(state, name)) for name in DEFAULTS}
     values["exclude_modules"] = group_modules(state.exclude_modules, sensitivity)
     return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
+
+
+def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
+    """The state as JSON values, from which a page without a kernel computes its allocation (``allocate.js``)."""
+    names, shapes = sensitivity.names, sensitivity.shapes
+    fields = ("rank", "alpha", "scaling", "budget", "adapt_ranks", "adapt_scales", "temperature")
+    floors, limits = [
+        limit if isinstance(limit, Mapping) else dict.fromkeys(names, default if limit is None else limit)
+        for limit, default in ((state.min_rank, 1), (state.max_rank, math.inf))
+    ]
+    code = {name: repr(value) for name, value in allocate_arguments(sensitivity, state).items() if name != "pinned"}
+    return {name: getattr(state, name) for name in fields} | {
+        "shares": dict(state.projection_shares),
+        "scores": list(sensitivity.rescale(state.score).scores.values()),
+        "floors": [floors.get(name, 1) for name in names],
+        "ceilings": [min(*shapes[name], limits.get(name, math.inf)) for name in names],
+        "edits": {names.index(name): rank for name, rank in {**state.pinned, **state.edits}.items()},
+        "excluded": sorted(names.index(name) for name in state.exclude_modules),
+        "code": code,
+    }
 
 
 def allocation_code(sensitivity: Sensitivity, state: AllocationState, source: str = SOURCE) -> str:

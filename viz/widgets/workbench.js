@@ -1,5 +1,5 @@
 // The workbench in the browser: draws `about` (what stays) and `current` (the current allocation), and asks the kernel for
-// everything else. The page without a kernel runs the same code on a model that answers from a table.
+// everything else. The page without a kernel runs the same code on a model that computes its answers (allocate.js).
 
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
 const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
@@ -198,6 +198,35 @@ function render({ model, el }) {
       button.hidden = Boolean(trained) && !model.get("training")?.arms?.[trained];
     }
   }
+  const whole = (n) => Math.abs(n).toLocaleString("en-US"), plus = (n) => (n < 0 ? MINUS : "+") + whole(n);
+  function headline() {
+    const adapted = current.ranks.filter((rank) => rank), [low, high] = [Math.min(...adapted), Math.max(...adapted)];
+    const top = current.ranks.flatMap((rank, k) => (rank === high ? [k] : [])), unit = current.controls.budget;
+    const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs, spent = price.reduce((sum, cost, k) => sum + cost * current.ranks[k], 0);
+    const ranks = low === high ? `Every module ${adapted.length < count ? "that is adapted " : ""}gets rank ${high}`
+      : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${top.length > 1 ? `${top.length} modules` : place(top[0])}`;
+    return `${ranks}. ${whole(spent)} of ${whole(current.rank * price.reduce((sum, cost) => sum + cost, 0))} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+  }
+  function changes() { // how many modules, by how much, and which most
+    const moved = about.names.flatMap((_, k) => (change(k) ? [k] : [])).sort((a, b) => Math.abs(change(b)) - Math.abs(change(a)));
+    if (!moved.length) return "no rank changed";
+    const sum = (of) => moved.reduce((all, k) => all + of(k), 0), adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
+    return `${moved.length} of ${adapted} modules changed, ${whole(sum((k) => Math.max(0, change(k))))} ranks more and ${whole(sum((k) => Math.min(0, change(k))))} fewer, ` +
+      `${plus(sum((k) => change(k) * about.outs[k]))} trainable parameters; most: ${moved.slice(0, 3).map((k) => `${plus(change(k))} ${place(k)}`).join(", ")}`;
+  }
+  function costs() { // of the kept and the new allocation, A frozen, their ratio, and those of plain LoRA
+    const sizes = (ranks, trainsA) => {
+      const b = ranks.reduce((sum, rank, k) => sum + rank * about.outs[k], 0), a = ranks.reduce((sum, rank, k) => sum + rank * about.ins[k], 0), trained = trainsA ? a + b : b;
+      return [trained, 4 * (a + b), 8 * trained, about.peak?.[Number(trainsA)] + 4 * (a + b) + 12 * trained]; // AdamW: two states; and a gradient
+    };
+    const [kept, now, lora] = [sizes(current.kept, false), sizes(current.ranks, false), sizes(current.ranks.map(() => current.rank), true)];
+    const names = ["trainable parameters", "adapter, float32", "AdamW states, float32", ...(about.peak ? ["peak memory of training"] : [])];
+    return names.map((name, i) => { const write = i ? sizeText : whole; return [name, write(kept[i]), write(now[i]), percent(now[i] / kept[i]), write(lora[i])]; });
+  }
+  function warning() { // scores that decide little
+    const adapted = current.ranks.filter((rank) => rank).length, full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
+    return 2 * full < adapted ? "" : `${full} of ${adapted} modules have the highest rank allowed, so the scores decide little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
+  }
   function tell() { // beside the map and below it
     const k = model.get("selected").at(-1), many = model.get("selected").length;
     said.replaceChildren();
@@ -207,23 +236,23 @@ function render({ model, el }) {
       words(k).forEach((line, i) => make("div", i ? {} : { class: "why" }, said, line));
       charts.draw({ k, place: place(k), rank: current.ranks[k], counts: model.get("resampled")?.[k] });
     }
-    message.textContent = current.message ?? "";
+    message.textContent = current.message || warning();
     message.classList.toggle("note", Boolean(current.note));
-    finding.textContent = `${current.headline}. ${current.budget}.`;
+    finding.textContent = headline();
     table.replaceChildren();
     const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
     for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`]) explained(make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name), name.replace(/^LoRA.*/, "lora"));
-    for (const cells of current.costs) cells.reduce((tr, cell, i) => (explained(make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), i ? "" : cell), tr), make("tr", {}, rows));
-    moved.textContent = `Since it was kept: ${current.moved}.`;
+    for (const cells of costs()) cells.reduce((tr, cell, i) => (explained(make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), i ? "" : cell), tr), make("tr", {}, rows));
+    moved.textContent = `Since it was kept: ${changes()}.`;
     line.textContent = current.code;
     for (const [name, control] of Object.entries(controls)) {
       const now = current.controls[name];
       if (control.held) continue;
-      control.disabled = now === null || (page && name !== "temperature");
+      control.disabled = now === null;
       control.value = now ?? "";
       if (control.output) control.output.textContent = now;
     }
-    if (undo) [undo.disabled, redo.disabled] = [!current.undo, !current.redo];
+    [undo.disabled, redo.disabled] = [!current.undo, !current.redo];
     race?.(current);
     refresh?.(current);
   }
@@ -255,23 +284,22 @@ function render({ model, el }) {
     element.addEventListener("click", action);
     return element;
   }
-  let undo = null, redo = null;
   if (!page) {
     control("budget", "Budget", "select", {}, ["ranks", "parameters"]);
     control("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
-    control("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
   }
+  control("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
   control("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
   if (!page) {
     control("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
     control("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
     const presets = make("span", { class: "group", role: "group", "aria-label": "Presets" }, bar);
     for (const [name, meaning] of Object.entries(about.presets)) button(presets, name, meaning, () => ask("preset", { name }));
-    const steps = make("span", { class: "group", role: "group", "aria-label": "History" }, bar);
-    undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => ask("undo"));
-    redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => ask("redo"));
-    button(steps, "Keep", "Count changes from here on", () => ask("keep"));
   }
+  const steps = make("span", { class: "group", role: "group", "aria-label": "History" }, bar);
+  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => ask("undo"));
+  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => ask("redo"));
+  if (!page) button(steps, "Keep", "Count changes from here on", () => ask("keep"));
   for (const t of about.tabs) {
     if (page && t.trained) continue; // there nothing trains
     const element = explained(make("button", { type: "button", role: "tab", "data-tab": t.name }, tablist, t.title), t.of === "ranks" ? "rank" : t.name === "overlap" ? "overlap" : t.title);
@@ -343,12 +371,11 @@ function render({ model, el }) {
     if (event.ctrlKey || event.metaKey) return select(before.includes(k) ? before.filter((one) => one !== k) : [...before, k]);
     if (!before.includes(k)) select([k]); else select(before, k);
     drag = { k, y: event.clientY, rank: current.ranks[k], last: current.ranks[k], gesture: `drag ${++gestures}` };
-    if (page) return;
     svg.setPointerCapture(event.pointerId);
     tip.style.display = "none";
   });
   svg.addEventListener("pointermove", (event) => {
-    if (drag && !page) {
+    if (drag) {
       const by = Math.round((drag.y - event.clientY) / 4);
       const rank = by ? Math.max(1, Math.min(about.most, drag.rank + by)) : drag.rank;
       if (rank === drag.last) return;
@@ -364,11 +391,11 @@ function render({ model, el }) {
     drag = null;
     idle();
   });
-  if (!page) svg.addEventListener("dblclick", (event) => { if (at(event) !== null) ask("release", { modules: [at(event)] }); });
+  svg.addEventListener("dblclick", (event) => { if (at(event) !== null) ask("release", { modules: [at(event)] }); });
   svg.addEventListener("keydown", (event) => {
     const move = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
     const step = { "+": 1, "=": 1, "-": -1 }[event.key] ?? (event.altKey && move ? -move[1] : 0), modules = model.get("selected");
-    if (step && !page) ask("set_rank", { modules, rank: Math.max(1, current.ranks[focus] + step) });
+    if (step) ask("set_rank", { modules, rank: Math.max(1, current.ranks[focus] + step) });
     else if (move && !event.altKey) {
       let [i, j] = [about.column[focus], about.row[focus]], k = -1;
       while (k < 0 && i >= 0 && j >= 0 && i < about.columns.length && j < about.rows.length) {
@@ -379,14 +406,14 @@ function render({ model, el }) {
     } else if (event.key === " " && (event.shiftKey || event.ctrlKey)) {
       select(event.shiftKey ? all("row", about.row[focus]) : all("column", about.column[focus]), focus);
     } else if (event.key === "Escape") select([focus]);
-    else if (["Delete", "Backspace"].includes(event.key) && !page) ask("release", { modules });
-    else if (event.key === "x" && !page) ask("leave_out", { modules });
+    else if (["Delete", "Backspace"].includes(event.key)) ask("release", { modules });
+    else if (event.key === "x") ask("leave_out", { modules });
     else return;
     event.preventDefault();
   });
   root.addEventListener("keydown", (event) => {
     const key = event.key.toLowerCase();
-    if (!page && (event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
+    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
       ask(key === "y" || event.shiftKey ? "redo" : "undo");
       event.preventDefault();
     }
@@ -441,35 +468,18 @@ export function renderPage(data, el) {
   panelSections(make("div", { class: "tlora" }, el), data.about, {}, null);
 }
 
-// For the page: a model that answers `set(temperature)` from the allocations in the page.
-export function offline(data) {
-  const values = { ...data, about: { ...data.about, page: true } }, listeners = {};
-  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
-  return {
-    get: (name) => values[name],
-    set: (name, value) => { values[name] = value; tell(`change:${name}`); },
-    save_changes: () => {},
-    on: (name, listener) => { (listeners[name] ??= []).push(listener); },
-    send: ({ call, args, id }) => {
-      if (call === "read") { values.reading = data.readings[args.module]; tell("change:reading"); }
-      if (call === "set") { values.current = data.steps[Math.round(args.temperature * data.about.steps)]; tell("change:current"); }
-      tell("msg:custom", { answer: id });
-    },
-  };
-}
 // The first minute and the keys, until the reader closes it; browsers remember that.
 function guide(root, page, drags) {
   const seen = "tlora-guide", box = make("details", { class: "help" }, root);
   make("summary", {}, box, "Help: the first minute, and keys");
-  const steps = page ? ["Click a cell: red modules have more rank than a uniform allocation, blue ones less. The text beside the map says why.",
-    "Move the temperature from 1, ranks by score, to 0, the same rank for all."] : [
-    "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
+  const steps = ["Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
     "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back.",
-    "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both."];
+    page ? "Move the temperature from 1, ranks by score, to 0, the same rank for all."
+      : "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both."];
   const list = make("ol", {}, box);
   for (const step of steps) make("li", {}, list, step);
-  const keys = [["arrows", "move"], ["Shift+arrows", "select more"], ...(page ? [] : [["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
-    ["Delete", "give the rank back to the score"], ["X", "leave the module out"], ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"]]),
+  const keys = [["arrows", "move"], ["Shift+arrows", "select more"], ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
+    ["Delete", "give the rank back to the score"], ["X", "leave the module out"], ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
   ["Ctrl+Space, Shift+Space", "select a layer, a projection"], ["Escape", "select one"]];
   const row = make("p", {}, box, "On the map: ");
   keys.forEach(([key, does], i) => { make("kbd", {}, row, key); row.append(` ${does}${i < keys.length - 1 ? ", " : "."} `); });

@@ -63,6 +63,7 @@ from viz.widgets.state import (
     allocate_state,
     allocation_code,
     apply_preset,
+    browser_rule,
     clamp_limit,
     decide_ranks,
     initial_state,
@@ -238,9 +239,8 @@ class Workbench(PicturedWidget):
         self._gesture_now: str | None = None  # of the request that is being answered
         self._resamples: list[np.ndarray] = []  # ranks of the allocation that is shown, by part
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
-        ranks = self._allocation.ranks  # of the modules that have an adapter
-        first = max(ranks, key=lambda name: (ranks[name], self.sensitivity.scores[name]))
-        self.widget = WorkbenchView(about=self._about(), selected=[self.names.index(first)])
+        self.widget = WorkbenchView(about=self._about())
+        self._select_first()
         self.widget.current = self._current()
         self.widget.on_msg(self._answer)
         self.widget.observe(self._open_panel, "panel")
@@ -260,6 +260,7 @@ class Workbench(PicturedWidget):
         workbench.widget.about = workbench._about()
         if allocation is not None:
             workbench._restore(replace(state_from_allocation(allocation), kept=allocation))
+            workbench._select_first()
         return workbench
 
     @property
@@ -304,6 +305,11 @@ class Workbench(PicturedWidget):
     def select(self, *names: str) -> None:
         """Select modules by their full ``names``; KeyError if there is no such module."""
         self.widget.selected = [self.names.index(name) for name in self._module_names(names)]
+
+    def _select_first(self) -> None:
+        """Select the module with the most rank, which the headline names."""
+        ranks = self._allocation.ranks
+        self.select(max(ranks, key=lambda name: (ranks[name], self.sensitivity.scores[name])))
 
     def compare(self, left: str, right: str, rank: SupportsIndex = 8) -> Alignment:
         """Show two subspaces in the panel of alignments.
@@ -471,7 +477,7 @@ class Workbench(PicturedWidget):
     def page(self, path: str | os.PathLike[str], *, texts: bool = False) -> Path:
         """Write one HTML file that shows the map and all panels without a kernel and without a network.
 
-        Hover, tabs, selection and temperature work: the allocation at every step of the temperature is in it.
+        Everything works but what takes the model or the results: ranks follow the rule of `tlora.allocate` there, too.
 
         Parameters
         ----------
@@ -600,7 +606,7 @@ class Workbench(PicturedWidget):
         A ``note`` says what was done, other messages what was refused.
         """
         current, messages = self._current(), self.widget.current.get("messages", 0)
-        more = {"message": message or current["message"], "messages": messages + bool(message), "note": note}
+        more = {"message": message, "messages": messages + bool(message), "note": note}
         self.widget.current = current | more
 
     def _answer(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
@@ -728,8 +734,6 @@ class Workbench(PicturedWidget):
         return pair, self.widget.compared["rank"]
 
     def _page(self, texts: bool = False) -> str:
-        temperatures = [step / view.STEPS for step in range(view.STEPS + 1)]
-        steps = [self._current(replace(self.state, temperature=one), page=True) for one in temperatures]
         state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
         small: dict[str, list[dict[str, Any]]] = {"reads": [], "attribution": []}  # panels with the text of samples
         activations = self.results.activations
@@ -743,7 +747,8 @@ class Workbench(PicturedWidget):
             state["readings"] = [reading(activations, self.names, k, small=True) for k in range(len(self.names))]
         panels = [one for each in state["about"]["panels"] for one in small.get(each["name"], [each])]
         state["about"] = state["about"] | {"panels": panels}
-        return page_html(self.results, **state, current=self._current(page=True), steps=steps)
+        rule = browser_rule(self.sensitivity, self.state)
+        return page_html(self.results, **state, current=self._current(page=True), rule=rule)
 
     @functools.cached_property
     def _curves(self) -> dict[str, list[list[float | None]]]:
@@ -766,18 +771,16 @@ class Workbench(PicturedWidget):
             live=self.adapted is not None,
         )
 
-    def _current(self, state: AllocationState | None = None, page: bool = False) -> dict[str, Any]:
-        """What the browser shows of a state: ranks, their reasons, costs, the line of Python."""
-        state = state or self.state
-        allocation = self._allocation if state is self.state else self.allocate(state)
-        values = view.current(self.names, allocation, state, self.results, self.most)
+    def _current(self, page: bool = False) -> dict[str, Any]:
+        """What the browser shows of the state: ranks, their reasons, the line of Python."""
+        values = view.current(self.names, self._allocation, self.state, self.most) | {"code": self.code()}
         if page or self.widget.panel == "allocation":  # its tables are not made for every step of a drag
-            values["allocation"] = allocation_parts(allocation, self.results)
-        if not page:
-            arms = list(self.arms)
-            values["race"] = {"arms": arms, "obstacle": self._obstacle(arms)}
-        history = {"undo": len(self._past), "redo": len(self._future)}
-        return values | {"code": allocation_code(self.sensitivity, state)} | history
+            values["allocation"] = allocation_parts(self._allocation, self.results)
+        if page:
+            return values
+        arms = list(self.arms)
+        race = {"arms": arms, "obstacle": self._obstacle(arms)}
+        return values | {"race": race, "undo": len(self._past), "redo": len(self._future)}
 
 
 def own_and_others(results: Results) -> dict[str, Subspaces]:

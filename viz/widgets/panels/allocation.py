@@ -7,7 +7,6 @@ from collections.abc import Callable
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import BYTES, Footprint, size_text, uniform_footprints
 from tlora.resource_estimate import ResourceEstimate
-from viz import style
 from viz.plots.allocation import left_out
 from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, texts, whole
 from viz.widgets.results import Results
@@ -63,67 +62,9 @@ def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part
     return texts("Compared with uniform LoRA", head, rows)
 
 
-def costs(kept: Allocation, new: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
-    """Rows of a table: costs of the kept allocation, of the new one, their ratio, and those of plain LoRA."""
-
-    def row(what: str, before: int, after: int, lora: int, write: Callable[[int], str]) -> list[str]:
-        return [what, write(before), write(after), percent(after / before), write(lora)]
-
-    rows = [
-        row(what, getattr(kept, key), getattr(new, key), getattr(new.lora, key), write)
-        for what, key, write in (
-            ("trainable parameters", "trainable_parameters", "{:,}".format),
-            ("adapter, float32", "adapter_bytes", size_text),
-            ("AdamW states, float32", "optimizer_bytes", size_text),
-        )
-    ]
-    if estimate is not None:
-        before, after = (training_bytes(estimate, allocation.footprint()) for allocation in (kept, new))
-        rows.append(
-            row("peak memory of training", before, after, training_bytes(estimate, new.lora, "A and B"), size_text)
-        )
-    return rows
-
-
 def training_bytes(estimate: ResourceEstimate, adapter: Footprint, kind: str = "B") -> int:
     """Upper bound of the peak memory of training an adapter: that of the estimate's, and what this one adds."""
     uniform = uniform_footprints(estimate.shapes, estimate.meta.recipe["rank"])[kind]
     gradients = BYTES * (adapter.trainable_parameters - uniform.trainable_parameters)
     more = adapter.adapter_bytes - uniform.adapter_bytes + adapter.optimizer_bytes - uniform.optimizer_bytes
     return estimate.bytes[f"training {kind}"] + more + gradients
-
-
-def saturation_warning(allocation: Allocation) -> str:
-    """A warning if most ranks are the highest allowed, whatever the scores; else an empty string."""
-    most = dict(zip(allocation.scores, allocation.limits().high, strict=True))
-    full = sum(rank == most[name] for name, rank in allocation.ranks.items())
-    if 2 * full < len(allocation.ranks):
-        return ""
-    return (
-        f"{full} of {len(allocation.ranks)} modules have the highest rank allowed, so the scores decide little: lower "
-        "the rank, or raise max_rank, and with it that of tlora.task_subspaces."
-    )
-
-
-def describe_changes(allocation: Allocation, kept: Allocation) -> str:
-    """How many modules changed, by how much, and which changed most."""
-    shapes = allocation.shapes
-    names = [name for name in shapes if name in allocation.ranks or name in kept.ranks]
-    steps = {name: allocation.ranks.get(name, 0) - kept.ranks.get(name, 0) for name in names}
-    moved = sorted((name for name in names if steps[name]), key=lambda name: -abs(steps[name]))
-    if not moved:
-        scaled = sum(allocation.scalings.get(name, 0) != kept.scalings.get(name, 0) for name in names)
-        return f"{scaled} scalings changed, no rank" if scaled else "nothing changed"
-    gained, lost = sum(step for step in steps.values() if step > 0), -sum(step for step in steps.values() if step < 0)
-    parameters = sum(step * shapes[name][0] for name, step in steps.items())
-    most = [
-        f"{_signed(steps[name])} layer {allocation.layers[name]} {allocation.projections[name]}" for name in moved[:3]
-    ]
-    return (
-        f"{len(moved)} of {len(names)} modules changed, {gained:,} ranks more and {lost:,} fewer, "
-        f"{_signed(parameters)} trainable parameters; most: {', '.join(most)}"
-    )
-
-
-def _signed(value: int) -> str:
-    return f"{value:+,}".replace("-", style.MINUS)

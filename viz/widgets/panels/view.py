@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlora.allocation.allocation import Allocation
+from tlora.allocation.footprint import KINDS, Footprint
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.subspaces import Subspaces
 from viz import style
-from viz.plots.allocation import headline
 from viz.widgets.panels.alignment import alignment_panel, capture_panel
-from viz.widgets.panels.allocation import costs, describe_changes, saturation_warning
+from viz.widgets.panels.allocation import training_bytes
 from viz.widgets.panels.attribution import attribution_panel
 from viz.widgets.panels.data import data_panel
 from viz.widgets.panels.map import map_tabs
@@ -28,8 +28,6 @@ from viz.widgets.panels.training import training_panel
 from viz.widgets.results import Results
 from viz.widgets.state import PRESETS, AllocationState, available_presets, control_values
 
-STEPS = 20
-"""Steps of the temperature from 0 to 1."""
 BY_RANK = {
     "captured": "gradient captured", "overlap": "overlap with {}", "neighbors": "overlap, next layers",
 }  # fmt: skip
@@ -62,6 +60,9 @@ def about(
         "rows": rows,
         "columns": columns,
         "row": [rows.index(projection) for projection in sensitivity.projections.values()],
+        "outs": [d_out for d_out, _ in sensitivity.shapes.values()],
+        "ins": [d_in for _, d_in in sensitivity.shapes.values()],
+        "peak": results.estimate and [training_bytes(results.estimate, Footprint(0, 0), kind) for kind in KINDS],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
         "tabs": map_tabs(sensitivity, results, curves, training is not None),
         "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
@@ -69,7 +70,7 @@ def about(
         "panels": panels(results, alignments, sensitivity.names, live),
         "presets": {name: PRESETS[name] for name in available_presets(sensitivity)},
         "most": most,
-        "steps": STEPS,
+        "steps": 20,  # of the temperature from 0 to 1
         "training": {name: (training or {}).get(name) for name in ("steps", "seconds", "learning_rate")},
         "source": style.source(sensitivity.meta),
         "resamples": len(sensitivity.per_sample) > 1,
@@ -96,17 +97,14 @@ def panels(
     ]
 
 
-def current(
-    names: Sequence[str], allocation: Allocation, state: AllocationState, results: Results, most: int
-) -> dict[str, Any]:
-    """What follows the state: ranks, their reasons, costs and changes."""
+def current(names: Sequence[str], allocation: Allocation, state: AllocationState, most: int) -> dict[str, Any]:
+    """What follows the state: ranks, their reasons and scalings."""
     kept = state.kept or allocation
     frame = allocation.to_frame().set_index("module")
     ideals, decided_by = frame["ideal"].to_dict(), frame["decided_by"].to_dict()
     alike = state.temperature == 0 or not state.adapt_ranks
     words = {"pinned": "by hand", "edited": "by hand", "score": "uniform" if alike else "score"}
     reasons = {name: words.get(reason, reason) for name, reason in decided_by.items()}
-    unit = "ranks" if allocation.budget == "ranks" else "trainable parameters"
     limits = dict(zip(allocation.scores, allocation.limits().high, strict=True))
     return {
         "ranks": [allocation.ranks.get(name, 0) for name in names],
@@ -118,9 +116,4 @@ def current(
         "rank": allocation.rank,
         "middles": {"rank": allocation.rank, "scaling": shorten(allocation.alpha / allocation.rank, 3)},
         "controls": control_values(state, most),
-        "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
-        "costs": costs(kept, allocation, results.estimate),
-        "moved": describe_changes(allocation, kept),
-        "headline": headline(allocation),
-        "message": saturation_warning(allocation),
     }

@@ -17,7 +17,6 @@ import viz
 from tests.helpers import jobs, results
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import base, calibration, same, subspaces
-from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
 from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets.state import PRESETS
@@ -90,7 +89,7 @@ def test_a_floor_of_zero_drops_modules() -> None:
     it = viz.Workbench(by_hand([20.0, 0.1, 3.0, 0.5, 0.4, 0.1]), rank=2)
     request(it, "set", min_rank=0)
     shown = it.widget.current
-    assert shown["message"] == ""
+    assert not shown["message"]
     assert shown["controls"]["min_rank"] == 0
     assert shown["ranks"] == [10, 0, 2, 0, 0, 0]
     assert shown["reasons"][1] == "left out"
@@ -167,23 +166,11 @@ def test_what_is_kept_is_what_changes_count_from() -> None:
     it.set(temperature=0)
     assert it.kept is first
     assert it.widget.current["kept"] == [first.ranks[name] for name in it.names]
-    assert "modules changed" in it.widget.current["moved"]
     it.keep()
     assert same(it.kept, it.allocation)
-    assert it.widget.current["moved"] == "nothing changed"
+    assert it.widget.current["kept"] == it.widget.current["ranks"]
     it.undo()
     assert it.kept is first
-
-
-def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
-    """Worked out by hand for LLaMA-2-7B: A uniform at rank 8, B at rank 16."""
-    it = viz.Workbench(llama_sensitivity(), temperature=0)
-    it.set(rank=16)
-    b = 32 * (4 * 4096 + 2 * 11008 + 4096)
-    assert it.widget.current["costs"][0][:3] == ["trainable parameters", f"{8 * b:,}", f"{16 * b:,}"]
-    assert it.widget.current["costs"][2][1:4] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
-    it.set(rank=32)
-    assert it.widget.current["costs"][0][4] == "79,953,920"  # the published count of LoRA at rank 32
 
 
 def test_a_run_adds_how_far_modules_moved() -> None:
@@ -322,20 +309,6 @@ def test_a_refusal_is_shown_each_time() -> None:
     assert seen[0] == seen[1]
     assert seen[0].startswith("min_rank")
     assert it.allocation.options.min_rank == 1
-
-
-def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None:
-    it = viz.Workbench(llama_sensitivity(16), max_rank=64)
-    it.set_rank(it.names[3], 20)
-    text = it.page(tmp_path / "allocation.html").read_text()
-    assert len(text) < 2e6
-    data = json.loads(re.search(r"renderPage\((\{.*\}), document", text)[1])
-    for i, step in enumerate(data["steps"]):
-        allocation = tlora.allocate(it.sensitivity, rank=8, max_rank=64, temperature=i / 20).edit({it.names[3]: 20})
-        assert step["ranks"] == [allocation.ranks[name] for name in it.names]
-        assert step["controls"]["temperature"] == i / 20
-        assert step["scalings"] == pytest.approx(list(allocation.scalings.values()), rel=6e-3)
-    assert len(data["steps"]) == 21
 
 
 def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:

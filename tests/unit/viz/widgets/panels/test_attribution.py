@@ -35,7 +35,7 @@ def part() -> dict[str, Any]:
 
 def ask(it: viz.Workbench, call: str, **args: Any) -> dict[str, Any]:
     it._answer(it.widget, {"call": call, "args": args, "id": 1}, [])
-    assert not it.widget.current["message"]
+    assert not it.widget.current.get("message")
     found: dict[str, Any] = it.widget.switched
     return found
 

@@ -1,0 +1,176 @@
+// The rule of `tlora.allocate`, and the edits of the workbench, for the page without a kernel: integers are exact, as in Python.
+
+function refuse() { throw new RangeError("the limits cannot be met"); }
+const total = (units, costs) => units.reduce((sum, count, i) => sum + count * costs[i], 0);
+function integers(values) { // numerators of float64 values over a common power of two
+  const bits = values.map((value) => new DataView(new Float64Array([value]).buffer).getBigUint64(0, true));
+  const powers = bits.map((b) => Math.max(1, Number(b >> 52n))), least = Math.min(...powers.filter((_, i) => values[i]), 2046);
+  return { least, numerators: bits.map((b, i) => (values[i] ? ((b & 0xfffffffffffffn) | (b >> 52n ? 1n << 52n : 0n)) << BigInt(powers[i] - least) : 0n)) };
+}
+function exactSum(values) { // rounded once, as by math.fsum
+  const { least, numerators } = integers(values);
+  return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
+}
+const roundEven = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
+
+// In proportion to weights, within limits, by largest remainders: tlora/numerics/apportionment.py.
+function apportion(weights, budget, low, high, costs = weights.map(() => 1)) {
+  if (total(low, costs) > budget) refuse();
+  budget = Math.min(budget, total(high, costs));
+  const full = weights.map((weight, i) => (weight ? high[i] : low[i]));
+  if (total(full, costs) <= budget) [low, weights] = [full, weights.map(() => 1)];
+  const { numerators } = integers(weights), [floor, ceiling, cost] = [low, high, costs].map((column) => column.map(BigInt));
+  const sum = (members, of) => members.reduce((all, i) => all + of(i), 0n);
+  let free = [...weights.keys()], rest = BigInt(budget), scale;
+  for (;;) { // the level at which the clipped ideals cost exactly the budget
+    scale = sum(free, (i) => numerators[i] * cost[i]);
+    const beyond = (limit) => (i) => numerators[i] * rest - limit[i] * scale, over = beyond(ceiling), under = beyond(floor);
+    const cut = free.filter((i) => over(i) > 0n), raised = free.filter((i) => under(i) < 0n);
+    const surplus = sum(cut, (i) => over(i) * cost[i]) + sum(raised, (i) => under(i) * cost[i]);
+    if (!surplus) break;
+    const [fixed, limit] = surplus > 0n ? [new Set(cut), ceiling] : [new Set(raised), floor];
+    rest -= sum([...fixed], (i) => limit[i] * cost[i]);
+    free = free.filter((i) => !fixed.has(i));
+  }
+  const units = numerators.map((numerator, i) => Math.min(Math.max(Number((numerator * rest) / scale), low[i]), high[i]));
+  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest, lacks = units.map((_, i) => lack(i));
+  for (let left = budget - total(units, costs); ;) { // one more to the one furthest below its ideal, the first if several are
+    let next = -1;
+    units.forEach((count, i) => { if (count < high[i] && costs[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i; });
+    if (next < 0) return units;
+    units[next]++;
+    left -= costs[next];
+    lacks[next] = lack(next);
+  }
+}
+
+// Parts of the budget for the projections that have a share, and for the others together: tlora/allocation/constraints.py.
+function divideBudget(budget, groups, costs, low, high, floors, ceilings) {
+  const spans = (parts, least, most) => {
+    const all = groups.map(({ members }) => [least, most].map((limit) => total(members.map((i) => limit[i]), members.map((i) => costs[i]))).concat(Math.max(...members.map((i) => costs[i]))));
+    const left = all.reduce((sum, [, most], g) => sum + Math.max(0, parts[g] - most), 0);
+    all.forEach(([least, most, cost], g) => {
+      const [smaller, larger] = [groups[g].share * budget, parts[g]].sort((a, b) => a - b);
+      if (larger + left < least - 1e-6 || smaller - most >= cost) refuse();
+    });
+    return all;
+  };
+  const shares = groups.map(({ share }) => share), first = spans(shares.map((share) => share * budget), floors.map((floor, i) => Math.min(floor, low[i])), ceilings);
+  const parts = apportion(shares, budget, first.map(([least]) => least), first.map(([, most]) => most)), second = spans(parts, low, high);
+  return apportion(parts, budget, second.map(([least]) => least), second.map(([, most, cost]) => most + cost - 1));
+}
+
+// Ranks and scalings of a rule: scores, limits, options of `tlora.allocate`, ranks by hand and modules that are left out.
+function allocate(rule, about) {
+  const { rank, edits, scores, temperature } = rule, kept = scores.flatMap((_, k) => (rule.excluded.includes(k) ? [] : [k]));
+  const price = rule.budget === "ranks" ? scores.map(() => 1) : about.outs, budget = rank * price.reduce((a, b) => a + b, 0);
+  const [costs, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept.map((k) => column[k]));
+  const low = kept.map((k, i) => edits[k] ?? floors[i]), high = kept.map((k, i) => edits[k] ?? ceilings[i]);
+  if (!kept.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
+  const row = kept.map((k) => about.rows[about.row[k]]), member = (is) => row.flatMap((name, i) => (is(name) ? [i] : []));
+  const groups = Object.entries(rule.shares).map(([name, share]) => ({ share, members: member((one) => one === name) }));
+  const shared = exactSum(Object.values(rule.shares)), others = member((name) => !(name in rule.shares));
+  if (others.length) groups.push({ share: Math.max(0, 1 - shared), members: others });
+  else if (Math.abs(shared - 1) > 1e-9) refuse();
+  if (groups.some(({ members }) => !members.length)) refuse();
+  const remainder = groups.reduce((sum, { members }) => sum + Math.max(...members.map((i) => costs[i])) - 1, 0);
+  if (total(low, costs) > budget || budget - total(high, costs) > remainder) refuse();
+  const powers = kept.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : kept.map(() => 1);
+  const shares = [];
+  divideBudget(budget, groups, costs, low, high, floors, ceilings).forEach((part, g) => {
+    const at = groups[g].members, pick = (column) => at.map((i) => column[i]);
+    apportion(pick(weights), part, pick(low), pick(high), pick(costs)).forEach((units, n) => { shares[at[n]] = units; });
+  });
+  const alpha = rule.alpha ?? rank, sum = exactSum(powers), cost = exactSum(weights.map((weight, i) => weight * costs[i]));
+  const alphas = powers.map((power) => (rule.adapt_scales ? Math.max(alpha, roundEven((alpha * powers.length * power) / sum)) : alpha));
+  const found = { rank, ranks: scores.map(() => 0), scalings: scores.map(() => null), ideals: scores.map(() => null), most: scores.map(() => 0), reasons: scores.map(() => "left out") };
+  kept.forEach((k, i) => {
+    found.most[k] = high[i];
+    if (!shares[i]) return;
+    const ideal = (budget * weights[i]) / cost, byRule = temperature && rule.adapt_ranks ? "score" : "uniform";
+    found.ranks[k] = shares[i];
+    found.ideals[k] = ideal;
+    found.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
+    found.reasons[k] = k in edits ? "by hand" : shares[i] === high[i] && high[i] < ideal ? "ceiling" : shares[i] === low[i] && low[i] > ideal ? "floor" : byRule;
+  });
+  return { ...found, middles: { rank, scaling: alpha / rank } };
+}
+
+// The allocation as a line of Python.
+function allocationCode(rule, about) {
+  const quoted = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits), values = { ...rule.code, rank: rule.rank, temperature: Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature };
+  if (rule.temperature === 1) delete values.temperature;
+  if (rule.changed) values.exclude_modules = `[${rule.excluded.map(quoted).join(", ")}]`;
+  if (!rule.excluded.length) delete values.exclude_modules;
+  const call = `tlora.allocate(${["calibration.sensitivity", ...Object.entries(values).map(([name, value]) => `${name}=${value}`)].join(", ")})`;
+  return call + (edits.length ? `.edit({${edits.map(([k, rank]) => `${quoted(k)}: ${rank}`).join(", ")}})` : "");
+}
+
+const WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+const REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
+
+// A model for the page: it answers what the workbench asks of a kernel, as Workbench does.
+export function offline(data) {
+  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {}, past = [], future = [];
+  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  let rule = data.rule, last = null;
+  function show(now, message = "") {
+    const found = allocate(now, about);
+    rule = now;
+    values.resampled = [];
+    values.current = { ...data.current, ...found, message, code: allocationCode(rule, about), undo: past.length, redo: future.length,
+      controls: { ...data.current.controls, rank: rule.rank, temperature: rule.temperature }, allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation] };
+    tell("change:current");
+  }
+  function move(now, gesture = null, message = "") { // within one gesture the step to undo grows
+    allocate(now, about);
+    if (gesture === null || gesture !== last) past.push(rule);
+    last = gesture;
+    future.length = 0;
+    show(now, message);
+  }
+  function decide(modules, { rank = null, out = false } = {}) {
+    const edits = Object.fromEntries(Object.entries(rule.edits).filter(([k]) => !modules.includes(Number(k))));
+    if (rank) for (const k of modules) edits[k] = rank;
+    const excluded = rule.excluded.filter((k) => !modules.includes(k)).concat(out ? modules : []).sort((a, b) => a - b);
+    return { ...rule, edits, excluded, changed: rule.changed || out || excluded.length < rule.excluded.length };
+  }
+  function drag(modules, rank, gesture) { // to this rank, or the nearest that is possible on the side of the present one
+    const present = values.current.ranks[modules[0]] || 1, step = Math.sign(rank - present);
+    const isRefused = (one) => { try { allocate(decide(modules, { rank: one }), about); } catch (error) { if (error instanceof RangeError) return true; throw error; } return false; };
+    if (!isRefused(rank)) return move(decide(modules, { rank }), gesture);
+    let [low, high] = [0, Math.abs(rank - present)];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (isRefused(present + step * middle)) high = middle; else low = middle + 1;
+    }
+    if (!low) refuse();
+    const nearest = present + step * (low - 1);
+    move(decide(modules, { rank: nearest }), gesture, `Rank ${rank} does not fit the budget and the limits: ${nearest} is the nearest that does.`);
+  }
+  function back(from, to) {
+    if (!from.length) return;
+    to.push(rule);
+    last = null;
+    show(from.pop());
+  }
+  const answers = {
+    read: ({ module }) => { values.reading = data.readings[module]; tell("change:reading"); },
+    set: (options, gesture) => move({ ...rule, ...options }, gesture),
+    set_rank: ({ modules, rank }, gesture) => drag(modules, rank, gesture),
+    release: ({ modules }) => move(decide(modules)),
+    leave_out: ({ modules }) => move(decide(modules, { out: true })),
+    undo: () => back(past, future),
+    redo: () => back(future, past),
+  };
+  return {
+    get: (name) => values[name],
+    set: (name, value) => { values[name] = value; tell(`change:${name}`); },
+    save_changes: () => {},
+    on: (name, listener) => { (listeners[name] ??= []).push(listener); },
+    send: ({ call, args, gesture = null, id }) => {
+      try { answers[call](args, gesture); } catch (error) { if (!(error instanceof RangeError)) throw error; show(rule, REFUSED); }
+      tell("msg:custom", { answer: id });
+    },
+  };
+}
