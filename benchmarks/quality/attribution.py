@@ -6,7 +6,7 @@
 For three tasks, with ranks by score and uniform ones: an adapter is trained, and validation answers are taken apart.
 Then the adapter is cut to a share of its parameters, once with ranks by what the outputs lose and once with each module
 weighted by its contribution, and the loss on test samples is measured. Runs are kept in
-``benchmarks/results/attribution.jsonl``: about half an hour each on two cores.
+``benchmarks/results/attribution.jsonl``: 5 to 8 minutes each on one core.
 """
 
 from __future__ import annotations
