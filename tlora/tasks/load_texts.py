@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tlora.models.forward import IGNORED
 from tlora.tasks.chat import first_tokens
 from tlora.tasks.load import default_length, load_task
-from tlora.tasks.packaged_texts import CHAT, CODE, PROSE
+from tlora.tasks.sources import read_rows
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.task import Task
 from tlora.tasks.tokenization import Cuts
@@ -24,6 +24,9 @@ from tlora.utils.defaults import TEXTS
 
 SUFFIXES = (".txt", ".md")
 """Files of plain text."""
+
+PACKAGED = Path(__file__).with_name("texts")
+"""Texts that were written for this package: ``prose.txt``, ``code.txt`` with ``---`` between pieces, ``chat.jsonl``."""
 
 
 def load_texts(
@@ -77,24 +80,38 @@ def load_texts(
 def _load(name: str, source: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> Task:
     match source:
         case "prose":
-            return _plain(name, PROSE, tokenizer)
+            return _plain(name, paragraphs(PACKAGED / "prose.txt"), tokenizer)
         case "code":
-            return _plain(name, CODE, tokenizer)
+            return _plain(name, code_pieces(), tokenizer)
         case "chat":
             return _chat(tokenizer)
         case "template":
             return _template(tokenizer)
     path = Path(source)
     if path.suffix.lower() in SUFFIXES:
-        paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
-        return _plain(name, [text.strip("\n") for text in paragraphs], tokenizer)
+        return _plain(name, paragraphs(path), tokenizer)
     return load_task(source, tokenizer)
+
+
+def paragraphs(path: Path) -> list[str]:
+    """The paragraphs of a file of plain text."""
+    return [text.strip("\n") for text in re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))]
+
+
+def code_pieces() -> list[str]:
+    """The packaged pieces of code."""
+    return (PACKAGED / "code.txt").read_text(encoding="utf-8").split("---\n")
+
+
+def conversations() -> list[dict[str, str]]:
+    """The packaged requests and answers: ``prompt`` and ``completion``."""
+    return [row for _, row in read_rows(PACKAGED / "chat.jsonl")]
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Task:
     """Requests and answers, in the chat template if there is one and on lines of their own otherwise."""
     end = "" if tokenizer.chat_template else "\n"
-    rows = [{"prompt": prompt + end, "completion": answer} for prompt, answer in CHAT]
+    rows = [row | {"prompt": row["prompt"] + end} for row in conversations()]
     task = load_task({"test": Dataset.from_list(rows)}, tokenizer, architecture="causal", metric="loss")
     return replace(task, name="chat")
 
@@ -107,7 +124,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> Task:
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template: leave 'template' out, or set tokenizer.chat_template")
     rows: list[dict[str, Any]] = []
-    for contents in CHAT:
+    for contents in (row.values() for row in conversations()):
         messages = [{"role": role, "content": c} for role, c in zip(("user", "assistant"), contents, strict=True)]
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         starts = [text.rindex(content) for content in contents]

@@ -5,7 +5,7 @@ import pytest
 import tlora
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.tokenizers import TEMPLATES, bytes_tokenizer, pieces_tokenizer
-from tlora.tasks.packaged_texts import CHAT, CODE, PROSE
+from tlora.tasks.load_texts import PACKAGED, code_pieces, conversations, paragraphs
 
 
 def measured(task: tlora.Task, number: int) -> str:
@@ -20,13 +20,13 @@ def test_packaged_sets(template):
     tokenizer = bytes_tokenizer(template)
     texts = tlora.load_texts(tokenizer)
     assert list(texts) == ["prose", "code", "chat", *(["template"] if template else [])]
-    for name, wanted in {"prose": PROSE, "code": CODE}.items():
+    for name, wanted in {"prose": paragraphs(PACKAGED / "prose.txt"), "code": code_pieces()}.items():
         for number, text in enumerate(wanted):
             row = texts[name].test[number]
             assert tokenizer.decode(row["input_ids"]) == text  # no token for an end
             assert row["labels"] == [-100, *row["input_ids"][1:]]
-    for number, (_, answer) in enumerate(CHAT):
-        assert measured(texts["chat"], number).strip().startswith(answer)
+    for number, row in enumerate(conversations()):
+        assert measured(texts["chat"], number).strip().startswith(row["completion"])
     for name, task in texts.items():
         assert (task.name, task.kind, task.architecture) == (name, "generation", "causal")
 
@@ -35,7 +35,8 @@ def test_packaged_sets(template):
 def test_of_the_template_only_what_it_writes_is_measured(template):
     tokenizer = bytes_tokenizer(template)
     task = tlora.load_texts(tokenizer, "template")["template"]
-    for number, (prompt, answer) in enumerate(CHAT):
+    for number, row in enumerate(conversations()):
+        prompt, answer = row["prompt"], row["completion"]
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         rendered = tokenizer.apply_chat_template(messages, tokenize=False)
         assert tokenizer.decode(task.test[number]["input_ids"]) == rendered
