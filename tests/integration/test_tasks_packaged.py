@@ -46,15 +46,12 @@ def test_reviews_are_split_by_class_and_share_nothing(minilm, reviews, name, siz
     assert (task.kind, task.metric, task.classes) == ("classification", "accuracy", ("negative", "positive"))
 
 
-def test_the_reference_solutions_of_humaneval_pass(smollm):
-    """With and without the chat template; a third of them each."""
+def test_humaneval_is_read_with_and_without_the_chat_template(smollm):
     _, tokenizer = smollm
-    for chat, start in ((True, 0), (False, 1)):
+    for chat in (True, False):
         task = load_task("humaneval", tokenizer, chat=chat, max_length=2048)
         assert [len(getattr(task, split)) for split in SPLITS] == [0, 0, 164]
-        rows = list(task.test.select(range(start, 164, 3)))
-        assert task.score(rows, [row["answer"] for row in rows]) == {"pass@1": [1.0] * len(rows)}
-        assert sum(task.score(rows[:8], ["    pass\n"] * 8)["pass@1"]) == 0
+        assert task.test[0]["answer"].startswith("```python" if chat else "    ")
 
 
 def test_constant_tokens_are_those_of_the_template_and_the_system_prompt(smollm):

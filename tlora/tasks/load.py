@@ -62,7 +62,7 @@ def load_task(
         - A task known by name: ``rotten_tomatoes``, ``imdb``, ``gsm8k``, ``math``, ``metamathqa``, ``humaneval``,
           ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``, ``qqp``,
           ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from installed
-          packages if possible, else from the hub like the others.
+          packages if possible, else from the hub like the others. Programs are not run: of code there is the loss.
         - ``reviews``: the sentences of rotten_tomatoes as text to continue.
         - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``, each in
           one file or in shards named as on the hub (``train-00000-of-00002.parquet``).

@@ -9,8 +9,6 @@ from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Any
 
-from tlora.tasks.code_execution import run_programs
-
 Rows = Sequence[Mapping[str, Any]]
 Scores = dict[str, list[float]]
 Score = Callable[[Rows, Sequence[str]], Scores]
@@ -210,52 +208,6 @@ def plain_latex(text: str) -> str:
 
 _HALVES = {"0.5": "\\frac{1}{2}"}  # as in the published evaluation of MATH: no other fraction
 
-# A block of any language: the text before its fence, and its lines up to a fence at either end of a line.
-_FENCED = re.compile(r"^([^\n`]*)`{3,}[^\n`]*\n(.*?)(?:^[ \t]*```|```(?=\s|$)|\Z)", re.DOTALL | re.MULTILINE)
-_CONTINUES_BODY = re.compile(r"\s*?^( {2,}|\t)(?!\s*(def |`))\S", re.MULTILINE)  # an answer that continues the body
-_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
-# The place where a completion leaves the function's body.
-_AFTER_BODY = re.compile(r"\n(?=(?:class|def|if|print|for|while|assert|import|from)\b|[#@`])")
-
-
-def build_program(row: Mapping[str, Any], answer: str) -> str:
-    """Build the program that decides whether an answer solves a task of HumanEval or MBPP.
-
-    Parameters
-    ----------
-    row : mapping
-        ``code`` (the start that the answer completes, may be empty), ``entry_point`` (name of the function, may be
-        empty) and ``test`` (statements that raise if it is wrong).
-    answer : str
-        Code, or text with code in fenced blocks: the first that defines the function counts, else the first. It holds
-        whole functions or the rest of the body.
-    """
-    defined = re.compile(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", re.MULTILINE)
-    fenced = [_dedent(*block) for block in _FENCED.findall(answer)]
-    continues_body = bool(row["code"] and _CONTINUES_BODY.match(answer)) and not any(map(defined.search, fenced))
-    blocks = [answer] if continues_body else fenced or [answer]
-    code = next(filter(defined.search, blocks), blocks[0])
-    if row["code"] and (continues_body or not defined.search(code)):
-        body = _AFTER_BODY.split(code, maxsplit=1)[0]
-        return f"{row['code']}{body}\n{row['test']}"
-    # The start may import what the function uses; a function defined again replaces it.
-    future = "\n".join(_FUTURE.findall(code))  # which has to come first
-    return f"{future}\n{row['code']}\n{_FUTURE.sub('', code)}\n{row['test']}"
-
-
-def _dedent(before: str, code: str) -> str:
-    """Remove the indent of the fence, which may be in a list, from the code, if all lines have it."""
-    indent = re.sub(r"\S", " ", before)
-    lines = code.splitlines(keepends=True)
-    inside = all(line.startswith(indent) for line in lines if line.strip())
-    return "".join(line.removeprefix(indent) for line in lines) if inside else code
-
-
-def score_programs(rows: Rows, answers: Sequence[str]) -> list[float]:
-    """1 if the program of an answer runs to its end; see `tlora.tasks.code_execution.run_program`."""
-    outcomes = run_programs(build_program(row, answer) for row, answer in zip(rows, answers, strict=True))
-    return [float(outcome.passed) for outcome in outcomes]
-
 
 def _name_scores(
     name: str, score: Callable[[Rows, Sequence[str]], list[float]], rows: Rows, answers: Sequence[str]
@@ -268,5 +220,4 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact_match", partial(_name_scores, "exact_match", score_text), compares_text=True),
     "final_answer": Metric("exact_match", partial(_name_scores, "exact_match", score_value), compares_text=True),
     "accuracy": Metric("accuracy", partial(_name_scores, "accuracy", score_text)),
-    "pass@1": Metric("pass@1", partial(_name_scores, "pass@1", score_programs)),
 }

