@@ -47,7 +47,6 @@ def allocate(
     pinned: Mapping[str, SupportsIndex] | None = None,
     exclude_modules: str | int | Collection[str | int] = (),
     temperature: int | float = 1.0,
-    projection_shares: Mapping[str, int | float] | None = None,
     score: str = "mean",
     by: RanksBy = RANKS_BY,
     subspaces: Directions | None = None,
@@ -69,7 +68,7 @@ def allocate(
         Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i / r_i``).
     budget : {"ranks", "parameters"}
         Spend exactly ``rank * M`` ranks, or at most the ``rank * sum d_out`` entries of ``B`` of the uniform
-        allocation. With ``"parameters"`` the remainder (of each projection share) is smaller than the least ``d_out``
+        allocation. With ``"parameters"`` the remainder is smaller than the least ``d_out``
         of the modules below their ceilings, and a higher score can get one rank less than a lower score whose
         ``d_out`` is smaller.
     adapt_ranks : bool
@@ -85,8 +84,6 @@ def allocate(
         Modules without an adapter: full module names, projections (``"down_proj"``), or indices of layers.
     temperature : float
         From 0 to 1: scores enter ranks and scales as ``S_i ** temperature``. 1 is in proportion, 0 is uniform.
-    projection_shares : mapping of float, optional
-        Parts of the budget by projection; scores decide within a projection. The other projections share the rest.
     score : {"mean", "sum", "per_parameter"}
         The score that ranks and scales are in proportion to; see `Sensitivity.rescale`.
     by : {"score", "captured"}
@@ -152,7 +149,6 @@ def allocate(
         pinned=pinned,
         exclude_modules=exclude_modules,
         temperature=temperature,
-        projection_shares=projection_shares,
         score=score,
         by=by,
     )
@@ -208,8 +204,8 @@ def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: 
     KeyError
         If an option names an unknown module, projection or layer.
     ValueError
-        If an option is out of range or floors, ceilings, pins and shares do not fit the budget; the message gives the
-        nearest possible value.
+        If an option is out of range or floors, ceilings and pins do not fit the budget; the message gives the nearest
+        possible value.
 
     Examples
     --------
@@ -232,7 +228,6 @@ def _parse_options(
     pinned: Mapping[str, SupportsIndex] | None = None,
     exclude_modules: str | int | Collection[str | int] = (),
     temperature: int | float = 1.0,
-    projection_shares: Mapping[str, int | float] | None = None,
     **choices: Any,
 ) -> AllocationOptions:
     """The arguments of `allocate` as plain values within their ranges."""
@@ -243,7 +238,6 @@ def _parse_options(
         if name in choices:
             require_choice(choices[name], name, allowed)
     nominal = require_positive_int(rank, "rank")
-    shares = (projection_shares or {}).items()
     return AllocationOptions(
         rank=nominal,
         alpha=nominal if alpha is None else require_positive(alpha, "alpha"),
@@ -252,7 +246,6 @@ def _parse_options(
         pinned={name: require_positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
         exclude_modules=_parse_modules(exclude_modules),
         temperature=require_fraction(temperature, "temperature"),
-        projection_shares={name: require_fraction(value, f"share of {name}") for name, value in shares},
         **choices,
     )
 

@@ -68,7 +68,7 @@ class Allocation(ModuleResult):
         "projection": "role within the block",
         "score": "sensitivity S_i, nats per token",
         "captured": "squared gradient along the r_i directions, the square of nats per token and weight; NaN by score",
-        "ideal": "rank before limits and projection shares: in proportion to the score and not rounded, or by captured "
+        "ideal": "rank before limits: in proportion to the score and not rounded, or by captured "
         "gradient, inf if it takes all known directions",
         "rank": "r_i",
         "change": "r_i minus the nominal rank",
@@ -318,7 +318,7 @@ class Allocation(ModuleResult):
         if self.options.is_by_energy:
             known = [len(self.energies[name]) for name in self.scores]
             full = [min(self.shapes[name]) for name in self.scores]
-            limits = RankLimits([0] * len(known), known, costs, [(list(range(len(known))), total)])
+            limits = RankLimits([0] * len(known), known, costs, total)
             ranks = self.options.share_ranks(limits, self.scores, self.energies)
             return [math.inf if rank == k < d else rank for rank, k, d in zip(ranks, known, full, strict=True)]
         weights = self.options.rank_weights(list(self.scores.values()))

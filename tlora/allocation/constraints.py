@@ -30,7 +30,6 @@ class AllocationOptions:
     pinned: dict[str, int] = field(default_factory=dict)
     exclude_modules: list[str | int] = field(default_factory=list)
     temperature: int | float = 1.0
-    projection_shares: dict[str, float] = field(default_factory=dict)
     score: str = "mean"
     by: str = "score"
 
@@ -78,32 +77,20 @@ class AllocationOptions:
 
 @dataclass(frozen=True)
 class RankLimits:
-    """The least and the most rank of each module, in model order, and the cost of one rank.
-
-    ``groups`` are positions of modules and the budget that they share: one group, unless projections have shares.
-    """
+    """The least and the most rank of each module, in model order, the cost of one rank, and the budget of all."""
 
     low: list[int]
     high: list[int]
     costs: list[int]
-    groups: list[tuple[list[int], int]]
+    budget: int
 
     def apportion(self, values: Sequence[T], rule: Callable[..., list[int]] = apportion) -> list[int]:
         """Ranks within the limits, in model order.
 
-        ``rule`` shares a group's budget by the values of its members: `apportion` by weights, `apportion_by_gain` by
-        the energies of each one's directions.
+        ``rule`` shares the budget by the values: `apportion` by weights, `apportion_by_gain` by the energies of each
+        module's directions.
         """
-        ranks = [0] * len(values)
-        for members, budget in self.groups:
-            part = rule([values[i] for i in members], budget, *self.columns(members))
-            for i, rank in zip(members, part, strict=True):
-                ranks[i] = rank
-        return ranks
-
-    def columns(self, members: Sequence[int]) -> list[list[int]]:
-        """Least rank, most rank and cost of some modules."""
-        return [[column[i] for i in members] for column in (self.low, self.high, self.costs)]
+        return rule(values, self.budget, self.low, self.high, self.costs)
 
     def reasons(self, ranks: Sequence[int], ideal: Sequence[float], rule: str) -> list[str]:
         """What decided each rank: a ``"floor"`` above its ideal, a ``"ceiling"`` below it, or the ``rule``."""
@@ -137,18 +124,11 @@ def rank_limits(
     ceilings = [_ceiling(options, targets[name], energies.get(name)) for name in allocated]
     spans = [_span(options, name, ceiling, pins.get(name)) for name, ceiling in zip(allocated, ceilings, strict=True)]
     low, high = [span[0] for span in spans], [span[1] for span in spans]
-    limits = RankLimits(low, high, options.costs([targets[name] for name in allocated]), [])
-    total = options.budget_total(targets)
-    groups = _groups(options, [targets[name].projection for name in allocated])
+    costs = options.costs([targets[name] for name in allocated])
+    limits = RankLimits(low, high, costs, options.budget_total(targets))
     ranks_by_hand = {name: rank for name, (_, rank) in pins.items()}
-    _check_budget(options, total, list(allocated), limits, ranks_by_hand, groups, bool(energies))
-    unpinned = RankLimits(
-        [min(_floor(options, name), least) for name, least in zip(allocated, low, strict=True)],
-        [ceiling.rank for ceiling in ceilings],
-        limits.costs,
-        [],
-    )
-    return RankLimits(low, high, limits.costs, _divide_budget(total, groups, limits, unpinned))
+    _check_budget(options, list(allocated), limits, ranks_by_hand, bool(energies))
+    return limits
 
 
 def _floor(options: AllocationOptions, name: str) -> int:
@@ -184,46 +164,21 @@ def _span(options: AllocationOptions, name: str, ceiling: _Ceiling, pin: tuple[s
     return floor, (ceiling.rank if pin is None else floor)
 
 
-class _Group(NamedTuple):
-    """Modules that share a part of the budget: a projection, or all projections without a share of their own."""
-
-    name: str
-    share: float
-    members: list[int]
-
-
-def _groups(options: AllocationOptions, projections: list[str]) -> list[_Group]:
-    """The groups of an allocation, for the projection of each of its modules."""
-    shares = options.projection_shares
-    _check_names("projection_shares", shares, projections, "projection of the allocation")
-    groups = [
-        _Group(name, share, [i for i, projection in enumerate(projections) if projection == name])
-        for name, share in shares.items()
-    ]
-    total = math.fsum(shares.values())
-    if others := [i for i, projection in enumerate(projections) if projection not in shares]:
-        groups.append(_Group("the other projections", max(0.0, 1 - total), others))
-    elif abs(total - 1) > 1e-9:
-        raise ValueError(f"projection_shares of all projections sum to {total:.6g}: divide each by {total:.6g}")
-    return groups
-
-
 def _check_budget(
     options: AllocationOptions,
-    total: int,
     names: list[str],
     limits: RankLimits,
     pins: dict[str, int],
-    groups: list[_Group],
     has_energies: bool,
 ) -> None:
     """Refuse limits that need more than the budget or have no room for it, with the nearest possible values.
 
-    A remainder of each group that does not pay for its most expensive rank may stay unspent.
+    A remainder that does not pay for the most expensive rank may stay unspent.
     """
+    total = limits.budget
     need, room = total_cost(limits.low, limits.costs), total_cost(limits.high, limits.costs)
     cost, unit = total // options.rank, options.unit
-    remainder = sum(max(limits.costs[i] for i in group.members) - 1 for group in groups)
+    remainder = max(limits.costs) - 1
     if need > total:
         ways = _ways_to_spend_less(options, total, dict(zip(names, limits.costs, strict=True)), pins, need - total)
         rank = -(-need // cost)
@@ -265,49 +220,6 @@ def _ways_to_spend_less(
         if (rank := pin - -(-excess // costs[name])) >= 1:
             return [*ways, f"a rank of {rank} or less for {name}"]
     return ways or [f"min_rank or pinned ranks lower by {excess:,} {options.unit} in all"]
-
-
-def _divide_budget(
-    total: int, groups: list[_Group], limits: RankLimits, unpinned: RankLimits
-) -> list[tuple[list[int], int]]:
-    """Give each group its part of the budget.
-
-    Parts are rounded as if nothing were pinned. Pins that fit leave them unchanged, and so does a remainder that pays
-    for no rank; what pins leave beyond that goes to the other groups.
-    """
-    shares = [group.share for group in groups]
-    spans = _group_spans(total, groups, [share * total for share in shares], unpinned)
-    rounded = apportion(shares, total, [least for least, _, _ in spans], [most for _, most, _ in spans])
-    spans = _group_spans(total, groups, rounded, limits)
-    high = [most + cost - 1 for _, most, cost in spans]
-    budgets = apportion(rounded, total, [least for least, _, _ in spans], high)
-    return [(group.members, budget) for group, budget in zip(groups, budgets, strict=True)]
-
-
-def _group_spans(
-    total: int, groups: list[_Group], budgets: Sequence[float], limits: RankLimits
-) -> list[tuple[int, int, int]]:
-    """The least and the most that each group can spend, and its most expensive rank; refuse shares that do not fit.
-
-    A group may need more than its part if other groups cannot spend theirs.
-    """
-    spans = []
-    for group in groups:
-        low, high, costs = limits.columns(group.members)
-        spans.append((total_cost(low, costs), total_cost(high, costs), max(costs)))
-    left = sum(max(0, budget - most) for budget, (_, most, _) in zip(budgets, spans, strict=True))
-    for group, budget, (least, most, cost) in zip(groups, budgets, spans, strict=True):
-        smaller, larger = sorted((group.share * total, budget))
-        if larger + left < least - 1e-6:
-            bound = f"at least {math.ceil(1e4 * least / total) / 1e4:g}, which its floors and pinned ranks need"
-        elif smaller - most >= cost:
-            bound = f"at most {math.floor(1e4 * most / total) / 1e4:g}, for which its matrices and limits have room"
-        else:
-            continue
-        raise ValueError(
-            f"projection_shares leave {group.share:.6g} of the budget for {group.name}: it must be {bound}"
-        )
-    return spans
 
 
 def excluded_modules(exclude_modules: Sequence[str | int], targets: Mapping[str, Target]) -> set[str]:

@@ -47,7 +47,6 @@ class AllocationState:
     pinned: Mapping[str, int]
     exclude_modules: tuple[str, ...]
     temperature: float
-    projection_shares: Mapping[str, float]
     edits: Mapping[str, int]
     score: str = "mean"
     kept: Allocation | None = None
@@ -55,7 +54,7 @@ class AllocationState:
 
 DEFAULTS: dict[str, Any] = {
     "alpha": None, "scaling": "nominal", "budget": "ranks", "adapt_ranks": True, "adapt_scales": True, "max_rank": None,
-    "min_rank": 1, "pinned": {}, "exclude_modules": [], "temperature": 1.0, "projection_shares": {},
+    "min_rank": 1, "pinned": {}, "exclude_modules": [], "temperature": 1.0,
     "score": "mean",
 }  # fmt: skip
 """Arguments of `tlora.allocate` that need not be written."""
@@ -212,7 +211,6 @@ def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bo
         exclude_modules=tuple(n for n in sensitivity.names if n not in adapted),
         pinned={},
         edits={},
-        projection_shares={},
     )
 
 

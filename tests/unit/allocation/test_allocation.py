@@ -144,7 +144,6 @@ def allocation_with_every_option():
         pinned={NAMES[0]: 3},
         exclude_modules={"layers.2.q_proj"},
         temperature=0.5,
-        projection_shares={"down_proj": 0.4},
     ).edit({NAMES[1]: 5})
 
 
@@ -225,14 +224,12 @@ def test_costs_are_those_of_the_footprints():
         ({"budget": "bytes"}, ValueError, "budget"),
         ({"score": "energy"}, ValueError, "score"),
         ({"temperature": 1.5}, ValueError, "temperature"),
-        ({"projection_shares": {"q_proj": -0.1}}, ValueError, "share of q_proj"),
         ({"max_rank": 0}, ValueError, "max_rank"),
         ({"min_rank": {NAMES[0]: -1}}, ValueError, f"min_rank of {NAMES[0]}"),
         ({"pinned": {NAMES[0]: -1}}, ValueError, f"pinned rank of {NAMES[0]}"),
         ({"pinned": {"layers.0.q": 1}}, KeyError, f"pinned names 'layers.0.q'.*{NAMES[0]}"),
         ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),
         ({"max_rank": {"layers.9.q_proj": 1}}, KeyError, "max_rank names 'layers.9.q_proj'"),
-        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "projection_shares names 'v_proj'"),
         ({"exclude_modules": ["v_proj"]}, KeyError, "exclude_modules names 'v_proj'"),
         ({"exclude_modules": 7}, KeyError, "layer 7"),
     ],

@@ -100,11 +100,10 @@ def test_a_rank_costs_what_the_budget_counts():
     assert captured(budget="parameters").budget_used == 56
 
 
-def test_limits_shares_and_exclusions_hold():
+def test_limits_and_exclusions_hold():
     assert list(captured(max_rank=2).ranks.values()) == [2, 2, 2]
     assert list(captured(pinned={NAMES[0]: 3}).ranks.values()) == [3, 1, 2]
     assert captured(exclude_modules="k_proj").ranks == {NAMES[0]: 2, NAMES[2]: 4}
-    assert list(captured(projection_shares={"q_proj": 0.5}).ranks.values()) == [3, 1, 2]
     assert list(captured(adapt_ranks=False).ranks.values()) == [2, 2, 2]
     without_floor = captured(min_rank=0, rank=1)
     assert without_floor.dropped == [NAMES[0]]

@@ -126,12 +126,8 @@ def test_the_values_that_a_refusal_names_would_do(source, rank, budget, data):
 @settings(parent=quick, max_examples=300)
 @given(sources(), st.integers(1, 6), budgets, st.none() | st.integers(2, 12), st.data())
 def test_the_ranks_of_a_allocation_can_be_pinned_and_give_the_allocation(source, rank, budget, max_rank, data):
-    """With shares, whose parts are rounded, and with what parameters leave as a rest, too."""
-    roles = sorted(set(source.projections.values()))
-    parts = data.draw(st.lists(st.integers(0, 9), min_size=len(roles), max_size=len(roles)).filter(any))
-    named = data.draw(st.integers(0, len(roles)))
-    shares = {role: part / sum(parts) for role, part in list(zip(roles, parts, strict=True))[:named]}
-    options = {"budget": budget, "max_rank": max_rank, "projection_shares": shares}
+    """With what parameters leave as a rest, too."""
+    options = {"budget": budget, "max_rank": max_rank}
     allocation, _ = attempt(allocate, source, rank, **options)
     assume(allocation)
     assert allocate(source, rank, **options, pinned=allocation.ranks).ranks == allocation.ranks
@@ -192,27 +188,6 @@ def test_excluded_modules_leave_their_budget_to_the_others(exclude, left, budget
     assert allocation.to_frame()["alpha"][0] == max(4, round(4 * len(left) * share))
 
 
-@pytest.mark.parametrize("budget", ["ranks", "parameters"])
-def test_projections_with_a_share_get_just_that(budget):
-    source = sensitivity(SCORES, (64, 64))
-    allocation = allocate(source, 10, budget=budget, projection_shares={"q_proj": 0.5, "k_proj": 0.25})
-    spent = allocation.to_frame().groupby("projection")["rank"].sum()
-    assert spent.to_dict() == {"q_proj": 30, "k_proj": 15, "down_proj": 15}
-    assert (allocation.ranks[Q0], allocation.ranks[Q1]) == (17, 13)  # 4 : 3
-    edited = allocation.edit({Q0: 20})
-    assert edited.ranks[Q1] == 10
-    assert edited.ranks[D1] == allocation.ranks[D1]
-    assert_budget_is_met(allocation)
-
-
-def test_shares_of_all_projections_must_sum_to_one():
-    shares = {"q_proj": 0.1, "k_proj": 0.2, "down_proj": 0.7}  # 0.1 + 0.2 + 0.7 is not 1 in floats
-    spent = allocate(sensitivity(SCORES), 5, projection_shares=shares).to_frame().groupby("projection")["rank"].sum()
-    assert spent.to_dict() == {"q_proj": 3, "k_proj": 6, "down_proj": 21}
-    with pytest.raises(ValueError, match=r"all projections sum to 0.9: divide each by 0.9"):
-        allocate(sensitivity(SCORES), 5, projection_shares=shares | {"down_proj": 0.6})
-
-
 EVERYONE = dict.fromkeys((Q0, K0, D0, Q1, K1, D1), 3)
 
 
@@ -233,9 +208,6 @@ EVERYONE = dict.fromkeys((Q0, K0, D0, Q1, K1, D1), 3)
         ({"min_rank": {Q0: 20}, "max_rank": {Q0: 20, K0: 1, D0: 1, Q1: 1, K1: 1, D1: 1}}, "lower by 1 ranks in all"),
         ({"exclude_modules": [0, 1]}, f"keep at least one, such as {D1}"),
         ({"exclude_modules": [0], "pinned": {Q0: 1}}, "leave it out of one"),
-        ({"projection_shares": {"q_proj": 0.05}}, "at least 0.0834"),
-        ({"projection_shares": {"k_proj": 0.9}, "max_rank": 8}, "at most 0.6666"),
-        ({"projection_shares": {"q_proj": 0.5, "k_proj": 0.6}}, "at least 0.0834"),
     ],
 )
 def test_limits_that_cannot_be_met_are_refused_with_the_nearest_value(options, way):

@@ -26,7 +26,7 @@ def workbench(**options: Any) -> viz.Workbench:
 
 
 def test_code_makes_the_same_allocation():
-    it = viz.Workbench(small(), rank=4, alpha=8, projection_shares={"q_proj": 0.5}, adapt_scales=False)
+    it = viz.Workbench(small(), rank=4, alpha=8, adapt_scales=False)
     it.set(temperature=0.7, pinned={"layers.0.k_proj": 2, "layers.1.k_proj": 2})
     it.leave_out("layers.0.down_proj")
     it.set_rank("layers.1.down_proj", 8)
