@@ -21,7 +21,7 @@ def test_the_script_for_a_card_runs_on_the_cpu(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     for said in (
         "the authors' procedure: ",
-        "calibration, bfloat16 products: ",
+        "calibration, sketched: ",
         "full SVD / ours = ",
         "tlora-paper: ",
     ):

@@ -49,7 +49,7 @@ def test_calibration_gives_the_numbers_of_the_cpu(family, device):
     assert_close(found, calibrated(family), 1e-3)
 
 
-@pytest.mark.parametrize("options", [SKETCH, {"products": "model"}], ids=str)
+@pytest.mark.parametrize("options", [SKETCH, {}], ids=str)
 def test_sketches_and_resumed_sums(options, device, tmp_path):
     batches = [tiny_batch("llama", seed=seed) for seed in range(2)]
     options = options | {"gradient": True, "fisher": True, "progress": False}

@@ -66,21 +66,20 @@ class Statistics:
                 )
             if first == name:
                 rows = self._batch.counted_rows(inputs, self.options.tokens)
-                self._covariance_sum(target.name, inputs[0].device).update(rows, self._product_dtype(inputs[0]))
+                self._covariance_sum(target.name, inputs[0].device).update(rows)
 
     def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``, after summing over the calls of the module."""
         target, w = self.targets[name], weight(self.model.get_submodule(name), name)
-        dtype = self._product_dtype(gradients[0])
-        x = [each.to(dtype) for each in self._batch.gradient_rows(inputs)]
-        d = [each.to(dtype) for each in self._batch.gradient_rows(gradients)]
+        x = [each.float() for each in self._batch.gradient_rows(inputs)]
+        d = [each.float() for each in self._batch.gradient_rows(gradients)]
         if self.options.fisher:
             self._add_fisher(name, inputs, gradients)
         mean = self._gradient_sum(name, w.device) if self.options.gradient else None
         x_counted, d_counted = x, d
         if mean is not None and self.options.tokens == "task":
-            x_counted = [each.to(dtype) for each in self._batch.counted_rows(inputs, "task")]
-            d_counted = [each.to(dtype) for each in self._batch.counted_rows(gradients, "task")]
+            x_counted = [each.float() for each in self._batch.counted_rows(inputs, "task")]
+            d_counted = [each.float() for each in self._batch.counted_rows(gradients, "task")]
         totals = torch.zeros(len(d), device=w.device)
         for rows, columns in tiles(target.d_out, target.d_in, w.device):
             magnitude = w[rows, columns].float().abs().flatten()
@@ -89,18 +88,14 @@ class Statistics:
                 if mean is not None:
                     whole = x_counted is x
                     mean.update(rows, columns, tile if whole else d_counted[n][:, rows].T @ x_counted[n][:, columns])
-                totals[n] += torch.dot(magnitude, tile.float().abs_().flatten())
+                totals[n] += torch.dot(magnitude, tile.abs_().flatten())
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
     def _add_fisher(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add ``sum_t |d_t|^2 x_t x_t^T`` over the counted tokens."""
         x, d = (torch.cat(self._batch.counted_rows(calls, self.options.tokens)) for calls in (inputs, gradients))
         rows = x.float() * torch.linalg.vector_norm(d, dim=1, keepdim=True, dtype=torch.float32)
-        self._fisher_sum(name, x.device).add(rows, self._product_dtype(inputs[0]))
-
-    def _product_dtype(self, x: Tensor) -> torch.dtype:
-        """Type of the factors of products; not float16, in which a sum of squares overflows."""
-        return x.dtype if self.options.products == "model" and x.dtype != torch.float16 else torch.float32
+        self._fisher_sum(name, x.device).add(rows)
 
     def _covariance_sum(self, name: str, device: torch.device) -> CovarianceSum:
         """The running covariance of a module, created at the first use."""

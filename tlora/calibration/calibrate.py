@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlora.calibration.accumulators import Statistics
 from tlora.calibration.batches import Batch
-from tlora.calibration.calibration import Calibration, Options, Products, check_alike, reorder_samples
+from tlora.calibration.calibration import Calibration, Options, check_alike, reorder_samples
 from tlora.calibration.checkpoint import Checkpoint, RemainingSamples
 from tlora.calibration.constant_tokens import count_constant, find_constant_tokens
 from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
@@ -44,7 +44,6 @@ def calibrate(
     target_modules: str | Iterable[str] | None = None,
     covariance: CovarianceForm = COVARIANCE,
     sketch_size: int = SKETCH_SIZE,
-    products: Products = "float32",
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     task: str = "",
@@ -84,10 +83,6 @@ def calibrate(
     sketch_size : int
         Columns of a sketch: twice the largest rank of later subspaces is plenty. Inputs narrower than twice this are
         kept whole.
-    products : {"float32", "model"}
-        Precision of the factors of products: float32, or that of the model, twice as fast for a bfloat16 model on
-        hardware that supports it (float32 for a float16 model, whose products would overflow). Sums are always float32.
-        With ``"model"`` the error of a sketch is an estimate and can be too small.
     checkpoint : path-like, optional
         Folder to save the statistics in from time to time and to resume from: an interrupted calibration then gives
         the same numbers as an uninterrupted one. Samples it already contains, in whatever batches, are not run again,
@@ -119,10 +114,10 @@ def calibrate(
     Notes
     -----
     No parameter requires a gradient: with ``D_n`` the gradient at a module's output, ``dL_n/dW = D_n^T X_n`` is formed
-    tile by tile, sample by sample. Sums are float32 whatever the model's dtype. The sum of the samples' losses is
-    backpropagated: samples stay separate because no row of a batch reads another. To check this, one sample of the
-    first batch with padding or several samples is run alone. The loss of a float16 model is scaled by 1024 so that
-    small gradients do not underflow.
+    tile by tile, sample by sample. Products and sums are float32 whatever the model's dtype. The sum of the samples'
+    losses is backpropagated: samples stay separate because no row of a batch reads another. To check this, one sample
+    of the first batch with padding or several samples is run alone. The loss of a float16 model is scaled by 1024 so
+    that small gradients do not underflow.
 
     ``tokens="task"`` needs no tokenizer. The tokens of a sample are runs, alternately without and with labels. The
     longest prefix and suffix of token ids that all samples have in common are left out, separately for the first
@@ -148,7 +143,7 @@ def calibrate(
     >>> calibration.sensitivity.to_frame().nlargest(3, "score")["module"].tolist()
     ['model.layers...', 'model.layers...', 'model.layers...']
     """
-    options = Options(tokens, gradient, fisher, covariance, sketch_size, products)
+    options = Options(tokens, gradient, fisher, covariance, sketch_size)
     check_batches(batches)
     _check_length(batches, samples)
     refuse_adapted(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import pandas as pd
 import torch
@@ -24,8 +24,6 @@ from tlora.utils.validation import check_type, require_choice, require_positive_
 
 SAME_WEIGHT = 1e-3
 """Largest relative difference between the fingerprints of a weight whose statistics may be added."""
-
-Products = Literal["float32", "model"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -254,10 +252,9 @@ class Options:
     fisher: bool = False
     covariance: CovarianceForm = COVARIANCE
     sketch_size: int = SKETCH_SIZE
-    products: Products = "float32"
 
     def __post_init__(self) -> None:
-        for name, choices in (("tokens", Tokens), ("covariance", CovarianceForm), ("products", Products)):
+        for name, choices in (("tokens", Tokens), ("covariance", CovarianceForm)):
             require_choice(getattr(self, name), name, get_args(choices))
         require_positive_int(self.sketch_size, "sketch_size")
 

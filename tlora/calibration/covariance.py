@@ -163,8 +163,8 @@ class DenseCovariance(Covariance):
 class SketchedCovariance(Covariance):
     """A covariance kept as the sketch ``total = N C @ omega``, (d_in, s): ``C`` itself is never formed.
 
-    All results are of its Nyström approximation, of rank at most ``s``, which lies below ``C``: with float32 products,
-    ``error`` is exactly the missing share of the trace, and an upper bound for that of any direction.
+    All results are of its Nyström approximation, of rank at most ``s``, which lies below ``C``: ``error`` is
+    exactly the missing share of the trace, and an upper bound for that of any direction.
 
     Attributes
     ----------
@@ -231,7 +231,7 @@ class SketchedCovariance(Covariance):
 
     @property
     def error(self) -> float:
-        """Share of the total variance that the sketch misses; exact with float32 products."""
+        """Share of the total variance that the sketch misses, exactly."""
         return max(1 - float(self._eigen[0].double().sum()) / self.trace, 0.0) if self.trace else 0.0
 
     def second_moment(self) -> Self:
@@ -261,9 +261,9 @@ class MomentSum:
         self.moment = SecondMoment(d_in, device, omega)
         self.rank_bound = 0
 
-    def add(self, rows: Float[Tensor, "_ d_in"], dtype: torch.dtype = torch.float32) -> None:
-        """Add rows, with products of factors in ``dtype``."""
-        self.moment.update(rows, dtype)
+    def add(self, rows: Float[Tensor, "_ d_in"]) -> None:
+        """Add rows."""
+        self.moment.update(rows)
         self.rank_bound += len(rows)
 
     def resume(self, earlier: Covariance) -> None:
@@ -297,11 +297,8 @@ class CovarianceSum(MomentSum):
         super().__init__(d_in, device, omega)
         self.means = SampleMeansSum(d_in, device, omega)
 
-    def update(self, samples: list[Float[Tensor, "_ d_in"]], dtype: torch.dtype = torch.float32) -> None:
-        """Add the counted tokens of samples, with products of factors in ``dtype``.
-
-        A sample with fewer than two tokens adds nothing.
-        """
+    def update(self, samples: list[Float[Tensor, "_ d_in"]]) -> None:
+        """Add the counted tokens of samples; one with fewer than two tokens adds nothing."""
         tokens = [len(x) for x in samples]
         centered = torch.cat(samples).float()  # a copy: the samples are the model's tensors
         means = []
@@ -310,7 +307,7 @@ class CovarianceSum(MomentSum):
                 mean = sample.mean(0)
                 sample.sub_(mean)
                 means.append(mean * len(sample) ** 0.5)
-        self.moment.update(centered, dtype)
+        self.moment.update(centered)
         self.means.update(means)
         self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 

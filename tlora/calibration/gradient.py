@@ -108,8 +108,8 @@ class GradientSum:
         if self.range is None or self.omega is None or self.psi is None:
             self.corange[rows, columns] += tile
             return
-        self.range[rows].addmm_(tile.float(), self.omega[columns])
-        self.corange[:, columns].addmm_(self.psi[rows].T, tile.float())
+        self.range[rows].addmm_(tile, self.omega[columns])
+        self.corange[:, columns].addmm_(self.psi[rows].T, tile)
 
     def resume(self, earlier: Gradient) -> None:
         """Start from a finished sum."""

@@ -24,10 +24,8 @@ class _Figures(NamedTuple):
     effective_rank: float
     entropy_rank: float
     rank_90: float
-    rank_95: float
     rank_99: float
     numerical_rank: float
-    condition_number: float
     top_share: float
     covered: float
 
@@ -95,10 +93,8 @@ class Spectrum(ModuleResult):
         "effective_rank": "participation ratio, (sum l)^2 / sum l^2",
         "entropy_rank": "exp(H), H the entropy in nats of l / sum l",
         "rank_90": "directions that hold 90 % of the variance; NaN if more than are known",
-        "rank_95": "the same for 95 %",
         "rank_99": "the same for 99 %",
         "numerical_rank": "known eigenvalues above float32 rounding",
-        "condition_number": "largest eigenvalue over the smallest above float32 rounding",
         "top_share": "share of the trace that the first direction holds",
         "covered": "share of the trace that the known eigenvalues hold; NaN if the trace is unknown",
     }
@@ -214,7 +210,7 @@ def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
     """All figures of one spectrum: (k,) falling float64 eigenvalues out of ``dimension``, trace or NaN."""
     if values[0] == 0:
         nan = float("nan")
-        return _Figures(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, nan, nan, nan)
+        return _Figures(0.0, 0.0, 0.0, 0.0, 0.0, nan, nan)
     shares = _shares(values, trace)
     rest, missing = max(1 - shares.sum(), 0.0), max(dimension - len(values), 0)
     squares = float(np.square(shares).sum())
@@ -228,10 +224,8 @@ def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
         effective_rank=float(1 / squares),
         entropy_rank=float(np.exp(entropy)),
         rank_90=count_directions(cumulative, 0.90),
-        rank_95=count_directions(cumulative, 0.95),
         rank_99=count_directions(cumulative, 0.99),
         numerical_rank=float(above.sum()),
-        condition_number=float(values[0] / values[above][-1]),
         top_share=float(shares[0]),
         covered=float("nan") if np.isnan(trace) else float(shares.sum()),
     )

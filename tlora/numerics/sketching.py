@@ -33,7 +33,7 @@ class SecondMoment:
     Notes
     -----
     The sketch is linear in ``S``: neither the order of the rows nor how they are split among batches or processes
-    matters. Its Nyström approximation never exceeds ``S`` if products are computed in float32.
+    matters. Its Nyström approximation never exceeds ``S``.
 
     References
     ----------
@@ -46,14 +46,13 @@ class SecondMoment:
         self.total = torch.zeros(d, d if omega is None else omega.shape[1], device=device)
         self.trace = torch.zeros((), dtype=torch.float64, device=device)
 
-    def update(self, y: Float[Tensor, "k d"], dtype: torch.dtype = torch.float32) -> None:
-        """Add ``y^T y``, with factors rounded to ``dtype``."""
+    def update(self, y: Float[Tensor, "k d"]) -> None:
+        """Add ``y^T y``."""
         if self.omega is None:
-            add_gram_(self.total, y.to(dtype))
+            add_gram_(self.total, y)
             return
         self.trace += y.square().sum(dtype=torch.float64)
-        y = y.to(dtype)
-        add_product_(self.total, y.T, y @ self.omega.to(dtype))
+        add_product_(self.total, y.T, y @ self.omega)
 
     def energies(self, rank: int) -> Float[Tensor, " rank"]:
         """Sums of the leading 1, 2, ... ``rank`` eigenvalues, float64 on the CPU; lower bounds from a sketch."""

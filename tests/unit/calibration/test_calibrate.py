@@ -450,13 +450,9 @@ def test_products_of_a_float16_model_do_not_overflow(covariance):
             layer.input_layernorm.weight.mul_(200)
     options = {"covariance": covariance, "sketch_size": 4, "gradient": True, "progress": False}
     model, batch = model.to(torch.float16), tiny_batch(model)
-    found = tlora.calibrate(model, [batch], products="model", **options)
-    expected = tlora.calibrate(model, [batch], products="float32", **options)
-    for name, c in found.covariance.items():
-        assert c.total.isfinite().all()
-        assert c.total.equal(expected.covariance[name].total)
+    found = tlora.calibrate(model, [batch], **options)
+    assert all(c.total.isfinite().all() for c in found.covariances.values())
     assert max(float(c.total.abs().max()) for c in found.covariances.values()) > torch.finfo(torch.float16).max
-    assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)
 
 
 SCRIPT = """

@@ -17,8 +17,7 @@ def test_constructed_spectrum():
     """Shares 0.5, 0.25, 0.15, 0.06, 0.04."""
     row = figures(single_spectrum([50.0, 25, 15, 6, 4]))
     assert row.effective_rank == pytest.approx(1 / (0.25 + 0.0625 + 0.0225 + 0.0036 + 0.0016))
-    assert (row.rank_90, row.rank_95, row.rank_99) == (3, 4, 5)
-    assert row.condition_number == pytest.approx(12.5)
+    assert (row.rank_90, row.rank_99) == (3, 5)
     assert row.covered == pytest.approx(1)
 
 
@@ -36,7 +35,6 @@ def test_eigenvalues_equal_numpys_and_the_figures_their_definitions():
         np.testing.assert_allclose(found.eigenvalues[name], expected, rtol=1e-5)
         assert found.eigenvalues[name].dtype == torch.float32
         assert (frame.effective_rank[name], frame.entropy_rank[name]) == pytest.approx(naive_ranks(expected))
-        assert frame.condition_number[name] == pytest.approx(np.linalg.cond(c.dense().double()), rel=1e-3)
         assert frame.trace[name] == pytest.approx(np.trace(c.dense()))
         assert frame.numerical_rank[name] == np.linalg.matrix_rank(c.dense())
         assert frame.rank_90[name] == 1 + next(
@@ -48,11 +46,9 @@ def test_a_covariance_of_few_tokens_is_singular_and_says_so():
     c = covariance(3, d=12, tokens=5, decay=0.0)
     found = spectrum_of({"a": c})
     row = figures(found)
-    values = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
     assert row.numerical_rank == 5
     assert row.dimension == 5
     assert len(found.eigenvalues["a"]) == 5  # the other seven are zero but for rounding
-    assert row.condition_number == pytest.approx(values[0] / values[4], rel=1e-4)
 
 
 def test_a_truncated_spectrum_keeps_its_shares_through_the_trace():
@@ -116,4 +112,3 @@ def test_curves():
 def test_a_module_that_saw_nothing_has_rank_zero():
     row = figures(single_spectrum([0.0, 0.0]))
     assert (row.effective_rank, row.entropy_rank, row.rank_90, row.numerical_rank) == (0, 0, 0, 0)
-    assert np.isnan(row.condition_number)

@@ -26,7 +26,7 @@ def walk(
     classes = 3 if data == "labels.jsonl" else None
     base, tokenizer = tlora.load_model(model, num_labels=classes)
     task = tlora.load_task(data, tokenizer)
-    calibration = tlora.calibrate(base, task.calibration(6), products="model", progress=False)
+    calibration = tlora.calibrate(base, task.calibration(6), sketch_size=128, progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
     made = {"max_rank": allocation, "kind": kind, "progress": False}
     subspaces = None if drawn else tlora.task_subspaces(base, calibration, **made)
