@@ -32,7 +32,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _CALLERS = {
     "model", "batches", "task", "calibration", "sensitivity", "subspaces", "allocation",
     "rank", "seed", "output_dir", "resume", "progress", "callbacks", "replace",
-    "config", "adapter_name", "samples",
+    "config", "samples",
 }  # fmt: skip
 
 

@@ -60,7 +60,6 @@ def attach(
     rows: Rows = ROWS,
     *,
     config: LoraConfig | None = None,
-    adapter_name: str = ADAPTER,
     seed: int = 0,
     replace: bool = False,
 ) -> PeftModel:
@@ -85,8 +84,6 @@ def attach(
         paper.
     config : peft.LoraConfig, optional
         Further options for PEFT, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
-    adapter_name : str
-        Name of the adapter on the model.
     seed : int
         Seed of a random ``A``.
     replace : bool
@@ -139,7 +136,7 @@ def attach(
     detach(model)
     with temporary_seed(seed), restored_on_error(model), without_noise():
         with place_stand_ins(model, allocation.ranks):
-            adapted = get_peft_model(model, lora, adapter_name=adapter_name)
+            adapted = get_peft_model(model, lora)
         refuse_offloaded((n, p) for n, p in adapted.get_base_model().named_parameters() if p.requires_grad)
         for module in adapted.modules():
             if isinstance(module, ModulesToSaveWrapper):
@@ -147,14 +144,14 @@ def attach(
         check_ranks_and_scalings(adapted, allocation)
         for name, a in initial.items():
             with torch.no_grad():
-                linear: nn.Module = adapter_layers(adapted)[name].lora_A[adapter_name]
+                linear: nn.Module = adapter_layers(adapted)[name].lora_A[ADAPTER]
                 linear.get_parameter("weight").copy_(a)
         if freeze_a:
             freeze(adapted)
     kind, length = (None, None) if subspaces is None else (subspaces.kind, rows)
     for layer in adapter_layers(adapted).values():
         how = {"kind": kind, "rows": length, "freeze_a": freeze_a, "seed": int(seed)}
-        _ATTACH_OPTIONS[layer.lora_A[adapter_name]] = how
+        _ATTACH_OPTIONS[layer.lora_A[ADAPTER]] = how
     return adapted
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.utils.devices import HostCoroutine, run_coroutines
+from tlora.utils.devices import HostCoroutine
 
 Product = Callable[[Tensor], Tensor]
 
@@ -206,9 +206,9 @@ def _bidiagonalize(
     result is None if one is true.
     """
     d_in = len(start)
-    right = new = yield from _orthonormalize(start, failures)
+    right = new = yield from orthonormalize(start, failures)
     image = product(new)
-    left = new = yield from _orthonormalize(image, failures)
+    left = new = yield from orthonormalize(image, failures)
     core = (new.T @ image).double()  # left^T M right, block bidiagonal
     captured: list[Tensor] = []
     steps, sizes = 0, [core.shape]
@@ -248,7 +248,7 @@ def extend_basis(basis: Tensor, image: Tensor, failures: list[Tensor] | None = N
         if again == 2 and failures is not None:  # almost always enough
             failures.append((inside.abs() >= 1e-6).any())
             break
-        new = yield from _orthonormalize(new - basis @ inside, failures)
+        new = yield from orthonormalize(new - basis @ inside, failures)
     return new
 
 
@@ -284,17 +284,13 @@ def gram(y: Tensor) -> Tensor:
     return wide.T @ wide
 
 
-def orthonormalize(y: Tensor) -> Tensor:
+def orthonormalize(y: Tensor, failures: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
     """Orthonormal columns with the span of ``y``, nested from the left.
 
     Cholesky QR in float64, several times as fast as Householder QR for tall matrices; Householder QR if the columns
-    are too close to dependent.
+    are too close to dependent. With ``failures`` the host is not asked, and a tensor is appended: true if the result is
+    invalid.
     """
-    return run_coroutines([_orthonormalize(y)])[0]
-
-
-def _orthonormalize(y: Tensor, failures: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
-    """The same; with ``failures`` the host is not asked, and a tensor is appended: true if the result is invalid."""
     factor, failed = torch.linalg.cholesky_ex(gram(y))
     diagonal = factor.diagonal()
     is_well_conditioned = diagonal.min() > 1e-5 * diagonal.max()

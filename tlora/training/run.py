@@ -195,29 +195,9 @@ class TrainingRun(Result):
         """
         folder = Path(path)
         check_files(folder)
-        run = cls.record(folder)
+        run = read_result(folder / RUN, cls.__name__, cls)
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         return replace(run, adapter=load_tensors((folder / ADAPTER_WEIGHTS).read_bytes()), adapter_config=config)
-
-    @classmethod
-    def record(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the run in an adapter's folder without the adapter, which may have changed since.
-
-        Parameters
-        ----------
-        path : path-like
-            The adapter's folder.
-
-        Returns
-        -------
-        TrainingRun
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            As `load`, of the run alone.
-        """
-        return read_result(Path(path, RUN), cls.__name__, cls)
 
     def _summary(self) -> str:
         losses = self.history["loss"].dropna()

@@ -113,10 +113,6 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """Return the model's own loss, as a mean over all labels of a step, computing logits only for labels."""
         batch = restrict_logits(self._adapted, fit_batch(self._adapted, inputs))
-        if self.label_smoother is not None and self._adapted.config.is_encoder_decoder:
-            # The Trainer hides the labels from the model to smooth them; the model would have made its inputs of them.
-            base: Any = self._adapted.get_base_model()
-            batch.setdefault("decoder_input_ids", base.prepare_decoder_input_ids_from_labels(labels=batch["labels"]))
         if not self._means:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, batch, True)

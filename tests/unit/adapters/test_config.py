@@ -47,14 +47,14 @@ def test_overrides_are_those_of_peft() -> None:
     assert config.fan_in_fan_out
 
 
-def test_attach_takes_a_config_and_a_name() -> None:
+def test_attach_takes_a_config() -> None:
     model = tiny_model("llama")
     allocation = rising_allocation(model)
     config = LoraConfig(lora_dropout=0.5, task_type="CAUSAL_LM")
-    layers = adapter_layers(tlora.attach(model, None, allocation, config=config, adapter_name="mine"))
-    assert {layer.lora_dropout["mine"].p for layer in layers.values()} == {0.5}
-    assert {name: layer.r["mine"] for name, layer in layers.items()} == allocation.ranks
-    assert not any(layer.lora_A["mine"].weight.requires_grad for layer in layers.values())
+    layers = adapter_layers(tlora.attach(model, None, allocation, config=config))
+    assert {layer.lora_dropout["default"].p for layer in layers.values()} == {0.5}
+    assert {name: layer.r["default"] for name, layer in layers.items()} == allocation.ranks
+    assert not any(layer.lora_A["default"].weight.requires_grad for layer in layers.values())
 
 
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [

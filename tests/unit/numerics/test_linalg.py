@@ -142,12 +142,16 @@ def test_completions_are_orthonormal_and_keep_what_they_complete(seed: int, d: i
     assert torch.equal(whole, again)
 
 
+def orthonormal_columns(y: torch.Tensor) -> torch.Tensor:
+    return run_coroutines([linalg.orthonormalize(y)])[0]
+
+
 @few
 @given(seed=SEEDS, d=st.integers(2, 30), data=st.data())
 def test_orthonormal_columns_span_the_same_nested_from_the_left(seed: int, d: int, data: st.DataObject) -> None:
     width = data.draw(st.integers(1, d))
     y = normal(seed, d, width) * torch.logspace(0, data.draw(st.floats(-8, 0)), width)
-    q = exact(linalg.orthonormalize(y))
+    q = exact(orthonormal_columns(y))
     np.testing.assert_allclose(q.T @ q, np.eye(width), atol=1e-4)
     reference = np.linalg.qr(exact(y))[0]
     first = min(width, 2)  # those after are not determined to float32 where y is nearly dependent
@@ -159,11 +163,11 @@ def test_well_conditioned_columns_take_the_fast_way_and_others_householder(monke
     qr = torch.linalg.qr
     monkeypatch.setattr(torch.linalg, "qr", lambda y: (used.append(1), qr(y))[1])
     fine = normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-4])
-    linalg.orthonormalize(fine)
+    orthonormal_columns(fine)
     assert not used
-    linalg.orthonormalize(normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-6]))
+    orthonormal_columns(normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-6]))
     assert used == [1]
-    linalg.orthonormalize(torch.ones(40, 3))
+    orthonormal_columns(torch.ones(40, 3))
     assert used == [1, 1]
 
 

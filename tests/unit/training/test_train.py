@@ -341,23 +341,6 @@ def test_training_multiplies_the_output_embedding_for_labeled_positions_alone():
     assert [count for count, training in columns if training] == [2, 2, 2]  # one label, and the last column
 
 
-def test_labels_of_a_decoder_are_smoothed_as_defined() -> None:
-    """The loss weighs the labels' log-probability by 0.9 and the mean log-probability of all tokens by 0.1."""
-    config = LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
-    model = get_peft_model(tiny_model("t5", dropout_rate=0.0), config).eval()
-    labels = torch.tensor([[9, 10, 11], [4, -100, -100]])
-    inputs = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
-    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [9, 10, 11]}, {"input_ids": [5, 6], "labels": [4]}])
-    with torch.no_grad():
-        logits = model(input_ids=inputs, attention_mask=inputs.ne(0), labels=labels).logits.log_softmax(-1)
-    real = labels != -100
-    right = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    expected = -(0.9 * right[real].mean() + 0.1 * logits.mean(-1)[real].mean()).item()
-    options = {"warmup_steps": 0, "label_smoothing_factor": 0.1, "logging_steps": 1, "evaluation_limit": 0}
-    run = train(model, rows, max_steps=1, batch_size=2, progress=False, **options)
-    assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
-
-
 def test_a_notebook_without_gradients_trains_all_the_same() -> None:
     usual = train(adapted_model(), token_rows(8), **QUICK).history["loss"]
     for off in (torch.no_grad(), torch.inference_mode()):
