@@ -15,15 +15,6 @@ from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
 from tlora.cli.output import facts, show_own_warnings, table
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE, Dtype
 
-ESTIMATE_EXAMPLES = """Examples:
-
-`tlora estimate --model smollm2-135m --data notebooks/data/smart_home --memory 4`
-
-`tlora estimate --model NousResearch/Llama-2-7b-hf --dtype bfloat16 --batch-size 4 --length 1024 --memory 40`
-
-`tlora estimate --model llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
-"""
-
 
 def estimate(
     ctx: typer.Context,
@@ -62,6 +53,14 @@ def estimate(
     """Modules, parameters, memory and time of calibration and of a step of training, from the model's config alone.
 
     The model's own code is run on tensors that have a shape and no data.
+
+    Examples
+    --------
+    `tlora estimate --model smollm2-135m --data notebooks/data/smart_home --memory 4`
+
+    `tlora estimate --model NousResearch/Llama-2-7b-hf --dtype bfloat16 --batch-size 4 --length 1024 --memory 40`
+
+    `tlora estimate --model llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
     """
     from tlora.resource_estimate import matmul_speed
 

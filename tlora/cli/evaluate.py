@@ -20,14 +20,6 @@ from tlora.cli.output import Report, facts, load_viz, metrics_table
 if TYPE_CHECKING:
     from tlora.results import Meta
 
-EVALUATE_EXAMPLES = """Examples:
-
-`tlora evaluate demo --task family_relationships --base`
-
-`tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
-"""
-REPORT_EXAMPLES = "Example: `tlora report demo`"
-
 
 @flatten_options
 def evaluate(
@@ -47,6 +39,12 @@ def evaluate(
     On the task that it was trained on, these are the samples that were held out: sizes and seed are taken from the
     record of the run, if it was made on the command line. Of another file a tenth are test samples, as in training; of
     a folder with a test file alone, all.
+
+    Examples
+    --------
+    `tlora evaluate demo --task family_relationships --base`
+
+    `tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
     """
     from tlora.adapters.hub import adapter_folder
 
@@ -128,6 +126,10 @@ def report(
     """One HTML page to hand on: data, spectra, sensitivity, allocation, training, and how to make it all again.
 
     The page holds its pictures, runs no scripts and needs no network.
+
+    Examples
+    --------
+    `tlora report demo`
     """
     with Report(quiet).step(f"reporting on {adapter}"):
         path = load_viz().report(adapter, output)

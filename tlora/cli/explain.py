@@ -14,15 +14,6 @@ from tlora.cli.loading import load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
 from tlora.cli.output import Report, draw_into, facts, load_viz, table
 
-EXPLAIN_EXAMPLES = """Examples:
-
-`tlora explain demo --prompt "Set the blind in the kitchen to 90 percent."`
-
-`tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
-
-`tlora explain demo --text prose --text code --text notes.txt --output worst.png`
-"""
-
 
 @flatten_options
 def explain(
@@ -54,6 +45,14 @@ def explain(
 
     With --text, the adapter is measured on text that it was not meant for: the change of the loss of each set, and the
     tokens that lost and gained most, with the modules that did it.
+
+    Examples
+    --------
+    `tlora explain demo --prompt "Set the blind in the kitchen to 90 percent."`
+
+    `tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
+
+    `tlora explain demo --text prose --text code --text notes.txt --output worst.png`
     """
     from tlora.adapters.hub import adapter_folder
 

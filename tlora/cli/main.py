@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
 
 from tlora.cli.errors import Commands
-from tlora.cli.estimate import ESTIMATE_EXAMPLES, estimate
-from tlora.cli.evaluate import EVALUATE_EXAMPLES, REPORT_EXAMPLES, evaluate, report
-from tlora.cli.explain import EXPLAIN_EXAMPLES, explain
-from tlora.cli.pipeline import (
-    ALLOCATE_EXAMPLES,
-    CALIBRATE_EXAMPLES,
-    INIT_EXAMPLES,
-    RUN_EXAMPLES,
-    TRAIN_EXAMPLES,
-    allocate,
-    calibrate,
-    init,
-    run,
-    train,
-)
-from tlora.cli.race import RACING, race
-from tlora.cli.rescale import RESCALE_EXAMPLES, rescale
-from tlora.cli.serving import (
-    COMBINE_EXAMPLES,
-    COMPRESS_EXAMPLES,
-    EXPORT_EXAMPLES,
-    INSPECT_EXAMPLES,
-    combine,
-    compress,
-    export,
-    inspect,
-)
+from tlora.cli.estimate import estimate
+from tlora.cli.evaluate import evaluate, report
+from tlora.cli.explain import explain
+from tlora.cli.pipeline import allocate, calibrate, init, run, train
+from tlora.cli.race import race
+from tlora.cli.rescale import rescale
+from tlora.cli.serving import combine, compress, export, inspect
 from tlora.utils.packages import library_versions
 
 app = typer.Typer(
@@ -71,21 +52,10 @@ def main(
     """
 
 
-for command, examples in (
-    (run, RUN_EXAMPLES),
-    (init, INIT_EXAMPLES),
-    (calibrate, CALIBRATE_EXAMPLES),
-    (allocate, ALLOCATE_EXAMPLES),
-    (train, TRAIN_EXAMPLES),
-    (evaluate, EVALUATE_EXAMPLES),
-    (estimate, ESTIMATE_EXAMPLES),
-    (inspect, INSPECT_EXAMPLES),
-    (compress, COMPRESS_EXAMPLES),
-    (combine, COMBINE_EXAMPLES),
-    (export, EXPORT_EXAMPLES),
-    (report, REPORT_EXAMPLES),
-    (race, RACING),
-    (explain, EXPLAIN_EXAMPLES),
-    (rescale, RESCALE_EXAMPLES),
-):
-    app.command(epilog=examples)(command)
+COMMANDS = (
+    run, init, calibrate, allocate, train, evaluate, estimate, inspect, compress, combine, export, report, race,
+    explain, rescale,
+)  # fmt: skip
+for command in COMMANDS:
+    text, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples\n--------\n")
+    app.command(help=text, epilog=f"Examples:\n\n{examples}")(command)

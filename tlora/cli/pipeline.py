@@ -51,19 +51,6 @@ CHECKPOINTS = "checkpoints"
 READS = "reads.html"
 CALIBRATION, ALLOCATION = "calibration.safetensors", "allocation.safetensors"
 
-RUN_EXAMPLES = """Examples:
-
-`tlora run --model smollm2-135m --task family_relationships --output demo`
-
-`tlora run --model minilm --task rotten_tomatoes --train-samples 1000 --output reviews`
-
-`tlora run --model models/qwen --task answers.jsonl --rank 32 --lr 5e-4 --output answers`
-
-`tlora run --model smollm2-135m --task chain_sum --recipe tlora-paper --output sums`: ranks by sensitivity
-
-`tlora run --config reviews/tlora/run.yaml --seed 1 --output reviews-1`
-"""
-
 
 @flatten_options
 def run(
@@ -95,6 +82,18 @@ def run(
     `A` is frozen along the directions that the loss needs; --recipe trains otherwise. Writes an ordinary PEFT
     adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
     If training is interrupted, the calibration, the allocation and the checkpoints stay in OUTPUT-unfinished.
+
+    Examples
+    --------
+    `tlora run --model smollm2-135m --task family_relationships --output demo`
+
+    `tlora run --model minilm --task rotten_tomatoes --train-samples 1000 --output reviews`
+
+    `tlora run --model models/qwen --task answers.jsonl --rank 32 --lr 5e-4 --output answers`
+
+    `tlora run --model smollm2-135m --task chain_sum --recipe tlora-paper --output sums`: ranks by sensitivity
+
+    `tlora run --config reviews/tlora/run.yaml --seed 1 --output reviews-1`
     """
     is_default = start.init is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT")
     allocating, start, training = apply_recipe(recipe, allocating, start, training)
@@ -126,17 +125,6 @@ def run(
     run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
 
-CALIBRATE_EXAMPLES = """Examples:
-
-`tlora calibrate --model smollm2-135m --task family_relationships --samples 32 --output calib`
-
-`tlora calibrate --model models/qwen --task chats.jsonl --tokens labels --gradient --output calib`
-
-`tlora calibrate --model models/llama --task gsm8k --covariance sketch --checkpoint steps --output calib`: run again
-after a kill, or with more `--samples`, it resumes
-"""
-
-
 @flatten_options
 def calibrate(
     ctx: typer.Context,
@@ -165,6 +153,15 @@ def calibrate(
     """Covariance and sensitivity of every target module, from a few training samples.
 
     One forward and backward pass; nothing is trained. Writes a Calibration.
+
+    Examples
+    --------
+    `tlora calibrate --model smollm2-135m --task family_relationships --samples 32 --output calib`
+
+    `tlora calibrate --model models/qwen --task chats.jsonl --tokens labels --gradient --output calib`
+
+    `tlora calibrate --model models/llama --task gsm8k --covariance sketch --checkpoint steps --output calib`: run again
+    after a kill, or with more `--samples`, it resumes
     """
     check_result_place(output, "Calibration", overwrite)
     page = with_suffix(result_file(output).with_suffix(""), f"-{READS}")
@@ -188,14 +185,6 @@ def calibrate(
     conclude_step(ctx, output, next_command(ctx, "allocate", following))
 
 
-ALLOCATE_EXAMPLES = """Examples:
-
-`tlora allocate calib --rank 8 --output alloc`
-
-`tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output alloc`
-"""
-
-
 @flatten_options
 def allocate(
     ctx: typer.Context,
@@ -207,6 +196,12 @@ def allocate(
     """Rank and scaling of every module, in proportion to its sensitivity, within a budget.
 
     Takes a second and no model. Writes an Allocation, and shows it by projection.
+
+    Examples
+    --------
+    `tlora allocate calib --rank 8 --output alloc`
+
+    `tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output alloc`
     """
     check_result_place(output, "Allocation", overwrite)
     if allocating.by == "captured":
@@ -221,14 +216,6 @@ def allocate(
     following = recipe.get("data", {"task": calibrated.meta.task or "TASK"}) | {"model": calibrated.meta.model}
     following |= {"calibration": calibration, "allocation": output, "output": output.with_name("adapter")}
     conclude_step(ctx, output, next_command(ctx, "train", following))
-
-
-INIT_EXAMPLES = """Examples:
-
-`tlora init models/qwen --data chats.jsonl --rank 16 --output start`
-
-`tlora init minilm --data rotten_tomatoes --recipe tlora-trained --output start`
-"""
 
 
 @flatten_options
@@ -249,6 +236,12 @@ def init(
 
     Writes an ordinary PEFT adapter whose B is zero; in its folder also `tlora/` (the sensitivity, the spectrum, the
     allocation) and a README with the lines for PEFT, TRL, LLaMA-Factory and axolotl.
+
+    Examples
+    --------
+    `tlora init models/qwen --data chats.jsonl --rank 16 --output start`
+
+    `tlora init minilm --data rotten_tomatoes --recipe tlora-trained --output start`
     """
     allocating, start = apply_recipe(recipe, allocating, start)
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
@@ -269,14 +262,6 @@ def init(
     run_on_first(save)
     typer.echo(allocation_text(results["allocation"], bool(start.freeze_a)))
     conclude_step(ctx, output, f"see {output / PAGE}")
-
-
-TRAIN_EXAMPLES = """Examples:
-
-`tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation alloc --output adapter`
-
-The same with `--resume --overwrite` resumes an interrupted training from its last checkpoint.
-"""
 
 
 @flatten_options
@@ -303,6 +288,12 @@ def train(
     """Train an adapter from a calibration and an allocation, with the metrics before and after.
 
     Writes what `tlora run` writes, except for `tlora/run.yaml`.
+
+    Examples
+    --------
+    `tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation alloc --output trial`
+
+    The same with `--resume --overwrite` resumes an interrupted training from its last checkpoint.
     """
     start, training = apply_recipe(recipe, start, training)
     if start.init and calibration is None:

@@ -21,12 +21,6 @@ from tlora.utils.files import check_place
 ARMS = ("tlora", "tlora-paper", "lora")
 RACE, ADAPTER = "race.safetensors", "adapter"
 """The result, and the folder of the leader's adapter, in the output folder."""
-RACING = """Examples:
-
-`tlora race --model smollm2-135m --task requests.jsonl --seconds 300`
-
-`tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation --arm uniform --steps 60 --lr 2e-3`
-"""
 
 
 _race = partial(option, "Race")
@@ -114,6 +108,12 @@ def race(
 
     All see the same batches and held-out samples, each at its own learning rate. Ctrl-C ends the race and keeps what
     was trained. The last line is the outcome.
+
+    Examples
+    --------
+    `tlora race --model smollm2-135m --task requests.jsonl --seconds 300`
+
+    `tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation --arm uniform --steps 60 --lr 2e-3`
     """
     if output is not None:
         check_place(output, RACE, overwrite=overwrite)

@@ -18,13 +18,6 @@ from tlora.utils.defaults import Parts
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place
 
-RESCALE_EXAMPLES = """Examples:
-
-`tlora rescale demo milder --task notebooks/data/smart_home --text code --limit 0.05`
-
-`tlora rescale demo milder --task pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers`
-"""
-
 
 @flatten_options
 def rescale(
@@ -52,6 +45,12 @@ def rescale(
 
     Prints the loss on validation samples of the task and what other text loses at each scale, and writes the point with
     the lowest loss within the limit.
+
+    Examples
+    --------
+    `tlora rescale demo milder --task notebooks/data/smart_home --text code --limit 0.05`
+
+    `tlora rescale demo milder --task pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers`
     """
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=[adapter])
     from tlora.adapters.files import RESCALE, refuse_other_writer

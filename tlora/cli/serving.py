@@ -24,37 +24,6 @@ from tlora.utils.files import check_place
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""
 
-INSPECT_EXAMPLES = """Examples:
-
-`tlora inspect demo`
-
-`tlora inspect owner/somebodys-adapter@main --json`
-
-`tlora inspect demo other`
-"""
-COMPRESS_EXAMPLES = """Examples:
-
-`tlora compress demo demo-half --parameters 0.5`
-
-`tlora compress owner/adapter small --energy 0.95 --calibration calibration --held-out other-samples`
-"""
-COMBINE_EXAMPLES = """Examples:
-
-`tlora combine demo other both`
-
-`tlora combine demo=1 other=0.5 both --rank 8 --calibration demo/tlora/calibration --calibration other-calibration`
-
-`tlora combine demo other both --method ties --density 0.3`
-"""
-EXPORT_EXAMPLES = """Examples:
-
-`tlora export demo demo-served --engine vllm`
-
-`tlora export demo demo.gguf --engine llama.cpp`
-
-`tlora export demo demo-whole --format merged --dtype bfloat16`
-"""
-
 
 def inspect(
     ctx: typer.Context,
@@ -66,6 +35,14 @@ def inspect(
 
     Of two adapters: whether they share base, modules and A, and how much their updates overlap. Reads the files of the
     adapters and nothing else; works on any PEFT LoRA adapter.
+
+    Examples
+    --------
+    `tlora inspect demo`
+
+    `tlora inspect owner/somebodys-adapter@main --json`
+
+    `tlora inspect demo other`
     """
     if other is not None:
         _inspect_both(ctx, adapter, other, as_json)
@@ -172,6 +149,12 @@ def compress(
 
     Give one of --rank, --parameters, --energy and --error. The base model is not loaded. Embeddings and heads are kept
     as they are; what cannot be cut, such as DoRA, is refused by name.
+
+    Examples
+    --------
+    `tlora compress demo demo-half --parameters 0.5`
+
+    `tlora compress owner/adapter small --energy 0.95 --calibration calibration --held-out other-samples`
     """
     if sum(value is not None for value in (rank, parameters, energy, error)) != 1:
         raise ValueError("give one of --rank, --parameters, --energy and --error")
@@ -237,6 +220,14 @@ def combine(
 
     The base model is not loaded. The sum keeps the rank of the adapters where they have the same A, and has the sum of
     their ranks elsewhere. What cannot be combined, such as DoRA or another base, is refused by name.
+
+    Examples
+    --------
+    `tlora combine demo other both`
+
+    `tlora combine demo=1 other=0.5 both --rank 8 --calibration demo/tlora/calibration --calibration other-calibration`
+
+    `tlora combine demo other both --method ties --density 0.3`
     """
     weights = dict(map(parse_weight, adapters))
     if len(weights) < len(adapters):
@@ -296,6 +287,14 @@ def export(
     For PEFT's readers with one rank for all modules, the scaling folded into B, and no patterns; merged, with the
     adapter folded into the weights of its base, a whole model that transformers loads on its own. Whatever the format,
     what was written is read again, and its logits are compared with those of the trained adapter.
+
+    Examples
+    --------
+    `tlora export demo demo-served --engine vllm`
+
+    `tlora export demo demo.gguf --engine llama.cpp`
+
+    `tlora export demo demo-whole --format merged --dtype bfloat16`
     """
     for earlier in (output, output / EXPORT_RECORD, output / GGUF_ADAPTER):
         if earlier.is_file():
