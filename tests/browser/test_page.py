@@ -26,7 +26,6 @@ WORKBENCHES: list[tuple[Any, dict[str, Any], int]] = [
     (TIED, {"rank": 4}, 150),
     (TIED, {"rank": 4, "budget": "parameters", "scaling": "allocated", "alpha": 6.5}, 100),
     (TIED, {"rank": 3, "min_rank": 0, "max_rank": 9, "pinned": {"layers.0.q_proj": 5}, "exclude_modules": [1]}, 100),
-    (TIED, {"rank": 4, "projection_shares": {"q_proj": 0.3, "k_proj": 0.3}, "budget": "parameters"}, 100),
     (llama_sensitivity(16), {"rank": 8, "max_rank": 64}, 50),
 ]
 EXACT = ("ranks", "reasons", "most", "rank", "undo", "redo")
