@@ -195,6 +195,13 @@ def write_result(file: Path, result: Result, **more: Any) -> None:
         fresh.write_bytes(dump_tensors(tensors, {_KEY: json.dumps(head)}))
 
 
+def count_bytes(result: Result) -> int:
+    """Bytes that `write_result` would write, to within the names of the tensors."""
+    tensors: dict[str, Tensor] = {}
+    values = _Packer(tensors).pack(result, "")
+    return sum(tensor.nbytes for tensor in tensors.values()) + len(json.dumps(values))
+
+
 def read_result(file: Path, kind: str, cls: type[T]) -> T:
     """Read a result of a kind as an instance of its class, or as another dataclass with some of its fields."""
     if not file.is_file():

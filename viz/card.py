@@ -76,6 +76,8 @@ def card(folder: str | os.PathLike[str]) -> str:
         ranks=ranks,
         frozen=run is not None and run.frozen_a,
         head=config.get("task_type") == "SEQ_CLS",
+        example=run.meta.recipe.get("example") if run else None,
+        split=run.evaluated_on if run else "",
         metrics=metrics_table(run) if run and (run.before or run.after) else None,
         allocation=allocation,
         picture=PICTURE.as_posix() if (path / PICTURE).is_file() else "",

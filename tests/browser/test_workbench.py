@@ -336,7 +336,7 @@ def test_the_session_and_the_page_are_written(bench: Bench, tmp_path: Path) -> N
     bench.drag(4, 40)
     ranks = edited({4: START[4] + 10})
     bench.shows(ranks)
-    bench.press("Save session")
+    bench.root.get_by_role("button", name="Save session").click()
     bench.root.get_by_text("viz.Workbench.load('workbench-session') opens it again").wait_for(timeout=60_000)
     with bench.page.expect_download() as download:
         bench.press("Page")

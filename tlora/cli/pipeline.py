@@ -496,10 +496,16 @@ def train_adapter(
     options: dict[str, Any] = {"output_dir": work / CHECKPOINTS, "resume": resume, "progress": report.progress}
     with report.step("training, with the metrics before and after"):
         run = tlora.train(adapted, task, seed=seed, **options, **training.arguments())
-    held_out = len(getattr(task, run.evaluated_on, ()))
-    evaluated = held_out if training.eval_limit is None else min(training.eval_limit, held_out)
-    labels = {"num_labels": task.num_labels, "classes": list(task.classes), "evaluated_samples": evaluated}
+    labels = {"num_labels": task.num_labels, "classes": list(task.classes), "example": answer_one(adapted, task, run)}
     return add_origin(run, {**labels, **origin})
+
+
+def answer_one(adapted: Any, task: tlora.Task, run: tlora.TrainingRun) -> dict[str, str]:
+    """Return a held-out request and its answers for the model card; empty if no answers were evaluated."""
+    if not run.after.keys() - {"loss", "perplexity"}:
+        return {}
+    row = task.predict(adapted, run.evaluated_on, 1).iloc[0]
+    return {"request": str(row.iloc[0]), "answer": str(row["prediction"]), "reference": str(row["answer"])}
 
 
 def describe_origin(ctx: typer.Context, data: Data) -> dict[str, Any]:
@@ -622,7 +628,10 @@ def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> s
     folder.mkdir(exist_ok=True)
     with report.step("drawing"):
         for name in ("spectrum", "sensitivity", "allocation", "training"):
-            if name in results:
+            is_flat = name == "allocation" and len(set(results[name].ranks.values())) == 1  # shows nothing
+            if is_flat:
+                (folder / f"{name}.png").unlink(missing_ok=True)
+            elif name in results:
                 draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
         page, text = output / PAGE, viz.card(output)
         if page.exists() and not page.read_bytes().rstrip().endswith(text.splitlines()[-1].encode()):

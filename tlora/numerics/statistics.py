@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Integer
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -64,6 +64,13 @@ def mean_interval(samples: Float[np.ndarray, "samples n"], confidence: float) ->
         return np.full(samples.shape[1], np.nan), np.full(samples.shape[1], np.nan)
     half = stdtrit(n - 1, (1 + confidence) / 2) * samples.std(0, ddof=1) / np.sqrt(n)
     return samples.mean(0) - half, samples.mean(0) + half
+
+
+def share_interval(share: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of the probability behind a share of ``n`` independent samples."""
+    z2 = ndtri((1 + confidence) / 2) ** 2
+    center, half = share + z2 / (2 * n), np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))
+    return float((center - half) / (1 + z2 / n)), float((center + half) / (1 + z2 / n))
 
 
 def ratio_interval(

@@ -178,6 +178,7 @@ def train(
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     recipe |= {name: value for name, value in arguments.items() if not name.endswith("_token")}
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _start(data, model) | phases.options()
+    recipe["evaluated_samples"] = _evaluated_samples(data, evaluation_limit)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-")) if output_dir is None else output_dir
         own = {
@@ -329,6 +330,14 @@ def _evaluated_on(task: Task | Rows) -> str:
     if isinstance(task, Rows):
         return "train"
     return next((name for name in ("test", "validation") if len(getattr(task, name, None) or ())), "")
+
+
+def _evaluated_samples(task: Task | Rows, limit: int | None) -> int:
+    """Return how many samples of that split the metrics are taken on."""
+    split = _evaluated_on(task)
+    if limit == 0 or not split:
+        return 0
+    return min(limit or LOSS_SAMPLES, len(task.train)) if isinstance(task, Rows) else len(task.rows(split, limit))
 
 
 def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:

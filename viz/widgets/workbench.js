@@ -327,7 +327,7 @@ function render({ model, el }) {
   button(out, "PNG", "Download the map as a picture", png);
   if (!page) {
     button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) }));
-    button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
+    button(out, `Save session, ${about.session}`, "Write the results and the allocation to the folder workbench-session; covariances are not in it", () => ask("save"));
   }
 
   const race = page ? null : racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 });

@@ -30,7 +30,7 @@ from tlora.comparison.race_result import Race
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import read_dataclass, result_file
+from tlora.results import count_bytes, read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
@@ -425,20 +425,28 @@ class Workbench(PicturedWidget):
             If the folder holds something else.
         """
         with self._lock:
-            others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
-            parts = {name: getattr(self.results, name) for name in KINDS} | others | {"kept": self.kept}
+            parts = self._parts
             state = replace(self.state, kept=None)
             session = Session(state, list(self.selected), self.widget.tab, list(self.results.others))
         check_place(path, "sensitivity.safetensors")
         refuse_other_writer(Path(path, "run"), TRAINED)
-        earlier = [*map(result_file, parts), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
+        earlier = [
+            *map(result_file, (*KINDS, "kept")),
+            *(Path("run", file) for file in earlier_files(Path(path, "run"))),
+        ]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
         with replace_files(path, last=SESSION, earlier=earlier) as folder:
             for name, result in parts.items():
-                if result is not None:
-                    result.save(folder / name)
+                result.save(folder / name)
             (folder / SESSION).write_text(json.dumps(asdict(session), indent=1))
         return Path(path)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """The results of a session by the names of their files."""
+        others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
+        parts = {name: getattr(self.results, name) for name in KINDS} | others | {"kept": self.kept}
+        return {name: result for name, result in parts.items() if result is not None}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Workbench:
@@ -769,7 +777,7 @@ class Workbench(PicturedWidget):
             most=self.most,
             training=None if self.model is None or self.task is None else self.training,
             live=self.adapted is not None,
-        )
+        ) | {"session": size_text(sum(map(count_bytes, self._parts.values())))}
 
     def _current(self, page: bool = False) -> dict[str, Any]:
         """What the browser shows of the state: ranks, their reasons, the line of Python."""

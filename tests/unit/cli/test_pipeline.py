@@ -200,14 +200,15 @@ def test_pictures_and_a_model_card_are_left(monkeypatch):
     assert "](pictures/allocation.png)" in text
     assert "tlora run" in text
     assert plt.get_fignums() == before
+    done(f"{RUN} {QUICK} --recipe tlora --overwrite --output out")  # all ranks are the same
+    assert {path.name for path in Path("out/pictures").iterdir()} == pictures.keys() - {"allocation.png"}
 
 
 def test_a_page_with_text_of_samples_is_left_only_if_asked_for():
     def files_with_text():
         texts = [json.dumps(f" {word}").encode() for word in PAIRS[0]["prompt"].split()]
-        files = [
-            path for path in Path().rglob("*") if path.is_file() and path.name not in ("pairs.jsonl", "tokenizer.json")
-        ]
+        known = "pairs.jsonl", "tokenizer.json", "README.md", "run.safetensors"  # the last two: a single sample
+        files = [path for path in Path().rglob("*") if path.is_file() and path.name not in known]
         return {str(path) for path in files if any(text in path.read_bytes() for text in texts)}
 
     done(f"calibrate {DATA} --samples 6 --output calib")

@@ -71,6 +71,7 @@ def test_a_run_knows_what_its_metrics_are_of(tmp_path: Path, run: TrainingRun) -
         held_out = train(adapted_model(), task, **ARGUMENTS)
         assert held_out.evaluated_on == split
         assert bool(held_out.before) == bool(split)
+        assert held_out.meta.recipe["evaluated_samples"] == {"test": test, "validation": validation, "": 0}[split]
         assert TrainingRun.load(held_out.save(tmp_path / "adapter")).evaluated_on == split
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import yaml
+from scipy.stats import binomtest
 
 import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_model
@@ -65,6 +66,19 @@ def test_metrics_are_of_the_split_that_was_evaluated(found, text, tmp_path):
     other = card(save({"run": dataclasses.replace(found["run"], meta=meta)}, tmp_path / "adapter"))
     assert "\nBefore and after, on validation samples:\n" in other
     assert "test samples" not in other
+
+
+def test_shares_have_wilson_intervals_and_an_example_is_shown(found, tmp_path):
+    example = {"request": "Could the fan be `stopped`?\n```", "answer": "fan=off", "reference": "fan=stop"}
+    recipe = {"evaluated_on": "test", "evaluated_samples": 200, "example": example}
+    run = dataclasses.replace(found["run"], meta=dataclasses.replace(found["run"].meta, recipe=recipe))
+    body = parts(card(save({"run": run}, tmp_path / "adapter")))[1]
+    ends = [binomtest(round(200 * share), 200).proportion_ci(0.95, "wilson") for share in (0.02, 0.415)]
+    before, after = (f"({100 * one.low:.1f} to {100 * one.high:.1f})" for one in ends)
+    assert ["exact match", f"2.0 % {before}", f"41.5 % {after}", "+39.5 points"] in table(body, "metric")
+    assert "on 200 test samples" in body
+    assert f"````text\n{example['request']}\n````" in body
+    assert "The reference:\n\n```text\nfan=stop\n```" in body
 
 
 def test_ranks_and_costs_are_those_of_the_allocation(text, found):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tlora.allocation.footprint import size_text
+from tlora.numerics.statistics import share_interval
 from tlora.training.run import TrainingRun
 from viz import style
 from viz.plots.training import split_in_words
@@ -51,12 +52,15 @@ def _losses(run: TrainingRun) -> list[Part]:
 
 
 def metrics_table(run: TrainingRun) -> Part:
-    """The metrics before and after."""
-    rows = []
+    """The metrics before and after; shares with their intervals for other samples, if their number is known."""
+    rows, samples = [], run.meta.recipe.get("evaluated_samples") or 0
     for name in dict.fromkeys([*run.before, *run.after]):
         a, b = run.before.get(name, np.nan), run.after.get(name, np.nan)
-        rows.append([name.replace("_", " "), metric(name, a, b), metric(name, b, a), _change(name, a, b)])
-    return texts(f"Before and after, on {split_in_words(run)} samples", ["metric", "before", "after", "change"], rows)
+        cells = [metric(name, *values) + _interval(name, *values, samples) for values in ((a, b), (b, a))]
+        rows.append([name.replace("_", " "), *cells, _change(name, a, b)])
+    of = f"{samples:,} {split_in_words(run)} samples, in brackets 95 % intervals for others" if samples else ""
+    caption = f"Before and after, on {of or f'{split_in_words(run)} samples'}"
+    return texts(caption, ["metric", "before", "after", "change"], rows)
 
 
 def metric(name: str, value: float, other: float = np.nan) -> str:
@@ -66,6 +70,13 @@ def metric(name: str, value: float, other: float = np.nan) -> str:
     if _is_share(name, value) and (np.isnan(other) or _is_share(name, other)):
         return f"{100 * value:.1f} %"
     return f"{value:.4g}".replace("-", style.MINUS)
+
+
+def _interval(name: str, value: float, other: float, samples: int) -> str:
+    if not samples or not metric(name, value, other).endswith("%"):
+        return ""
+    low, high = share_interval(value, samples, 0.95)
+    return f" ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _is_share(name: str, value: float) -> bool:

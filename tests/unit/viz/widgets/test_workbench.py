@@ -250,6 +250,9 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
     it.select(it.names[4], it.names[2])
     it.widget.tab = "overlap"
     again = viz.Workbench.load(it.save(tmp_path / "session"))
+    amount, unit = it.widget.about["session"].split()
+    written = sum(file.stat().st_size for file in (tmp_path / "session").iterdir())
+    assert float(amount) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(written, rel=0.3)  # and the headers
     assert again.state == it.state
     assert same(again.allocation, it.allocation)
     assert again.code() == it.code()
