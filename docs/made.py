@@ -92,11 +92,15 @@ def glossary() -> str:
 
 
 def copy_notebooks() -> None:
-    """Sphinx reads no file outside of its folder; links from the copies lead to the pages of the site."""
+    """Sphinx reads no file outside of its folder; links from the copies lead to the pages of the site.
+
+    Cells that are collapsed in JupyterLab are collapsed there, too, for which myst_nb has a tag.
+    """
     shutil.copytree(ROOT / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     copies = [HERE / "notebooks" / "README.md", *sorted((HERE / "notebooks").glob("*.ipynb"))]
     for path in copies:
-        path.write_text(path.read_text().replace("../docs/", "../"))
+        text = path.read_text().replace("../docs/", "../")
+        path.write_text(re.sub(r'"jupyter": \{\s*"source_hidden": true\s*\}', '"tags": ["hide-input"]', text))
     names = "\n".join(path.stem for path in copies[1:])
     with copies[0].open("a") as page:
         page.write(f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n")

@@ -41,7 +41,7 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     names = [f"{TRAININGS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
     weights, left = estimate.bytes["weights"] / 1e9, 0.0
     rest = bars["gigabytes"] - weights - bars["activations"]
-    ax = style.axes(ax, 5.4, 0.4 * len(bars) + 1.6)
+    ax = style.axes(ax, 7.2, 0.4 * len(bars) + 1.6)
     parts = {"weights": bars["gigabytes"] * 0 + weights, "stored activations": bars["activations"], "other": rest}
     for (label, widths), color in zip(parts.items(), style.colors(3), strict=True):
         ax.barh(names, widths, left=left, color=color, label=label)
@@ -50,7 +50,7 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
         ax.axvline(estimate.memory / 1e9, **style.ink(), linewidth=1)
     ax.invert_yaxis()
     ax.set(xlabel="peak memory of a training step, GB")
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
     recipe = estimate.meta.recipe
     work = f"{recipe['batch_size']} samples of {recipe['length']:,} tokens, {recipe['dtype']}, rank {recipe['rank']}"
     lora, frozen = (1e9 * bars["gigabytes"][False, kind] for kind in ("A and B", "B"))

@@ -105,7 +105,8 @@ def plot_tokens(
     norm = CenteredNorm(0, halfrange=limit or float(np.abs(numbers).max()) or 1.0)
     ax.set_axis_off()
     _color_bar(ax, norm, label)
-    style.headline(ax, _headline(shown, numbers), detail)  # gives the axes their width
+    style.headline(ax, _headline(shown, numbers), detail)
+    style.figure_of(ax).draw_without_rendering()  # gives the axes their size, with the title above
     width, height = (extent / style.figure_of(ax).dpi for extent in ax.bbox.size)
     lines = draw_tokens(ax, texts, numbers, norm, marks, (width, math.inf if own else height))
     if own:
