@@ -222,6 +222,8 @@ def left_out_table() -> str:
     lines = []
     for arm, parts, limit in itertools.product(PARTED, PARTS, LIMITS):
         runs = [row for row in records() if (row["arm"], row["parts"]) == (arm, parts)]
+        if not runs:
+            continue
         cells = []
         for scaled in (True, False):
             within = [
@@ -231,8 +233,7 @@ def left_out_table() -> str:
             best = [min(points, key=lambda point: point["loss"]["task"]) for points in within if points]
             loss = with_interval([p["loss"]["task"] for p in best], "") if len(best) == len(runs) else "none"
             cells += [loss, ", ".join(dict.fromkeys(point["label"] for point in best))]
-        if runs:
-            lines.append([arm, parts, str(len(runs)), f"{limit:g}", *cells])
+        lines.append([arm, parts, str(len(runs)), f"{limit:g}", *cells])
     return markdown(["arm", "parts", "seeds", "limit", "scaled: task loss", "at", "left out: task loss", "at"], lines)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_picture, check_picture_or_page
+from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_picture_or_page
 from tlora.cli.command_line import flatten_options
 from tlora.cli.loading import load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
@@ -29,7 +29,7 @@ def explain(
         Path | None,
         option(
             "Output",
-            f"Picture to draw: {', '.join(PICTURE_FORMATS)}. Of an answer also a page, {PAGE_FORMAT}.",
+            f"Picture to draw: {', '.join(PICTURE_FORMATS)}; or a page, {PAGE_FORMAT}.",
             "--output",
             "-o",
             callback=check_picture_or_page,
@@ -58,8 +58,6 @@ def explain(
 
     if (prompt is None) == (not text):
         raise ValueError("give --prompt for one answer, or --text for other text")
-    if text and output:
-        check_picture(output)  # pages are of answers
     report = Report(quiet)
     with report.step(f"loading {adapter}"):
         adapted, tokenizer = load_adapted(adapter_folder(adapter), model, placement)

@@ -68,6 +68,7 @@ function ticks(low, high, log, most) { // 1, 2, 5, 10 ..., thinned to powers of 
   if (log) {
     for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const f of [1, 2, 5]) all.push(+`${f}e${p}`);
     const inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+    if (inside.length < 2) return ticks(low, high, false, most);
     if (inside.length <= most) return inside;
     const powers = inside.filter((v) => v.toExponential().startsWith("1e")), every = Math.ceil(powers.length / most);
     return powers.filter((_, i) => i % every === 0);

@@ -11,7 +11,7 @@ from viz.widgets.base import read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
 from viz.widgets.results import Results
 
-SCRIPTS = ("allocate", "panels", "reads", "attribution", "race", "workbench")
+SCRIPTS = ("allocate", "panels", "reads", "attribution", "effects", "race", "workbench")
 SCRIPT = CHARTS + "".join(read_browser_file(f"{name}.js") for name in SCRIPTS)
 
 MAP = """<p>Each cell is a linear layer of the model, and its number the rank of its adapter: how many directions of its

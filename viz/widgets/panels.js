@@ -52,6 +52,17 @@ function moduleCharts(about, choice) {
   return { root, draw };
 }
 
+// A line of Python with a button that copies it.
+function copyable(parent) {
+  const line = make("code", { tabindex: 0 }, parent), button = describe(make("button", { type: "button" }, parent, "Copy"), "Copy the line of Python");
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(line.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1200);
+  });
+  return line;
+}
+
 const KINDS = {
   text: (parent, part) => make("p", {}, parent, part.text),
   table: drawTable,
@@ -63,6 +74,8 @@ const KINDS = {
   alignment: (parent, part, context) => alignmentPart(parent, part, context),
   reads: (parent, part, context) => readsPart(parent, part, context),
   attribution: (parent, part, context) => attributionPart(parent, part, context),
+  effects: (parent, part) => effectsPart(parent, part),
+  rescaling: (parent, part) => rescalingPart(parent, part),
 };
 
 // Two sides and a rank: the overlap of every module, its mean by rank, and the means by projection.

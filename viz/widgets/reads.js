@@ -11,10 +11,21 @@ function tint(share, dark) { // red above zero, blue below
   return { fill: `rgb(${fill})`, ink: inkOn(fill) };
 }
 
+function coloredToken(box, text, share, dark) {
+  const { fill, ink } = tint(share, dark);
+  return make("span", { class: `token${isSpecial(text) ? " special" : ""}`, style: `background: ${fill}; color: ${ink}` }, box, visible(text));
+}
+function drawRamp(parent, most, words, dark) { // the colors of values from -most to most
+  const legend = make("div", { class: "legend" }, parent);
+  make("span", {}, legend, signedNumber(-most));
+  make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))` }, legend, "0");
+  make("span", {}, legend, `${signedNumber(most)} (${words})`);
+}
+
 function readsPart(parent, part, { about, model, ask }) {
   const choice = { open: null, need: false, whole: new Set() };
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
-  const root = make("div", { class: "reads" }, parent);
+  const root = make("div", { class: "reads strips" }, parent);
   let values = null, wasOnPage = false; // values of the module that is shown
 
   const selected = () => model.get("selected").at(-1) ?? 0;
@@ -94,10 +105,8 @@ function readsPart(parent, part, { about, model, ask }) {
   }
 
   function drawSamples(cell, n, d, tokens) {
-    const v = valuesOf(n, d), most = largest(v), bar = make("div", { class: "legend" }, cell);
-    make("span", {}, bar, signedNumber(-most));
-    make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, isDark(root)).fill}, rgb(${RED}))` }, bar, "0");
-    make("span", {}, bar, `${signedNumber(most)} (${choice.need ? "z \u00d7 need" : "z"}, direction ${d + 1} of ${part.kinds[n]}; narrow: constant tokens; click a number for the whole sample)`);
+    const v = valuesOf(n, d), most = largest(v);
+    drawRamp(cell, most, `${choice.need ? "z \u00d7 need" : "z"}, direction ${d + 1} of ${part.kinds[n]}; narrow: constant tokens; click a number for the whole sample`, isDark(root));
     const peaks = tokens.spans.map(([start, end]) => largest(v.slice(start, end))), order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]);
     const rest = order.slice(STRONGEST).sort((a, b) => ((a * 7919 + 13) % 101) - ((b * 7919 + 13) % 101));
     const shown = rest.length > DRAWN_SAMPLES ? [...order.slice(0, STRONGEST), ...rest.slice(0, DRAWN_SAMPLES)] : order;
@@ -126,10 +135,7 @@ function readsPart(parent, part, { about, model, ask }) {
     }
   }
 
-  function token(box, text, share) {
-    const { fill, ink } = tint(share, isDark(root));
-    return make("span", { class: `token${isSpecial(text) ? " special" : ""}`, style: `background: ${fill}; color: ${ink}` }, box, visible(text));
-  }
+  const token = (box, text, share) => coloredToken(box, text, share, isDark(root));
 
   root.addEventListener("keydown", (event) => { // arrows move between the directions and the kinds
     const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], at = event.target.dataset;

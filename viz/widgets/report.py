@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.rescaling import Rescaling
+from tlora.explanation.side_effects_result import SideEffects
 from tlora.utils.files import replace_file
 from viz.widgets.page import page_html
 from viz.widgets.panels.view import panels
-from viz.widgets.results import Results, load_results
+from viz.widgets.results import KINDS, Results, load_results
 from viz.widgets.workbench import Workbench
 
 FILE = "report.html"
 
 
 def report(
-    folder: str | os.PathLike[str] | Attribution,
+    folder: str | os.PathLike[str] | Attribution | SideEffects | Rescaling,
     output: str | os.PathLike[str] | None = None,
     *,
     activations: DirectionActivations | None = None,
     attribution: Attribution | None = None,
+    effects: SideEffects | None = None,
+    rescaling: Rescaling | None = None,
 ) -> Path:
     """Write one HTML page on an adapter: its data, spectra, sensitivity, allocation, training, and how to repeat it.
 
@@ -31,14 +36,19 @@ def report(
 
     Parameters
     ----------
-    folder : path-like or Attribution
-        The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it; or an attribution, for a page on it alone.
+    folder : path-like, Attribution, SideEffects or Rescaling
+        The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it; or one of these results, for a page on it
+        alone.
     output : path-like, optional
         File to write; ``report.html`` in the folder by default. An earlier file is replaced.
     activations : DirectionActivations, optional
         From `tlora.direction_activations` on the base model: adds the panel Reads, which holds the text of samples.
     attribution : Attribution, optional
         From `tlora.attribute` on the adapted model: adds the panel Attribution, which holds the text of samples.
+    effects : SideEffects, optional
+        From `tlora.side_effects`: adds the panel Side effects, which holds the texts.
+    rescaling : Rescaling, optional
+        From `tlora.rescale`: adds the curve over the adapter's scale to that panel.
 
     Returns
     -------
@@ -59,11 +69,17 @@ def report(
     >>> viz.report(folder).name
     'report.html'
     """
-    if isinstance(folder, Attribution):
-        results, path = Results(attribution=folder), Path(FILE)
+    more: dict[str, Any] = {
+        "activations": activations,
+        "attribution": attribution,
+        "effects": effects,
+        "rescaling": rescaling,
+    }
+    if isinstance(folder, (Attribution, SideEffects, Rescaling)):
+        more |= {name: folder for name in more if isinstance(folder, KINDS[name])}
+        results, path = Results(**more), Path(FILE)
     else:
-        results = replace(load_results(folder), activations=activations, attribution=attribution)
-        path = Path(folder, FILE)
+        results, path = replace(load_results(folder), **more), Path(folder, FILE)
     path = path if output is None else Path(output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output={str(path)!r}: the report is a web page, end its name with .html")

@@ -15,6 +15,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.rescaling import Rescaling
+from tlora.explanation.side_effects_result import SideEffects
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment
@@ -26,7 +28,7 @@ from tlora.utils.file_names import ADAPTER_CONFIG
 KINDS: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
     "capture": GradientCapture, "activations": DirectionActivations, "allocation": Allocation, "run": TrainingRun,
-    "estimate": ResourceEstimate, "attribution": Attribution,
+    "estimate": ResourceEstimate, "attribution": Attribution, "effects": SideEffects, "rescaling": Rescaling,
 }  # fmt: skip
 """Class of each result, by the name of its field and of its file, in the order of the pipeline."""
 IN_FOLDER = ("sensitivity", "spectrum", "alignment", "capture", "allocation", "run")
@@ -50,6 +52,8 @@ class Results:
     run: TrainingRun | None = None
     estimate: ResourceEstimate | None = None
     attribution: Attribution | None = None
+    effects: SideEffects | None = None
+    rescaling: Rescaling | None = None
     others: Mapping[str, Subspaces] = field(default_factory=dict)
     folder: str = "adapter"
 
@@ -103,7 +107,7 @@ class Results:
             kind = KINDS.get(name, Subspaces)
             if type(part) is not kind:
                 raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
-            if name == "attribution":  # it has a map of its own
+            if name in ("attribution", "effects", "rescaling"):  # of an adapter, which may have other modules
                 continue
             modules: Iterable[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
             if unknown := [module for module in modules if module not in self.sensitivity.shapes]:

@@ -5,7 +5,7 @@ const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
 const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
 const NARROWEST = 14, TALL = 22; // pixels of a cell
 function render({ model, el }) {
-  const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasTexts = about.panels.some((panel) => ["reads", "attribution"].includes(panel.name));
+  const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasTexts = about.panels.some(({ parts }) => parts.some(({ kind }) => ["reads", "attribution", "effects"].includes(kind)));
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
   guide(root, page, Boolean(about.names.length));
@@ -316,13 +316,8 @@ function render({ model, el }) {
   const said = make("div", { class: "said", "aria-live": "polite" }, side), charts = moduleCharts(about, { spectrum: 0 });
   side.appendChild(charts.root);
   const finding = make("div", { class: "finding" }, foot), copied = make("div", { class: "copied" }, foot);
-  const line = make("code", { tabindex: 0 }, copied), out = make("span", { class: "group" }, foot);
+  const line = copyable(copied), out = make("span", { class: "group" }, foot);
   const table = make("table", {}, foot), moved = make("div", { class: "moved" }, foot);
-  button(copied, "Copy", "Copy the line of Python", async (event) => {
-    await navigator.clipboard.writeText(line.textContent);
-    event.target.textContent = "Copied";
-    setTimeout(() => { event.target.textContent = "Copy"; }, 1200);
-  });
   button(out, "SVG", "Download the map as a vector picture", () => download("allocation.svg", new Blob([picture()], { type: "image/svg+xml" })));
   button(out, "PNG", "Download the map as a picture", png);
   if (!page) {

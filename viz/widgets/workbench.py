@@ -29,6 +29,8 @@ from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.rescaling import Rescaling
+from tlora.explanation.side_effects_result import SideEffects
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import count_bytes, read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
@@ -46,6 +48,7 @@ from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
 from viz.widgets.panels.allocation import allocation_parts
 from viz.widgets.panels.attribution import attribution_panel, switch_key
+from viz.widgets.panels.effects import effects_panel
 from viz.widgets.panels.modules import curves_by_rank
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.picture import draw_workbench
@@ -143,6 +146,10 @@ class Workbench(PicturedWidget):
     adapted : peft.PeftModel, optional
         The model of the ``attribution``, with ``task``: any part of its adapter can then be switched off or cut to a
         lower rank, and requests of one's own are taken apart.
+    effects : SideEffects, optional
+        From `tlora.side_effects`: what a trained adapter changed on other text, token by token.
+    rescaling : Rescaling, optional
+        From `tlora.rescale`: a slider for how much of the adapter is kept, and the line of Python that writes it.
     other : Subspaces or mapping of Subspaces, optional
         Other kinds, tasks or seeds, by label: their spectra, and the overlap of every pair.
     spectrum : Spectrum, optional
@@ -198,6 +205,8 @@ class Workbench(PicturedWidget):
         activations: DirectionActivations | None = None,
         attribution: Attribution | None = None,
         adapted: PeftModel | None = None,
+        effects: SideEffects | None = None,
+        rescaling: Rescaling | None = None,
         other: Subspaces | Mapping[str, Subspaces] | None = None,
         spectrum: Spectrum | None = None,
         estimate: ResourceEstimate | None = None,
@@ -222,6 +231,8 @@ class Workbench(PicturedWidget):
             capture=capture,
             activations=activations,
             attribution=attribution,
+            effects=effects,
+            rescaling=rescaling,
             run=run,
             estimate=estimate,
             others=label_others(subspaces, other),
@@ -252,7 +263,7 @@ class Workbench(PicturedWidget):
         allocation = results.allocation
         parts = {
             name: getattr(results, name)
-            for name in ("run", "capture", "activations", "attribution", "spectrum", "estimate")
+            for name in ("run", "capture", "activations", "attribution", "effects", "rescaling", "spectrum", "estimate")
         }
         rank = 8 if allocation is None else allocation.rank
         workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
@@ -406,8 +417,8 @@ class Workbench(PicturedWidget):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
-        Activations and attribution hold the text of their samples. Of a calibration the session keeps the sensitivity,
-        not the covariances, which are larger than all else together.
+        Activations, attribution and side effects hold the text of their samples. Of a calibration the session keeps the
+        sensitivity, not the covariances, which are larger than all else together.
 
         Parameters
         ----------
@@ -492,7 +503,7 @@ class Workbench(PicturedWidget):
         path : path-like
             The file.
         texts : bool
-            Include the panels Reads and Attribution, which hold the text of samples.
+            Include the panels Reads, Attribution and Side effects, which hold the text of samples.
 
         Returns
         -------
@@ -743,10 +754,14 @@ class Workbench(PicturedWidget):
 
     def _page(self, texts: bool = False) -> str:
         state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
-        small: dict[str, list[dict[str, Any]]] = {"reads": [], "attribution": []}  # panels with the text of samples
+        small: dict[str, list[dict[str, Any]]] = {  # panels with the text of samples
+            "reads": [],
+            "attribution": [],
+            "effects": effects_panel(self.results, texts),
+        }
         activations = self.results.activations
         if texts:
-            small = {
+            small |= {
                 "reads": reads_panel(self.results, self.names, small=True),
                 "attribution": attribution_panel(self.results),
             }

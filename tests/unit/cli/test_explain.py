@@ -49,6 +49,8 @@ def test_other_text_and_an_adapter_that_leaves_more_of_it():
     for row in effects.sets().itertuples():
         assert float(lines[row.set][5]) == pytest.approx(row.loss_change, abs=0.0006)
     assert image.imread("worst.png").shape[2] == 4
+    done("explain theirs --text notes.txt --output worst.html --quiet")
+    assert '"kind":"effects"' in Path("worst.html").read_text()
 
     result = done("rescale theirs milder --task pairs.jsonl --text notes.txt --limit 9 --picture scales.png --quiet")
     rescaling = tlora.rescale(model, task, {"notes": texts["notes"]}, limit=9, progress=False)

@@ -9,7 +9,19 @@ from typing import Any
 import pandas as pd
 
 from tlora.explanation.attribution import CHANGES, Attribution, ExplainedAnswer
-from viz.widgets.panels.parts import Column, count, intervals, number, panel, shorten_all, table, text, texts, whole
+from viz.widgets.panels.parts import (
+    Column,
+    Part,
+    count,
+    intervals,
+    number,
+    panel,
+    shorten_all,
+    table,
+    text,
+    texts,
+    whole,
+)
 from viz.widgets.results import Results
 
 ABOUT = (
@@ -49,11 +61,16 @@ def attribution_panel(results: Results, live: bool = False) -> list[dict[str, An
         "samples": answer_values(attribution, attribution.samples if live else attribution.samples[:PAGE_SAMPLES]),
         "live": live,
     }
+    largest = largest_modules(attribution, "The modules that contributed most, mean over answers")
+    words = f"{attribution.sentence[:1].upper()}{attribution.sentence[1:]} {changed_tokens(attribution)}"
+    return panel("attribution", "Attribution", ABOUT, [part, text(words), largest, *_answers(attribution)])
+
+
+def largest_modules(attribution: Attribution, caption: str) -> Part:
+    """A table of the modules that contributed most."""
     top = attribution.largest()
     top = top.assign(interval=intervals(top, "low", "high", number) if len(attribution.samples) > 1 else "\u2013")
-    tables = [table(top, "The modules that contributed most, mean over answers", COLUMNS, folded=True)]
-    words = f"{attribution.sentence[:1].upper()}{attribution.sentence[1:]} {changed_tokens(attribution)}"
-    return panel("attribution", "Attribution", ABOUT, [part, text(words), *tables, *_answers(attribution)])
+    return table(top, caption, COLUMNS, folded=True)
 
 
 def changed_tokens(attribution: Attribution) -> str:

@@ -16,6 +16,7 @@ from viz.widgets.panels.alignment import alignment_panel, capture_panel
 from viz.widgets.panels.allocation import training_bytes
 from viz.widgets.panels.attribution import attribution_panel
 from viz.widgets.panels.data import data_panel
+from viz.widgets.panels.effects import effects_panel
 from viz.widgets.panels.map import map_tabs
 from viz.widgets.panels.modules import spectra
 from viz.widgets.panels.parts import shorten, shorten_all
@@ -93,6 +94,7 @@ def panels(
         *training_panel(results),
         *rank_use_panel(results),
         *attribution_panel(results, live),
+        *effects_panel(results),
         *(reproduce_panel(results) if results.run or results.allocation else []),
     ]
 

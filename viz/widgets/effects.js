@@ -1,0 +1,77 @@
+// The panel "Side effects": other texts, the worst first, on the colors of what the adapter changed; and the loss on the
+// task and on other text at every scale that was measured, with the best point within a limit.
+
+const OPENED = 6; // texts that are shown before one asks for more
+
+function effectsPart(parent, part) {
+  const choice = (part.choice ??= { set: "", all: false }), root = make("div", { class: "strips" }, parent), bar = make("div", { class: "bar" }, root);
+  const select = make("select", {}, make("label", { class: "control" }, bar, "Texts"));
+  for (const name of ["", ...part.sets]) make("option", { value: name }, select, name || "all sets").selected = name === choice.set;
+  select.addEventListener("change", () => { Object.assign(choice, { set: select.value, all: false }); draw(); });
+  const list = make("div", {}, root);
+  const sizes = part.samples.flatMap(({ rise }) => rise.map(Math.abs)).sort((a, b) => a - b), most = Math.max(sizes[Math.floor(0.98 * sizes.length)], 1e-6);
+  function draw() {
+    const found = part.samples.filter(({ set }) => !choice.set || set === choice.set), shown = choice.all ? found : found.slice(0, OPENED);
+    const dark = isDark(root);
+    list.replaceChildren();
+    drawRamp(list, most, "nats that a token gained or lost; beyond are 2\u00a0% of the tokens; faint: not measured", dark);
+    for (const { set, tokens, positions, base, rise } of shown) {
+      const line = make("div", { class: "sample" }, list), mean = rise.reduce((sum, v) => sum + v, 0) / rise.length;
+      make("span", { class: "set" }, line, `${set} ${signedNumber(-mean)}`).title = "change of the loss, nats a token";
+      const strip = make("span", { class: "strip" }, line), at = new Map(positions.map((place, k) => [place, k]));
+      tokens.forEach((text, place) => {
+        const k = at.get(place), token = coloredToken(strip, text, k === undefined ? 0 : rise[k] / most, dark);
+        if (k === undefined) token.classList.add("faint");
+        else token.title = `${quoted(text)}: ${signedNumber(rise[k])} nats, from ${probability(base[k])} to ${probability(base[k] + rise[k])}`;
+        if (text.endsWith("\n")) make("br", {}, strip);
+      });
+    }
+    const hidden = found.length - shown.length, words = part.of > part.samples.length ? ` Of the ${part.of} texts, the worst ${part.samples.length} are here.` : "";
+    const foot = make("div", { class: "key" }, list, `${shown.length} of ${found.length} texts, the worst first; the number is the change of the loss, nats a token.${words}`);
+    if (hidden) make("button", { type: "button" }, foot, `Show ${hidden} more`).addEventListener("click", () => { choice.all = true; draw(); });
+  }
+  draw();
+}
+
+function rescalingPart(parent, part) {
+  const choice = (part.choice ??= { at: part.start, limit: part.limit ?? 0.05 }), { points } = part;
+  const of = (kind) => points.flatMap((point, k) => (point.kind === kind ? [k] : [])), scales = of("scale");
+  const root = make("div", { class: "rescaling" }, parent), bar = make("div", { class: "bar" }, root);
+  const label = (words) => make("label", { class: "control" }, bar, words);
+  const box = label("Scale"), slider = make("input", { type: "range", min: 0, max: scales.length - 1, step: 1 }, box), output = make("output", {}, box);
+  slider.addEventListener("input", () => { choice.at = scales[Number(slider.value)]; draw(); });
+  const out = points.length > scales.length ? make("select", {}, label("Left out")) : null;
+  if (out) {
+    make("option", { value: "" }, out, "nothing");
+    points.forEach((point, k) => { if (point.kind !== "scale") make("option", { value: k }, out, point.label.replace("without ", "")); });
+    out.addEventListener("change", () => { choice.at = out.value === "" ? scales.at(-1) : Number(out.value); draw(); });
+  }
+  const limit = make("input", { type: "number", step: 0.01, min: 0, value: choice.limit }, label("Most that a text may lose, nats a token"));
+  limit.addEventListener("change", () => { if (limit.value !== "" && limit.validity.valid !== false) choice.limit = Number(limit.value); toBest(); });
+  make("button", { type: "button" }, bar, "Best within the limit").addEventListener("click", toBest);
+  const below = make("div", { class: "pair" }, root), curve = make("div", {}, below), at = make("div", {}, below);
+  const finding = make("p", { class: "finding", role: "status" }, root), line = copyable(make("div", { class: "copied" }, root));
+
+  function best() { // the number of the point with the lowest task loss within the limit
+    const within = points.flatMap((point, k) => (point.lost <= choice.limit ? [k] : []));
+    return within.reduce((a, k) => (a === null || points[k].task < points[a].task ? k : a), null);
+  }
+  function toBest() { choice.at = best() ?? choice.at; draw(); }
+  function draw() {
+    const point = points[choice.at], isScale = point.kind === "scale", top = best();
+    if (isScale) slider.value = scales.indexOf(choice.at);
+    output.textContent = isScale ? point.scale : "1";
+    if (out) out.value = isScale ? "" : choice.at;
+    const lines = [["scale", "the adapter scaled", { dots: true }], ["left out", "several parts left out", { dots: true, dash: true }], ["part", "one part left out", { dots: true, name: "lone" }]]
+      .map(([kind, name, look]) => ({ label: name, points: of(kind).map((k) => [points[k].lost, points[k].task]), ...look })).filter((one) => one.points.length);
+    curve.replaceChildren();
+    at.replaceChildren();
+    chart(curve, { title: "Loss on the task by what other text loses", lines: [...lines, { label: "chosen", points: [[point.lost, point.task]], color: 6, name: "chosen" }], cursor: choice.limit, width: 520, height: 240,
+      x: { label: "largest change of other text, nats a token" }, y: { label: "task loss, nats a token", log: true } });
+    drawTable(at, { caption: `${point.label[0].toUpperCase()}${point.label.slice(1)}`, head: ["set", "loss", "change", "95 % interval over texts"], rows: point.rows });
+    const words = top === choice.at ? `the best of ${points.length} points within the limit` : top === null ? "no point is within the limit" : `within the limit ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
+    finding.textContent = `${point.label[0].toUpperCase()}${point.label.slice(1)}: task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats a token; ${words}.`;
+    line.textContent = isScale && !point.scale ? "# scale 0 is the base model: there is nothing to write" : `rescaling.save_adapter("milder", rescaling.points[${choice.at}])  # ${point.label}`;
+  }
+  draw();
+}

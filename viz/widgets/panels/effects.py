@@ -1,0 +1,110 @@
+"""Panel "Side effects": what an adapter changed on other text, token by token, and how much of the adapter to keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from tlora.explanation.rescaling import SCALE, TASK, Rescaling
+from tlora.explanation.side_effects_result import SideEffects
+from viz import style
+from viz.widgets.panels.attribution import largest_modules
+from viz.widgets.panels.parts import Column, Part, intervals, panel, shorten, shorten_all, table, text, whole
+from viz.widgets.results import Results
+
+ABOUT = "What the adapter changed on text that it was not meant for."
+STRIPS = (
+    "Tokens in red became more likely, those in blue less. A loss that rose is a text that the model writes less well."
+)
+CURVE = "How much of the adapter can be kept if other text may lose only so much: every point is measured."
+TEXTS = 64
+"""Most texts that are shown, the worst of all."""
+TOKENS = 10
+"""Most tokens in the tables of those that lost and rose."""
+
+
+def loss(value: float) -> str:
+    """Nats with three digits: ``"4.213"``."""
+    return f"{value:.3f}".replace("-", style.MINUS)
+
+
+def change(value: float) -> str:
+    """A difference of losses with its sign: ``"+0.121"``."""
+    return f"{value:+.3f}".replace("-", style.MINUS)
+
+
+SETS: list[Column] = [
+    ("set", "set", str), ("samples", "texts", whole), ("tokens", "tokens", whole),
+    ("base_loss", "loss of the base, nats a token", loss), ("adapter_loss", "with the adapter", loss),
+    ("loss_change", "change", change), ("interval", "95 % interval over texts", str),
+]  # fmt: skip
+CHANGED: list[Column] = [
+    ("set", "set", str), ("before", "text before", str), ("token", "token", str),
+    ("rise", "change, nats", change), ("base", "log-probability in the base", loss),
+    ("adapter", "with the adapter", loss),
+]  # fmt: skip
+
+
+def effects_panel(results: Results, texts: bool = True) -> list[dict[str, Any]]:
+    """The panel; without ``texts`` only the curve over the adapter's scale, which holds none."""
+    parts: list[Part] = []
+    if results.effects is not None and texts:
+        parts += _texts(results.effects)
+    if results.rescaling is not None:
+        parts += [text(CURVE), _curve(results.rescaling)]
+    return panel("effects", "Side effects", ABOUT, parts)
+
+
+def _texts(effects: SideEffects) -> list[Part]:
+    sets = effects.sets()
+    sets = sets.assign(interval=_intervals(sets))
+    samples = [
+        {
+            "set": one.set,
+            "tokens": one.tokens,
+            "positions": one.positions,
+            "base": shorten_all(one.base),
+            "rise": shorten_all(one.rise),
+        }
+        for one in effects.samples[:TEXTS]
+    ]
+    strips = {"kind": "effects", "sets": list(sets["set"]), "samples": samples, "of": len(effects.samples)}
+    tokens = {"lost": effects.lost(TOKENS), "gained": effects.rose(TOKENS)}
+    found = effects.attribution
+    why = [] if found is None else [largest_modules(found, "The modules that did it, of the tokens that lost most")]
+    return [
+        text(f"{effects.headline}. {STRIPS}"),
+        table(sets, "Loss of each set of texts", SETS),
+        strips,
+        *(table(frame, f"Tokens that {what} most", CHANGED, folded=True) for what, frame in tokens.items()),
+        *why,
+    ]
+
+
+def _curve(rescaling: Rescaling) -> Part:
+    frame = rescaling.to_frame()
+    frame = frame.assign(interval=_intervals(frame))
+    by_point = dict(iter(frame.groupby("point", sort=False)))
+    points = [
+        {
+            "label": point.label,
+            "kind": point.kind,
+            "scale": max(point.factors.values()),
+            "task": shorten(rescaling.loss(point, TASK)),
+            "lost": shorten(rescaling.lost(point)),
+            "rows": [
+                [row.set, loss(row.loss), change(row.change), row.interval]
+                for row in by_point[point.label].itertuples()
+            ],
+        }
+        for point in rescaling.points
+    ]
+    start = next(n for n, point in enumerate(rescaling.points) if point.kind == SCALE and points[n]["scale"] == 1)
+    return {"kind": "rescaling", "points": points, "start": start, "limit": rescaling.limit}
+
+
+def _intervals(frame: pd.DataFrame) -> list[str]:
+    """The interval of each row; a dash for one text."""
+    ends = zip(intervals(frame, "low", "high", change), frame["low"].notna(), strict=True)
+    return [words if known else style.DASH for words, known in ends]
