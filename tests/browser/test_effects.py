@@ -30,33 +30,33 @@ def test_texts_of_one_set(page: Any) -> None:
     strips = page.locator("#effects .strip")
     frame = effects().to_frame()
     assert strips.count() == len(frame)
-    page.get_by_label("Texts").select_option("more")
+    page.locator("#effects .strips select").select_option("more")
     (row,) = frame.query("set == 'more'").itertuples()
     expect(page.locator("#effects .set")).to_have_text([f"more {row.loss_change:+.2f}".replace("-", "\u2212")])
     worst = page.locator("#effects .strip .token", has_text=row.lost_most.strip())
     assert "nats, from" in worst.first.get_attribute("title")
-    page.get_by_label("Texts").select_option("")
+    page.locator("#effects .strips select").select_option("")
 
 
 def test_the_slider_and_the_best_point_within_a_limit_write_an_adapter(page: Any, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found, code = rescaling(), page.locator("#effects .copied code")
-    page.get_by_label("Scale").fill("4")
+    page.locator("#effects .rescaling [type=range]").fill("4")
     expect(page.locator("#effects .rescaling .finding")).to_contain_text("Scale 0.5")
     exec(code.text_content(), {"rescaling": found})
     adapted = tlora.load("milder", base())
     assert adapted.peft_config["default"].lora_alpha or adapted.peft_config["default"].alpha_pattern
     tlora.detach(adapted)
     for limit in (0.0, 0.1, 9.0):
-        page.get_by_label("Most that a text may lose").fill(str(limit))
-        page.get_by_label("Most that a text may lose").press("Enter")
+        page.locator("#effects .rescaling [type=number]").fill(str(limit))
+        page.locator("#effects .rescaling [type=number]").press("Enter")
         within = [point for point in found.points if found.lost(point) <= limit]
         best = min(within, key=lambda point: found.loss(point, "task"))
         expect(page.locator("#effects .rescaling .finding")).to_contain_text(best.label[1:])
-        expect(page.locator("#effects .rescaling .finding")).to_contain_text("the best of")
-    page.get_by_label("Left out").select_option(label="layer 1")
+        expect(page.locator("#effects .rescaling .finding")).to_contain_text("the lowest task loss")
+    page.locator("#effects .rescaling select").select_option(label="layer 1")
     expect(code).to_contain_text("# without layer 1")
-    page.get_by_label("Scale").fill("0")
+    page.locator("#effects .rescaling [type=range]").fill("0")
     expect(code).to_contain_text("nothing to write")
 
 

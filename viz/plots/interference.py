@@ -60,7 +60,7 @@ def plot_interference(found: Interference, *, ax: Axes | None = None) -> Axes:
         f"overlap of reads {style.percent(both['reads'].mean())}, writes {style.percent(both['writes'].mean())}",
         style.source(found.meta),
     )
-    on_first, on_second = map(style.number, found.overall)
+    on_first, on_second = (f"{value:.2g}" for value in found.overall)
     what = "outputs on its task" if found.on_tasks else "weights"
     finding = f"{second} adds {on_first} times what {first} adds to the {what}, {first} {on_second} times in return"
     style.headline(ax, finding, detail)

@@ -179,10 +179,8 @@ function attributionPart(parent, part, { model, ask }) {
       });
     }
     legend.replaceChildren();
-    make("span", {}, legend, nats(-top));
-    make("span", { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))` }, legend, "0");
     const token = choice.token === null ? "the whole answer" : quoted(one.tokens[one.positions[choice.token]]);
-    make("span", {}, legend, `${nats(top)} (nats of ${MEASURED[choice.measure]} contributed to ${token}; bars: sums)${part.names.every((_, k) => isMeasured(k)) ? "" : "; dashed: leaving it out is not measured here"}`);
+    drawRamp(legend, top, `nats of ${MEASURED[choice.measure]} contributed to ${token}; bars: sums${part.names.every((_, k) => isMeasured(k)) ? "" : "; dashed: leaving it out is not measured here"}`, dark);
     finding.textContent = refused || conclude(off, now);
   }
   function conclude(off, now) { // what the changed modules contributed, and what is lost without them

@@ -91,8 +91,8 @@ def _curve(rescaling: Rescaling) -> Part:
             "label": point.label,
             "kind": point.kind,
             "scale": max(point.factors.values()),
-            "task": shorten(rescaling.loss(point, TASK)),
-            "lost": shorten(rescaling.lost(point)),
+            "task": shorten(rescaling.loss(point, TASK), 7),
+            "lost": shorten(rescaling.lost(point), 7),
             "rows": [
                 [row.set, loss(row.loss), change(row.change), row.interval]
                 for row in by_point[point.label].itertuples()

@@ -18,7 +18,7 @@ def test_points_are_the_modules_by_projection():
         part = frame[frame["module"].str.endswith(name)]
         np.testing.assert_allclose(points.get_offsets(), part[["on_first", "on_second"]])
     title = " ".join(ax.get_title(loc="left").split())
-    on_first, on_second = map(viz.style.number, found.overall)
+    on_first, on_second = (f"{value:.2g}" for value in found.overall)
     assert f"letters adds {on_first} times what home adds to the outputs on its task, home {on_second} times" in title
 
 
