@@ -133,6 +133,9 @@ def read_config(folder: Path, reader: str) -> dict[str, Any]:
             re.compile(pattern)
         if not all(type(rank) is int and rank > 0 for rank in ranks) or not all(0 < a < float("inf") for a in alphas):
             raise ValueError(f"ranks {ranks[:3]}, alphas {alphas[:3]}")
+        saved = config.get("modules_to_save") or []
+        if not isinstance(saved, list) or not all(saved):  # an empty name is the end of every name, the model's too
+            raise ValueError(f"modules_to_save={str(saved)[:100]}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, re.error) as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} is damaged, or not the config of a PEFT adapter ({why}): copy it again") from error

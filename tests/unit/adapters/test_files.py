@@ -55,6 +55,7 @@ def refused(folder: Path, words: str) -> None:
         *(("r", rank, CONFIG) for rank in (0, True, "4")),
         *(("lora_alpha", alpha, CONFIG) for alpha in (-8, float("nan"), "8")),
         *(("rank_pattern", pattern, CONFIG) for pattern in ([2], {"v_proj": 2.5}, {"(v_proj": 2})),
+        *(("modules_to_save", saved, CONFIG) for saved in ("lm_head", {"": None}, ["lm_head", ""])),
         ("alpha_pattern", {"v_proj": "2"}, CONFIG),
         ("target_modules", "(q_proj", CONFIG),
         ("peft_type", ["LORA"], "of type"),
