@@ -26,7 +26,6 @@ from torch.nn import functional
 
 import tlora
 from benchmarks.quality.pages import fill_blocks, markdown, publish
-from tlora.adapters.compression import Compression, share_budget
 from tlora.explanation.attribution import CHANGES
 from tlora.models.forward import evaluation_mode
 from tlora.numerics.statistics import bootstrap_means, interval
@@ -100,12 +99,10 @@ def measure(key: dict[str, Any], data: str, training: dict[str, Any]) -> None:
     found = {"whole": {"1.0": losses(adapted, task)}}
     with tempfile.TemporaryDirectory() as folder:
         trained = run.save(Path(folder, "trained"))
-        whole = tlora.compress(trained, parameters=1.0, calibration=calibration)
-        weights = {"outputs": np.ones(len(frame)), "weighted": np.clip(frame["contribution"], 0, None)}
+        weights = {"outputs": None, "weighted": frame.set_index("module")["contribution"].to_dict()}
         for cut, weight in weights.items():
             for share in SHARES:
-                ranks = weighted_ranks(whole, dict(zip(frame["module"], weight, strict=True)), share)
-                smaller = tlora.compress(trained, rank=ranks, calibration=calibration)
+                smaller = tlora.compress(trained, parameters=share, calibration=calibration, contributions=weight)
                 tlora.detach(model)
                 cut_model = tlora.load(smaller.save_adapter(Path(folder, f"{cut}-{share}")), model)
                 found.setdefault(cut, {})[str(share)] = losses(cut_model, task)
@@ -126,15 +123,6 @@ def measure(key: dict[str, Any], data: str, training: dict[str, Any]) -> None:
     with STORE.open("a") as file:
         file.write(json.dumps({"key": key, "values": values}) + "\n")
     print(json.dumps(key), flush=True)
-
-
-def weighted_ranks(whole: Compression, weights: dict[str, float], share: float) -> dict[str, int]:
-    """Ranks within a share of the parameters: by the energy of each direction, relative to its module's if weighted."""
-    energies = {name: energy[-1, -1].numpy() for name, energy in whole.energies.items()}
-    if len(set(weights.values())) > 1:
-        energies = {name: weights[name] * energy / energy.sum() for name, energy in energies.items()}
-    costs = {name: sum(shape) for name, shape in whole.shapes.items()}
-    return share_budget(energies, costs, int(share * whole.parameters[0]))
 
 
 def losses(adapted: Any, task: tlora.Task) -> list[float]:

@@ -1,11 +1,8 @@
 """The page of attributions is that of what is stored."""
 
 import json
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.quality import attribution
 
@@ -44,10 +41,3 @@ def test_cells_are_what_the_store_says(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "layer 1 v | 4 (4 to 4) | 0.5 (0.5 to 0.5) | 1 of 3 | 3 | 1" in first
     assert "| v | 4 (4 to 4) | 57% (57% to 57%) | 50% | 50% | 0.5 (0.5 to 0.5) |" in attribution.by_projection()
     assert "| 25% | 1.000 | 2.500 | 2.000 | -0.500 (-0.500 to -0.500) |" in attribution.compression()
-
-
-def test_weights_move_the_budget() -> None:
-    energies = {"a": torch.tensor([[[4.0, 1.0]]]), "b": torch.tensor([[[2.0, 2.0]]])}
-    whole: Any = SimpleNamespace(energies=energies, shapes={"a": (1, 1), "b": (1, 1)}, parameters=(8, 8))
-    assert attribution.weighted_ranks(whole, {"a": 1.0, "b": 1.0}, 0.5) == {"a": 1, "b": 1}
-    assert attribution.weighted_ranks(whole, {"a": 0.1, "b": 1.0}, 0.5) == {"a": 0, "b": 2}

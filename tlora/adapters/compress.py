@@ -39,6 +39,7 @@ def compress(
     error: float | None = None,
     calibration: Calibration | None = None,
     held_out: Calibration | None = None,
+    contributions: Mapping[str, float] | None = None,
 ) -> Compression:
     """Cut the ranks of a LoRA adapter, whoever trained it, by what its weights or its outputs on a task lose.
 
@@ -62,6 +63,9 @@ def compress(
         and otherwise in the weights.
     held_out : Calibration, optional
         A calibration on other samples of the task, on which the loss is measured as well.
+    contributions : mapping of str to float, optional
+        What each module did, from `tlora.attribute`; only with ``parameters`` or ``energy``. A budget is then shared by
+        the part of its update that a module loses times its contribution, none if that is negative.
 
     Returns
     -------
@@ -73,7 +77,8 @@ def compress(
     FileNotFoundError
         If there is no adapter.
     ValueError
-        If not exactly one of ``rank``, ``parameters``, ``energy`` and ``error`` is given; if the adapter is damaged,
+        If not exactly one of ``rank``, ``parameters``, ``energy`` and ``error`` is given; if contributions do not name
+        every module, or come with ``rank`` or ``error``; if the adapter is damaged,
         merged, or computes something else than ``W + s B A`` (DoRA, PiSSA that was not converted to LoRA, ...); if a
         calibration is of another model, lacks a module, or shares samples with the held-out one.
 
@@ -90,7 +95,8 @@ def compress(
     module energies decrease while the cost of a rank, ``d_in + d_out``, is constant, so the kept energy is a concave
     function of its parameters. For a sum of such functions the greedy order is optimal for every budget that it uses
     up, and less than one rank from the optimum otherwise. Errors of modules are added as they are: the measure ignores
-    how the error of one module changes the inputs of the next, and how the loss weighs them.
+    how the error of one module changes the inputs of the next, and how the loss weighs them. ``contributions`` weigh
+    them, by answers that were taken apart: where a cut costs something, less is lost (docs/results/attribution.md).
 
     Other trainers do not record fingerprints of the base: a calibration of another model is then recognized by names
     and shapes alone.
@@ -108,6 +114,8 @@ def compress(
     True
     >>> tlora.compress("adapter", rank=2, calibration=calibration).measures
     ['plain', 'task']
+    >>> answers = tlora.attribute(adapted, task, limit=2, progress=False).to_frame().set_index("module")
+    >>> kept = tlora.compress("adapter", parameters=0.25, contributions=answers["contribution"].to_dict())
     """
     budget: dict[str, Any] = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
     check_budget(budget)
@@ -125,6 +133,8 @@ def compress(
         for name, factors in source.factors.items()
     }
     energies = {name: ranked.energies[-1, len(cuts) - 1] for name, ranked in directions.items()}
+    if contributions is not None:
+        energies = _weighted(energies, contributions, budget)
     ranks = choose_ranks(energies, source.shapes, **budget)
     cut = {
         name: _cut(*source.factors[name], source.scalings[name], directions[name].vectors[:, :kept])
@@ -133,7 +143,8 @@ def compress(
     }
     if not cut:
         raise ValueError("nothing would be kept: every update is zero, or the budget drops every module")
-    described = budget | {"rank": dict(rank) if isinstance(rank, Mapping) else rank}
+    given = {"rank": rank, "contributions": contributions}
+    described = budget | {name: dict(one) if isinstance(one, Mapping) else one for name, one in given.items()}
     used = Meta() if calibration is None else calibration.meta
     return Compression(
         shapes=source.shapes,
@@ -155,6 +166,18 @@ def _check_disjoint(calibration: Calibration | None, held_out: Calibration | Non
     both = {*calibration.sample_fingerprints.tolist()} & {*held_out.sample_fingerprints.tolist()}
     if both:
         raise ValueError(f"{len(both)} samples are in both the calibration and the held-out one: hold out others")
+
+
+def _weighted(
+    energies: Mapping[str, Tensor], contributions: Mapping[str, float], budget: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Each direction's share of its module's energy, times the contribution of the module."""
+    if budget["parameters"] is None and budget["energy"] is None:
+        raise ValueError("contributions= share a budget between modules: pass parameters= or energy=")
+    if missing := [name for name in energies if name not in contributions]:
+        raise ValueError(f"contributions= lacks {missing[0]}: take them from tlora.attribute on this adapter")
+    least = torch.finfo(torch.float64).tiny
+    return {n: max(contributions[n], 0.0) * energy / energy.sum().clamp(min=least) for n, energy in energies.items()}
 
 
 class _Directions(NamedTuple):

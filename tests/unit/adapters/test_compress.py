@@ -142,6 +142,17 @@ def test_no_other_ranks_of_the_same_parameters_keep_more():
             assert kept == pytest.approx(best(spent), rel=1e-5)
 
 
+def test_contributions_share_a_budget():
+    """In proportion to the energies they change nothing; where they are nothing or negative nothing is kept."""
+    model = other_adapter()
+    plain = tlora.compress(model, parameters=0.5)
+    sums = {name: float((dense**2).sum()) for name, dense in updates(model).items()}
+    assert tlora.compress(model, parameters=0.5, contributions=sums).ranks == plain.ranks
+    unwanted = [name for name in sums if name.endswith("v_proj")]
+    most = tlora.compress(model, energy=1.0, contributions=sums | dict.fromkeys(unwanted, -1.0)).ranks
+    assert [name for name, rank in most.items() if not rank] == unwanted
+
+
 def test_energy_and_error_are_kept_with_as_little_as_it_takes():
     model = other_adapter()
     kept = tlora.compress(model, energy=0.8)
@@ -250,6 +261,8 @@ def test_refusals_of_adapters(adapter, words):
         ({"energy": 1.1}, "energy"),
         ({"error": -0.1}, "error"),
         ({"parameters": 20}, "use 48 or more"),
+        ({"rank": 2, "contributions": {}}, "parameters= or energy="),
+        ({"parameters": 0.5, "contributions": {}}, "lacks model.layers.0.mlp.down_proj"),
     ],
 )
 def test_refusals_of_budgets(options, words):
