@@ -16,7 +16,7 @@ from tlora.explanation.attribute import adapter_targets
 from tlora.explanation.attribution import groups
 from tlora.explanation.gated_adapter import GatedAdapter
 from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, RescaledPoint, Rescaling
-from tlora.explanation.side_effects import check_texts, check_tokens
+from tlora.explanation.side_effects import NO_TEXTS, check_texts
 from tlora.models.forward import evaluation_mode
 from tlora.models.weights import base_fingerprints, model_name
 from tlora.results import Meta
@@ -94,12 +94,12 @@ def rescale(
         raise ValueError(f"limit={limit} is negative: pass the most nats per token that each text may lose")
     require_choice(parts, "parts", (None, *get_args(Parts)))
     gated = GatedAdapter(adapted, "rescale")
+    if not texts:
+        raise ValueError(NO_TEXTS)
     sets = {TASK: task} | dict(texts)
-    check_texts(gated.model, texts)
-    check_texts(gated.model, {TASK: task})
     warn_resized_vocabulary(adapted)
     rows = {name: each.rows(split if name == TASK else "test", samples) for name, each in sets.items()}
-    check_tokens(gated.model, sets, rows)
+    check_texts(gated.model, dict(texts) | {TASK: task}, rows)
     counts: dict[str, Tensor] = {}
     require_positive_int(batch_size, "batch_size")
 

@@ -23,6 +23,7 @@ from tlora.tasks.task import Task
 from tlora.utils.validation import require_positive_int
 
 Row = dict[str, Any]
+NO_TEXTS = "there are no texts: pass tlora.load_texts(tokenizer), or a dict of tasks"
 
 
 def side_effects(
@@ -75,11 +76,12 @@ def side_effects(
     ['prose', 'code', 'chat']
     """
     gated = GatedAdapter(adapted, "side_effects")
-    check_texts(gated.model, texts)
+    if not texts:
+        raise ValueError(NO_TEXTS)
     require_positive_int(batch_size, "batch_size")
     measured: list[tuple[MeasuredText, Row]] = []
     rows = {name: task.rows("test", limit) for name, task in texts.items()}
-    check_tokens(gated.model, texts, rows)
+    check_texts(gated.model, texts, rows)
     for name, task in texts.items():
         with gated.as_base() as base, evaluation_mode(base):
             before = token_losses(base, task, rows[name], batch_size, progress)
@@ -101,11 +103,10 @@ def side_effects(
     )
 
 
-def check_texts(model: Any, texts: Mapping[str, Task]) -> None:
-    """Refuse sets of texts that a model cannot write."""
-    if not texts:
-        raise ValueError("there are no texts: pass tlora.load_texts(tokenizer), or a dict of tasks")
+def check_texts(model: Any, texts: Mapping[str, Task], rows: Mapping[str, Dataset]) -> None:
+    """Refuse sets of texts that a model cannot write, or whose tokens are not the model's."""
     needed = "seq2seq" if model.config.is_encoder_decoder else "causal"
+    size, first = model.config.get_text_config().vocab_size, next(iter(texts.values())).tokenizer
     for name, task in texts.items():
         if task.kind == "classification" or not model.can_generate():
             raise ValueError(
@@ -117,12 +118,6 @@ def check_texts(model: Any, texts: Mapping[str, Task]) -> None:
                 f"{name} is for a model of architecture {task.architecture!r}, and a {type(model).__name__} is "
                 f"{needed!r}: load it by tlora.load_task(..., architecture={needed!r})"
             )
-
-
-def check_tokens(model: Any, texts: Mapping[str, Task], rows: Mapping[str, Dataset]) -> None:
-    """Refuse texts whose tokens are not the model's, or not those of the other texts."""
-    size, first = model.config.get_text_config().vocab_size, next(iter(texts.values())).tokenizer
-    for name, task in texts.items():
         is_other = task.tokenizer is not first and task.tokenizer.get_vocab() != first.get_vocab()
         if is_other or max(map(max, rows[name]["input_ids"])) >= size:
             raise ValueError(
