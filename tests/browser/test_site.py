@@ -116,6 +116,16 @@ def test_the_workbench_of_the_first_page_works(browser: Browser, address: str) -
     page.close()
 
 
+def test_cells_that_are_collapsed_in_jupyterlab_are_collapsed(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/notebooks/1_quickstart.html")
+    imports = page.locator("details", has_text="import tempfile")
+    assert not imports.locator("pre").is_visible()
+    imports.locator("summary").click()
+    assert imports.locator("pre").is_visible()
+    page.close()
+
+
 @pytest.mark.parametrize(("question", "answer"), ASKED.items())
 def test_what_users_ask_is_among_the_first_three_that_are_found(
     browser: Browser, address: str, question: str, answer: str
@@ -123,6 +133,7 @@ def test_what_users_ask_is_among_the_first_three_that_are_found(
     page = browser.new_page()
     page.goto(f"{address}/search.html?q={quote(question)}")
     page.locator("#search-results ul.search > li > a").first.wait_for()
+    assert page.locator("#search-results > h2").is_hidden()  # it says "Searching" until all pages have been fetched
     page.wait_for_function("document.querySelector('.search-summary')?.textContent.includes('finished')")
     assert answer in [link.partition(".html")[0] for link in page.evaluate(FOUND)[:3]]
     page.close()
