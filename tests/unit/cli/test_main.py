@@ -52,7 +52,7 @@ def test_help_and_refusals_load_no_torch(line: str, code: int, text: str) -> Non
 def test_an_interruption_is_one_line_during_imports_too(seconds: float, tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).touch()
-    code = "import sys; print('up', flush=True); from tlora.__main__ import main; main()"
+    code = "from tlora.__main__ import main; print('up', flush=True); main()"
     command = [sys.executable, "-c", code, "inspect", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
