@@ -211,8 +211,11 @@ function render({ model, el }) {
     const moved = about.names.flatMap((_, k) => (change(k) ? [k] : [])).sort((a, b) => Math.abs(change(b)) - Math.abs(change(a)));
     if (!moved.length) return "no rank changed";
     const sum = (of) => moved.reduce((all, k) => all + of(k), 0), adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
-    return `${moved.length} of ${adapted} modules changed, ${whole(sum((k) => Math.max(0, change(k))))} ranks more and ${whole(sum((k) => Math.min(0, change(k))))} fewer, ` +
-      `${plus(sum((k) => change(k) * about.outs[k]))} trainable parameters; most: ${moved.slice(0, 3).map((k) => `${plus(change(k))} ${place(k)}`).join(", ")}`;
+    const more = sum((k) => Math.max(0, change(k))), fewer = -sum((k) => Math.min(0, change(k))), grown = sum((k) => change(k) * about.outs[k]);
+    const why = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
+    const judge = `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
+    return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ` +
+      `${plus(grown)} trainable parameters${why}; most: ${moved.slice(0, 3).map((k) => `${plus(change(k))} ${place(k)}`).join(", ")}. ${judge}`;
   }
   function costs() { // of the kept and the new allocation, A frozen, their ratio, and those of plain LoRA
     const sizes = (ranks, trainsA) => {

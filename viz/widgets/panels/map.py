@@ -29,9 +29,9 @@ def map_tabs(
     """
     tabs = [
         _tab("sensitivity", "Sensitivity", "share of all scores", "percent", **_shares(sensitivity)),
-        _tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"),
+        _tab("rank", "Rank", "rank; red: more than uniform, blue: less", "ratio", of="ranks"),
         _tab("change", "Change", "ranks more or fewer than kept", "change", of="change"),
-        _tab("scaling", "Scaling", "factor of B A; middle: alpha / rank", "ratio", of="scalings"),
+        _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", of="scalings"),
     ]
     if results.spectrum is not None and results.spectrum.names == sensitivity.names:
         ranks = shorten_all(list(results.spectrum.effective_rank.values()))
