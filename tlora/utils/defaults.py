@@ -46,7 +46,12 @@ class SubspaceKind(NamedTuple):
 
 
 KINDS: dict[Kind, SubspaceKind] = {
-    "wc": SubspaceKind("right singular vectors of W C, the weight times the covariance of its inputs", "TLoRA", reads_covariance=True, within_sketch=True),
+    "wc": SubspaceKind(
+        "right singular vectors of W C, the weight times the covariance of its inputs",
+        "TLoRA",
+        reads_covariance=True,
+        within_sketch=True,
+    ),
     "w": SubspaceKind("right singular vectors of W", "PiSSA"),
     "c": SubspaceKind("principal directions of the inputs", "EVA", reads_covariance=True, within_sketch=True),
     "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True),
