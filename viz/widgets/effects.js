@@ -68,9 +68,10 @@ function rescalingPart(parent, part) {
     at.replaceChildren();
     chart(curve, { title: "Loss on the task by what other text loses", lines: [...lines, { label: "chosen", points: [[point.lost, point.task]], color: 6, name: "chosen" }], cursor: choice.limit, width: 520, height: 240,
       x: { label: "largest change of other text, nats a token" }, y: { label: "task loss, nats a token", log: true } });
-    drawTable(at, { caption: `${point.label[0].toUpperCase()}${point.label.slice(1)}`, head: ["set", "loss", "change", "95 % interval over texts"], rows: point.rows });
-    const words = top === choice.at ? "the lowest task loss within the limit" : top === null ? "no point is within the limit" : `within the limit ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
-    finding.textContent = `${point.label[0].toUpperCase()}${point.label.slice(1)}: task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats a token; ${words}.`;
+    const title = `${point.label[0].toUpperCase()}${point.label.slice(1)}`;
+    drawTable(at, { caption: [title, ...(point.without.length ? [point.without.join(", ")] : [])].join(": "), head: ["set", "loss", "change", "95 % interval over texts"], rows: point.rows });
+    const words = top === choice.at ? "the lowest task loss within the limit" : top === null ? "no point is within the limit" : `within the limit, ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
+    finding.textContent = `${title}: task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats a token; ${words}.`;
     line.textContent = isScale && !point.scale ? "# scale 0 is the base model: there is nothing to write" : `rescaling.save_adapter("milder", rescaling.points[${choice.at}])  # ${point.label}`;
   }
   draw();

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from tlora.explanation.rescaling import SCALE, TASK, Rescaling
+from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, Rescaling
 from tlora.explanation.side_effects_result import SideEffects
 from viz import style
 from viz.widgets.panels.attribution import largest_modules
@@ -86,6 +86,8 @@ def _curve(rescaling: Rescaling) -> Part:
     frame = rescaling.to_frame()
     frame = frame.assign(interval=_intervals(frame))
     by_point = dict(iter(frame.groupby("point", sort=False)))
+    gone = {p.label: {name for name, factor in p.factors.items() if not factor} for p in rescaling.points}
+    parts = [point.label for point in rescaling.points if point.kind == PART]
     points = [
         {
             "label": point.label,
@@ -93,6 +95,11 @@ def _curve(rescaling: Rescaling) -> Part:
             "scale": max(point.factors.values()),
             "task": shorten(rescaling.loss(point, TASK), 7),
             "lost": shorten(rescaling.lost(point), 7),
+            "without": [
+                label.removeprefix("without ")
+                for label in parts
+                if point.kind == LEFT_OUT and gone[label] <= gone[point.label]
+            ],
             "rows": [
                 [row.set, loss(row.loss), change(row.change), row.interval]
                 for row in by_point[point.label].itertuples()

@@ -40,6 +40,11 @@ def test_points_have_the_values_of_the_result() -> None:
         [p["task"] for p in shown["points"]], [found.loss(point, "task") for point in found.points], rtol=1e-3
     )
     assert shown["points"][shown["start"]]["label"] == "scale 1"
+    for point, one in zip(shown["points"], found.points, strict=True):
+        out = {name for name, target in found.targets.items() if f"layer {target.layer}" in point["without"]}
+        assert (
+            point["kind"] != "left out" or out == {name for name, factor in one.factors.items() if factor == 0} != set()
+        )
 
 
 def test_a_page_has_the_texts_if_they_are_asked_for(tmp_path) -> None:
