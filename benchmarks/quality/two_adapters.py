@@ -246,6 +246,7 @@ def overlap_table() -> str:
     return markdown(["model", "adapters", "overlap of reads", "overlap of writes"], lines)
 
 
+@style.styled
 def picture() -> None:
     """Measured loss against predicted disturbance, a panel a model, a color an arm, a marker a task."""
     found = records()
@@ -257,7 +258,8 @@ def picture() -> None:
             for marker, (name, part) in zip("os", points(record).groupby("task", sort=False), strict=False):
                 look = {"s": 20, "color": colors[record["arm"]], "marker": marker, "alpha": 0.7, "linewidth": 0}
                 ax.scatter(part["predicted"], part["loss"], label=f"{record['arm']}, {name}", **look)
-        ax.set(title=model, xlabel="predicted: 0 the task's own adapter, 1 the base")
+        ax.set_xlabel("predicted: 0 the task's own adapter, 1 the base")
+        style.headline(ax, f"{model}: the loss rises up to 1, and less beyond")
         ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     axes[0][0].set_ylabel("measured loss, nats")
     save_figure(figure, PICTURE, digest_text(STORE.read_text()))
