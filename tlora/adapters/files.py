@@ -297,10 +297,6 @@ def read_training_record(folder: Path) -> TrainingRecord:
     """Read the record of a run, of a checkpoint of `train`, or of an adapter before training; empty elsewhere."""
     if (folder / RUN).is_file():
         return read_result(folder / RUN, "TrainingRun", TrainingRecord)
-    if (older := folder / RUN.with_suffix("")).is_dir():
-        raise ValueError(
-            f"{older} is of an earlier version: use that, or remove it to load the adapter without its run"
-        )
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
     record = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
     base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None

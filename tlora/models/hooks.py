@@ -138,7 +138,6 @@ def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradie
     model has no graph. Everything is restored when the block ends, also after an error.
     """
     refuse_packed(model)
-    _refuse_inference(model)
     recorder = Recorder(on_gradient)
     with contextlib.ExitStack() as undo:
         undo.enter_context(intact(model))
@@ -163,13 +162,6 @@ def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradie
             undo.callback(handle.remove)
         undo.enter_context(torch.enable_grad())
         yield recorder
-
-
-def _refuse_inference(model: nn.Module) -> None:
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("there are no gradients under torch.inference_mode(): calibrate outside of it")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise RuntimeError("the model was loaded under torch.inference_mode(), without gradients: load it outside")
 
 
 @contextlib.contextmanager
