@@ -259,7 +259,7 @@ def picture() -> None:
                 look = {"s": 20, "color": colors[record["arm"]], "marker": marker, "alpha": 0.7, "linewidth": 0}
                 ax.scatter(part["predicted"], part["loss"], label=f"{record['arm']}, {name}", **look)
         ax.set_xlabel("predicted: 0 the task's own adapter, 1 the base")
-        style.headline(ax, f"{model}: the loss rises up to 1, and less beyond")
+        style.headline(ax, f"{model}: losses rise, less beyond 1")
         ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     axes[0][0].set_ylabel("measured loss, nats")
     save_figure(figure, PICTURE, digest_text(STORE.read_text()))
