@@ -44,22 +44,6 @@ function apportion(weights, budget, low, high, costs = weights.map(() => 1)) {
   }
 }
 
-// Parts of the budget for the projections that have a share, and for the others together: tlora/allocation/constraints.py.
-function divideBudget(budget, groups, costs, low, high, floors, ceilings) {
-  const spans = (parts, least, most) => {
-    const all = groups.map(({ members }) => [least, most].map((limit) => total(members.map((i) => limit[i]), members.map((i) => costs[i]))).concat(Math.max(...members.map((i) => costs[i]))));
-    const left = all.reduce((sum, [, most], g) => sum + Math.max(0, parts[g] - most), 0);
-    all.forEach(([least, most, cost], g) => {
-      const [smaller, larger] = [groups[g].share * budget, parts[g]].sort((a, b) => a - b);
-      if (larger + left < least - 1e-6 || smaller - most >= cost) refuse();
-    });
-    return all;
-  };
-  const shares = groups.map(({ share }) => share), first = spans(shares.map((share) => share * budget), floors.map((floor, i) => Math.min(floor, low[i])), ceilings);
-  const parts = apportion(shares, budget, first.map(([least]) => least), first.map(([, most]) => most)), second = spans(parts, low, high);
-  return apportion(parts, budget, second.map(([least]) => least), second.map(([, most, cost]) => most + cost - 1));
-}
-
 // Ranks and scalings of a rule: scores, limits, options of `tlora.allocate`, ranks by hand and modules that are left out.
 function allocate(rule, about) {
   const { rank, edits, scores, temperature } = rule, kept = scores.flatMap((_, k) => (rule.excluded.includes(k) ? [] : [k]));
@@ -67,20 +51,9 @@ function allocate(rule, about) {
   const [costs, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept.map((k) => column[k]));
   const low = kept.map((k, i) => edits[k] ?? floors[i]), high = kept.map((k, i) => edits[k] ?? ceilings[i]);
   if (!kept.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
-  const row = kept.map((k) => about.rows[about.row[k]]), member = (is) => row.flatMap((name, i) => (is(name) ? [i] : []));
-  const groups = Object.entries(rule.shares).map(([name, share]) => ({ share, members: member((one) => one === name) }));
-  const shared = exactSum(Object.values(rule.shares)), others = member((name) => !(name in rule.shares));
-  if (others.length) groups.push({ share: Math.max(0, 1 - shared), members: others });
-  else if (Math.abs(shared - 1) > 1e-9) refuse();
-  if (groups.some(({ members }) => !members.length)) refuse();
-  const remainder = groups.reduce((sum, { members }) => sum + Math.max(...members.map((i) => costs[i])) - 1, 0);
-  if (total(low, costs) > budget || budget - total(high, costs) > remainder) refuse();
+  if (total(low, costs) > budget || budget - total(high, costs) >= Math.max(...costs)) refuse();
   const powers = kept.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : kept.map(() => 1);
-  const shares = [];
-  divideBudget(budget, groups, costs, low, high, floors, ceilings).forEach((part, g) => {
-    const at = groups[g].members, pick = (column) => at.map((i) => column[i]);
-    apportion(pick(weights), part, pick(low), pick(high), pick(costs)).forEach((units, n) => { shares[at[n]] = units; });
-  });
+  const shares = apportion(weights, budget, low, high, costs);
   const alpha = rule.alpha ?? rank, sum = exactSum(powers), cost = exactSum(weights.map((weight, i) => weight * costs[i]));
   const alphas = powers.map((power) => (rule.adapt_scales ? Math.max(alpha, roundEven((alpha * powers.length * power) / sum)) : alpha));
   const found = { rank, ranks: scores.map(() => 0), scalings: scores.map(() => null), ideals: scores.map(() => null), most: scores.map(() => 0), reasons: scores.map(() => "left out") };

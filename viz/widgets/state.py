@@ -127,7 +127,6 @@ def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, 
     ]
     code = {name: repr(value) for name, value in allocate_arguments(sensitivity, state).items() if name != "pinned"}
     return {name: getattr(state, name) for name in fields} | {
-        "shares": {},
         "scores": list(sensitivity.rescale(state.score).scores.values()),
         "floors": [floors.get(name, 1) for name in names],
         "ceilings": [min(*shapes[name], limits.get(name, math.inf)) for name in names],
