@@ -17,7 +17,7 @@ function moduleCharts(about, choice) {
       chart(root, { title: `Shares by rank, ${place}`, lines: lines.map((one, i) => ({ ...one, color: i + 2 })), cursor: rank || null, height: 116,
         x: { label: "rank", min: 0, max: Math.max(...lines.map((one) => one.points.length)) + 1 }, y: { label: "share", percent: true, min: 0, max: 1 } });
     }
-    if (counts?.length) {
+    if (counts?.length > 1) {
       const all = counts.reduce((sum, [, count]) => sum + count, 0), far = 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...counts.map(([r]) => r)))));
       explained(make("div", { class: "key" }, root, `Rank from resampled scores: ${counts[0][0]} to ${counts.at(-1)[0]}`), "resamples");
       chart(root, { title: `Ranks from resampled scores, ${place}`, lines: [], bars: counts.map(([r, count]) => [r, count / all]), cursor: rank || null, height: 100,
