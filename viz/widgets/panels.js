@@ -47,7 +47,7 @@ function moduleCharts(about, choice) {
       y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...whats.flatMap((what) => one.curves[what].each.flat().filter((v) => v > 0)))) } });
     const words = { energy: one.known ? "known energy" : "energy", variance: "input variance" };
     const rows = whats.map((what) => [words[what], rank ? percent(held(what)) : "", ...one.curves[what].needed[mine].map((n) => n ?? `over ${one.curves[what].at[mine].at(-1)}`)]);
-    drawTable(root, { caption: "What the first directions hold, and how many it takes", head: ["", `first ${rank}`, "for 90\u00a0%", "95\u00a0%", "99\u00a0%"], rows });
+    drawTable(root, { caption: "What they hold, and how many hold", head: ["", `first\u00a0${rank}`, "90\u00a0%", "95\u00a0%", "99\u00a0%"], rows });
   }
   return { root, draw };
 }

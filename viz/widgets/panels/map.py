@@ -29,7 +29,7 @@ def map_tabs(
     """
     tabs = [
         _tab("sensitivity", "Sensitivity", "share of all scores", "percent", **_shares(sensitivity)),
-        _tab("rank", "Rank", "rank; red: more than uniform, blue: less", "ratio", of="ranks"),
+        _tab("rank", "Rank", "rank; red: above uniform", "ratio", of="ranks"),
         _tab("change", "Change", "ranks more or fewer than kept", "change", of="change"),
         _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", of="scalings"),
     ]
