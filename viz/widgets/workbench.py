@@ -75,7 +75,7 @@ from viz.widgets.state import (
 )
 
 SESSION = "session.json"
-STORED = "As the cell ran. Later edits are in the kernel: workbench.display() shows them."
+STORED = "As the cell ran. To see later edits, trust the notebook or run workbench.display()."
 """Below the picture that a notebook stores: what is seen if the widget does not come back when the page is loaded."""
 RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
