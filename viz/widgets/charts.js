@@ -38,7 +38,7 @@ function explainer(root) { // one box for all sentences of a widget
     box.style.top = `${below}px`;
   }
   for (const event of ["pointerover", "focusin"]) root.addEventListener(event, show);
-  for (const event of ["pointerleave", "focusout"]) root.addEventListener(event, hide);
+  for (const event of ["pointerleave", "focusout", "click"]) root.addEventListener(event, hide);
   root.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 }
 
