@@ -26,7 +26,7 @@ GLOSSARY: dict[str, str] = {
     "direction": "A vector in the input space of a module. Each row of A is one: it turns a token's input into one "
     "number.",
     "energy": "Share of ||W C||², the covariance of the inputs seen through the weight, that lies along the first "
-    "directions. A high share does not say that training needs more of them.",
+    "directions, of those that were computed. A high share does not say that training needs more of them.",
     "variance": "Share of the variance of a module's inputs that lies along the first directions.",
     "gradient captured": "Share of the squared gradient of held-out samples that lies along the rows of A: what an "
     "adapter with A frozen can follow.",
@@ -68,7 +68,7 @@ GLOSSARY: dict[str, str] = {
 """Sentences by word."""
 
 SAME = {
-    "known energy": "energy", "input variance": "variance", "training": "training loss", "held out": "held-out loss",
+    "training": "training loss", "held out": "held-out loss",
     "validation": "held-out loss", "loss, nats": "loss", "validation loss": "held-out loss", "resampled": "resamples",
     "rank from resampled scores": "resamples", "overlap, next layers": "neighbors", "new, of kept": "new",
     "update, kept": "update", "update, new": "update", "update, uniform": "update",

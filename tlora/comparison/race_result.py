@@ -241,10 +241,10 @@ class Race(Result):
         arm, other, low, high = pair.arm, pair.other, pair.low, pair.high
         if pair.step == 0:
             return f"{arm} and {other}: not decided, as they were not evaluated after the same number of steps"
-        if pair.verdict == AHEAD:
-            return f"{arm} is ahead of {other} by {_range(low, high)}"
-        if pair.verdict == BEHIND:
-            return f"{other} is ahead of {arm} by {_range(-high, -low)}"
+        if pair.verdict in (AHEAD, BEHIND):
+            first, second, least, most = (arm, other, low, high) if low > 0 else (other, arm, -high, -low)
+            small = f", within the {self.margin:g} that do not matter" if most <= self.margin else ""
+            return f"{first} is ahead of {second} by {_range(least, most)}{small}"
         if pair.verdict == NO_DIFFERENCE:
             return f"no difference larger than {self.margin:g} nats between {arm} and {other}"
         common = self._common([arm, other])

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from matplotlib.axes import Axes
 
-from tlora.allocation.footprint import TRAININGS, size_text
+from tlora.allocation.footprint import AS_BASE, TRAININGS, size_text
 from tlora.resource_estimate import ResourceEstimate
 from tlora.utils.validation import check_type
 from viz import style
@@ -38,7 +38,9 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     choices = estimate.choices.set_index(["gradient_checkpointing", "training"])
     rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in TRAININGS]
     bars = choices.loc[[row for row in rows if row in choices.index]]
-    names = [f"{TRAININGS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
+    recipe = estimate.meta.recipe
+    kinds = TRAININGS | {AS_BASE: f"LoRA, {recipe['dtype']} adapter"}
+    names = [f"{kinds[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
     weights, left = estimate.bytes["weights"] / 1e9, 0.0
     rest = bars["gigabytes"] - weights - bars["activations"]
     ax = style.axes(ax, 7.2, 0.4 * len(bars) + 1.6)
@@ -47,11 +49,10 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
         ax.barh(names, widths, left=left, color=color, label=label)
         left = left + widths
     if estimate.memory is not None:
-        ax.axvline(estimate.memory / 1e9, **style.ink(), linewidth=1)
+        ax.axvline(estimate.memory / 1e9, **style.ink(), linewidth=1, label=f"memory, {estimate.memory / 1e9:g} GB")
     ax.invert_yaxis()
     ax.set(xlabel="peak memory of a training step, GB")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    recipe = estimate.meta.recipe
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), labelspacing=0.6)
     work = f"{recipe['batch_size']} samples of {recipe['length']:,} tokens, {recipe['dtype']}, rank {recipe['rank']}"
     lora, frozen = (1e9 * bars["gigabytes"][False, kind] for kind in ("A and B", "B"))
     style.headline(

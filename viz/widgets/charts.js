@@ -93,7 +93,7 @@ function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 3
     const row = make("div", { class: "key" }, parent);
     named.forEach((one) => {
       const entry = make("span", { class: `c${one.color ?? lines.filter((l) => !l.gray).indexOf(one)} ${one.name ?? ""}` }, row);
-      make("span", { class: `swatch${one.dash ? " dash" : ""}` }, entry);
+      make("span", { class: `swatch${one.dash ? " dash" : ""}${one.thin ? " thin" : ""}` }, entry);
       entry.append(one.label);
       explained(entry, one.term ?? one.label);
     });
@@ -142,9 +142,9 @@ function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), lines = [];
   names.forEach((name, i) => {
     const single = names.length === 1, of = (what) => (single ? what : `${name}, ${what}`);
-    const look = single ? "" : `arm${i}`;
-    lines.push({ label: of("training"), term: "training loss", points: arms[name].losses, thin: true, name: look, color: i });
-    lines.push({ label: of(single ? "validation" : "held out"), term: "held-out loss", points: arms[name].held, dots: true, name: look, color: single ? 1 : i });
+    const look = single ? "" : `arm${i}`, dash = i === 1; // a later curve hides no earlier one
+    lines.push({ label: of("training"), term: "training loss", points: arms[name].losses, thin: true, dash, name: look, color: i });
+    lines.push({ label: of(single ? "validation" : "held out"), term: "held-out loss", points: arms[name].held, dots: true, dash, name: look, color: single ? 1 : i });
   });
   const steps = Math.max(1, ...names.map((name) => arms[name].planned));
   const title = `Losses of ${names.join(" and ")} over the optimizer steps`;

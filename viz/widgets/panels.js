@@ -45,8 +45,7 @@ function moduleCharts(about, choice) {
       y: { label: "cumulative share", percent: true, min: 0, max: 1 } });
     chart(root, { title: `Share of each direction of ${place}`, lines: lines("each"), cursor: rank || null, height: 124, legend: false, x,
       y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...whats.flatMap((what) => one.curves[what].each.flat().filter((v) => v > 0)))) } });
-    const words = { energy: one.known ? "known energy" : "energy", variance: "input variance" };
-    const rows = whats.map((what) => [words[what], rank ? percent(held(what)) : "", ...one.curves[what].needed[mine].map((n) => n ?? `over ${one.curves[what].at[mine].at(-1)}`)]);
+    const rows = whats.map((what) => [what, rank ? percent(held(what)) : "", ...one.curves[what].needed[mine].map((n) => n ?? `over ${one.curves[what].at[mine].at(-1)}`)]);
     drawTable(root, { caption: "What they hold, and how many hold", head: ["", `first\u00a0${rank}`, "90\u00a0%", "95\u00a0%", "99\u00a0%"], rows });
   }
   return { root, draw };

@@ -84,7 +84,7 @@ function render({ model, el }) {
   }
   function words(k) { // everything that is known of a module
     const rank = current.ranks[k], lines = [why(k)], of = (name) => about.tabs.find((one) => one.name === name);
-    if (rank) lines.push(`Scaling ${number(current.scalings[k])}`);
+    if (rank) lines.push(`Scaling ${number(current.scalings[k])}${current.controls.scaling === "nominal" && current.scalings[k] !== 1 ? ", by the score, whatever the rank" : ""}`);
     const s = of("sensitivity"), ends = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
     if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends}`);
     for (const t of about.tabs) {

@@ -50,7 +50,7 @@ def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
     """What the browser draws of one kind of subspace: its curves, and by module the ``index`` of its curve.
 
     Modules that read the same input share a curve: ``at`` (directions, from 1), ``each`` and ``sums`` (shares) and
-    ``needed`` (directions for `LEVELS`). ``known`` says whether shares are of the known directions alone.
+    ``needed`` (directions for `LEVELS`).
     """
     shares = module_shares(source)
     inputs = source.inputs if isinstance(source, Spectrum) else {name: name for name in source.names}
@@ -65,10 +65,9 @@ def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
             "sums": [shorten_all(sums[name][at[name] - 1], 4) for name in own],
             "needed": [shorten_all([count_directions(sums[name], level) for level in LEVELS], 6) for name in own],
         }
-    whole = isinstance(source, Spectrum) and bool(np.isfinite([*source.traces.values()]).all())
     meaning = describe_kind(source.kind)
     index = [own.index(inputs[name]) for name in source.names]
-    return {"label": label, "meaning": meaning, "known": not whole, "index": index, "curves": curves}
+    return {"label": label, "meaning": meaning, "index": index, "curves": curves}
 
 
 def drawn_directions(count: int) -> NDArray[np.intp]:
