@@ -17,7 +17,7 @@ AS_BASE = "A and B, adapter as base"
 FULL = "all weights"
 """The kind of training that is full fine-tuning."""
 
-TRAININGS = {"A and B": "LoRA", AS_BASE: "LoRA, adapter as base", "B": "A frozen", FULL: "all weights"}
+TRAININGS = {"A and B": "LoRA", AS_BASE: "LoRA, adapter in the base's dtype", "B": "A frozen", FULL: "all weights"}
 """The kinds of training in words."""
 
 ADAMW_STATES = 2

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from matplotlib.axes import Axes
 
-from tlora.allocation.footprint import AS_BASE, TRAININGS, size_text
+from tlora.allocation.footprint import TRAININGS, size_text
 from tlora.resource_estimate import ResourceEstimate
 from tlora.utils.validation import check_type
 from viz import style
@@ -39,8 +39,7 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in TRAININGS]
     bars = choices.loc[[row for row in rows if row in choices.index]]
     recipe = estimate.meta.recipe
-    kinds = TRAININGS | {AS_BASE: f"LoRA, {recipe['dtype']} adapter"}
-    names = [f"{kinds[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
+    names = [f"{TRAININGS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
     weights, left = estimate.bytes["weights"] / 1e9, 0.0
     rest = bars["gigabytes"] - weights - bars["activations"]
     ax = style.axes(ax, 7.2, 0.4 * len(bars) + 1.6)
