@@ -33,6 +33,9 @@ def rescale(
     parts: Annotated[
         Parts | None, option("Budget", "Also leave out layers, projections or modules, by their exact cost.")
     ] = None,
+    only: Annotated[
+        str | None, option("Budget", "Scale this layer, projection or module alone: 'layer 3', v_proj.")
+    ] = None,
     samples: Annotated[int, option("Data", "Most samples of the task and of each set.", min=1)] = 64,
     model: BaseModel = None,
     picture: Annotated[
@@ -66,7 +69,7 @@ def rescale(
     with report.step("measuring"):
         adapted = tlora.load(folder, bare)
         rescaling = tlora.rescale(
-            adapted, loaded, texts, limit=limit, parts=parts, samples=samples, progress=report.progress
+            adapted, loaded, texts, limit=limit, parts=parts, only=only, samples=samples, progress=report.progress
         )
     rows = [["", "task loss", "other text"]]
     for point in rescaling.points:

@@ -37,6 +37,7 @@ def rescale(
     *,
     limit: float | None = None,
     parts: Parts | None = None,
+    only: str | None = None,
     samples: int = 64,
     split: str = "validation",
     batch_size: int = 8,
@@ -57,6 +58,9 @@ def rescale(
     parts : {"layers", "projections", "modules"}, optional
         Also leave out each part alone, and then more and more of them: first those whose absence costs the task least
         and helps the texts most. That takes a pass over all samples for each part.
+    only : str, optional
+        A layer, projection or module to scale, such as ``"layer 3"`` or ``"v_proj"``; the others stay as trained. All
+        are scaled by default.
     samples : int
         Most samples of the task and of each set, drawn with their seed.
     split : str
@@ -75,13 +79,15 @@ def rescale(
     ------
     ValueError
         If the adapter is not plain LoRA (DoRA, PiSSA that was not converted), the model is a classifier, a set is for
-        another architecture or tokenizer or empty, there are no sets, or the limit is negative.
+        another architecture or tokenizer or empty, there are no sets, the limit is negative, or no module is called
+        ``only``.
 
     Notes
     -----
-    Each module computes ``W x + t s B A x`` with one ``t`` for all modules, or ``t`` of 0 for those left out and 1 for
-    the others. A trained head is kept as trained. The order in which parts are left out is by the loss of the task
-    without the part alone minus what the texts gain, mean over sets. Parts interact, so every point is measured.
+    Each module computes ``W x + t s B A x``, with one ``t`` for all modules that are scaled and 1 for the others; or
+    with 0 for those left out and 1 for the others. A trained head is kept as trained. The order in which parts are
+    left out is by the loss of the task without the part alone minus what the texts gain, mean over sets. Parts
+    interact, so every point is measured.
 
     Examples
     --------
@@ -117,13 +123,22 @@ def rescale(
         return points[-1]
 
     targets = adapter_targets(gated)
-    members = groups(targets, parts.removesuffix("s")) if parts else {}
+    by_parts = {by: groups(targets, by.removesuffix("s")) for by in get_args(Parts)}
+    named = {label: names for members in by_parts.values() for label, names in members.items()}
+    if only is not None and only not in named:
+        raise ValueError(f"only={only!r} is no part of this adapter: pass one of {', '.join([*named][:3])}, ...")
+    scaled = targets if only is None else named[only]
+    members = by_parts[parts] if parts else {}
     path = np.unique(np.linspace(0, len(members), SCALES).round().astype(int))[1:-1]
     points: list[RescaledPoint] = []
     with progress_bar(show=progress, total=1 + SCALES + len(members) + len(path), desc="rescale") as bar:
         base = measure(gated.as_base())
         for t in np.linspace(0, 1, SCALES).tolist():
-            add(f"scale {t:.3g}", SCALE, dict.fromkeys(targets, t))
+            add(
+                f"scale {t:.3g}{f' of {only}' if only else ''}",
+                SCALE,
+                dict.fromkeys(targets, 1.0) | dict.fromkeys(scaled, t),
+            )
         whole = points[-1]
         worth = {}
         for label, names in members.items():
@@ -150,7 +165,7 @@ def rescale(
         meta=Meta(
             model_name(gated.model),
             task.name,
-            {"texts": list(texts), "limit": limit, "parts": parts, "samples": samples, "split": split},
+            {"texts": list(texts), "limit": limit, "parts": parts, "only": only, "samples": samples, "split": split},
             task.seed,
             len(rows[TASK]),
         ),

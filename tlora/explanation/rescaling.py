@@ -45,6 +45,11 @@ class RescaledPoint:
     factors: dict[str, float]
     losses: dict[str, Float[Tensor, " samples"]]
 
+    @property
+    def scale(self) -> float:
+        """What the scaled modules are multiplied by; 1 if modules are left out."""
+        return min(self.factors.values()) if self.kind == SCALE else max(self.factors.values())
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Rescaling(ModuleResult):
@@ -101,7 +106,7 @@ class Rescaling(ModuleResult):
     columns: ClassVar[dict[str, str]] = {
         "point": "what was measured",
         "kind": "scale: the whole adapter; part: without one part; left out: without several",
-        "scale": "largest factor of a module's update",
+        "scale": "factor of the updates that are scaled, 1 if modules are left out",
         "modules": "number of modules whose update is not left out",
         "set": "task, or the name of a set of texts",
         "loss": "mean over all tokens, nats",
@@ -165,7 +170,7 @@ class Rescaling(ModuleResult):
         rows = []
         for point in self.points:
             kept = sum(factor > 0 for factor in point.factors.values())
-            about = {"point": point.label, "kind": point.kind, "scale": max(point.factors.values()), "modules": kept}
+            about = {"point": point.label, "kind": point.kind, "scale": point.scale, "modules": kept}
             for name, counts in self.counts.items():
                 change = point.losses[name] - self.base[name]
                 low, high = ratio_interval(change.numpy(), counts.numpy(), CONFIDENCE)
@@ -210,7 +215,7 @@ class Rescaling(ModuleResult):
     @property
     def headline(self) -> str:
         """The finding: the best point, its loss on the task and what the texts lose."""
-        whole = next(point for point in self.points if point.kind == SCALE and min(point.factors.values()) == 1)
+        whole = next(point for point in self.points if point.kind == SCALE and point.scale == 1)
         parts = [
             f"{point.label}: task {self.loss(point, TASK):.3f}, other text {self.lost(point):+.3f}"
             for point in dict.fromkeys((whole, self.best))

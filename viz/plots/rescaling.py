@@ -45,8 +45,7 @@ def plot_rescaling(rescaling: Rescaling, *, ax: Axes | None = None) -> Axes:
             ax.plot(x, y, look, color=color, label=label, markersize=4, linewidth=1.4)
         for point, at in zip(points, zip(x, y, strict=True), strict=True):
             if kind == SCALE:
-                text = point.label.removeprefix("scale ")
-                ax.annotate(text, at, (4, 4), textcoords="offset points", fontsize=8, **style.ink(0.6))
+                ax.annotate(f"{point.scale:.3g}", at, (4, 4), textcoords="offset points", fontsize=8, **style.ink(0.6))
     best = rescaling.best
     ax.plot([rescaling.lost(best)], [rescaling.loss(best, TASK)], "o", markersize=9, fillstyle="none", **style.ink())
     if rescaling.limit is not None:

@@ -58,6 +58,19 @@ def test_leaving_out_a_module_is_the_model_without_it():
     assert rescaling.loss(parts[f"without {name}"], "task") == pytest.approx(own.evaluate(model)["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("only", ["layer 1", "v_proj"])
+def test_scaling_one_part_leaves_the_others_as_trained(only):
+    model, own, rescaling = measure("llama", only=only)
+    point = rescaling.points[4]
+    assert point.label == f"scale 0.5 of {only}"
+    assert point.scale == 0.5
+    part = [name for name in layers(model) if f".{only.replace('layer ', 'layers.')}." in f".{name}."]
+    assert 0 < len(part) < len(layers(model))
+    for name in part:
+        layers(model)[name].scaling["default"] *= 0.5
+    assert rescaling.loss(point, "task") == pytest.approx(own.evaluate(model)["loss"], rel=1e-6)
+
+
 def test_parts_are_left_out_in_the_order_of_their_exact_costs():
     model, _, rescaling = measure("llama", parts="modules")
     whole, sets = rescaling.points[8], ("mine", "more")
@@ -123,7 +136,9 @@ def test_nothing_is_written_of_the_base_or_over_another_adapter(tmp_path):
     assert Path(tmp_path, "theirs", "adapter_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(("options", "named"), [({"limit": -0.1}, "limit"), ({"parts": "heads"}, "heads")])
+@pytest.mark.parametrize(
+    ("options", "named"), [({"limit": -0.1}, "limit"), ({"parts": "heads"}, "heads"), ({"only": "it"}, "it")]
+)
 def test_options_that_make_no_sense_are_refused(options, named):
     with pytest.raises(ValueError, match=named):
         measure("llama", **options)

@@ -92,7 +92,7 @@ def _curve(rescaling: Rescaling) -> Part:
         {
             "label": point.label,
             "kind": point.kind,
-            "scale": max(point.factors.values()),
+            "scale": point.scale,
             "task": shorten(rescaling.loss(point, TASK), 7),
             "lost": shorten(rescaling.lost(point), 7),
             "without": [
@@ -107,7 +107,7 @@ def _curve(rescaling: Rescaling) -> Part:
         }
         for point in rescaling.points
     ]
-    start = next(n for n, point in enumerate(rescaling.points) if point.kind == SCALE and points[n]["scale"] == 1)
+    start = next(n for n, point in enumerate(rescaling.points) if point.kind == SCALE and point.scale == 1)
     return {"kind": "rescaling", "points": points, "start": start, "limit": rescaling.limit}
 
 
