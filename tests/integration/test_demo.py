@@ -50,7 +50,7 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
     assert sum(run.ranks.values()) == 8 * 210
     assert run.frozen_a
     assert {path.name for path in (folder / "pictures").iterdir()} == {
-        f"{name}.png" for name in ("spectrum", "sensitivity", "allocation", "training")
+        f"{name}.png" for name in ("spectrum", "sensitivity", "training")
     }
     assert not list(folder.parent.glob("*-unfinished"))
     assert "smart_home --base" in next_command(said)
