@@ -337,7 +337,8 @@ def _evaluated_samples(task: Task | Rows, limit: int | None) -> int:
     split = _evaluated_on(task)
     if limit == 0 or not split:
         return 0
-    return min(limit or LOSS_SAMPLES, len(task.train)) if isinstance(task, Rows) else len(task.rows(split, limit))
+    samples = len(getattr(task, split))
+    return min(limit or (LOSS_SAMPLES if isinstance(task, Rows) else samples), samples)
 
 
 def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:
