@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast, get_args
+from typing import Any, Protocol, SupportsIndex, cast, get_args
+
+from torch import Tensor
 
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modules, rank_limits
@@ -14,8 +16,21 @@ from tlora.models.targets import Target
 from tlora.utils.defaults import BUDGET, KINDS, RANKS_BY, SCALING, Budget, Kind, RanksBy, Scaling
 from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
 
-if TYPE_CHECKING:
-    from tlora.subspaces.subspaces import Subspaces  # which are made for allocations
+
+class Directions(Protocol):
+    """What `allocate` reads of `tlora.Subspaces`, which is made for allocations and so cannot be imported here."""
+
+    @property
+    def kind(self) -> str:
+        """What the directions are."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """``(d_out, d_in)`` by full module name."""
+
+    @property
+    def singular_values(self) -> dict[str, Tensor]:
+        """One for each direction, descending, by full module name."""
 
 
 def allocate(
@@ -34,7 +49,7 @@ def allocate(
     temperature: int | float = 1.0,
     score: str = "mean",
     by: RanksBy = RANKS_BY,
-    subspaces: Subspaces | None = None,
+    subspaces: Directions | None = None,
 ) -> Allocation:
     """Give more rank and a larger scale to the modules the loss is more sensitive to.
 
@@ -147,7 +162,7 @@ def allocate(
 
 
 def _direction_energies(
-    by: str, subspaces: Subspaces | None, shapes: Mapping[str, tuple[int, int]]
+    by: str, subspaces: Directions | None, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, list[float]]:
     """The squared gradient along each direction of the modules; nothing by score."""
     if by == "score":
