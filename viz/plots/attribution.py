@@ -51,9 +51,7 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     ax.set_ylim(len(top) - 0.4, -0.6)
     ax.axvline(0, linewidth=0.8, **style.ink(0.6))
     ax.set(xlabel="nats of log-probability", ylabel="module")
-    ax.legend(
-        loc="lower right" if top["contribution"].iloc[0] > 0 else "lower left"
-    )  # the short bars are at the bottom
+    ax.legend(loc="lower right" if top["contribution"].iloc[0] > 0 else "lower left")  # where the short bars end
     strip = append_strip(ax)
     one = attribution.samples[sample]
     detail = style.sentence(

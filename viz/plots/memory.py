@@ -38,7 +38,6 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     choices = estimate.choices.set_index(["gradient_checkpointing", "training"])
     rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in TRAININGS]
     bars = choices.loc[[row for row in rows if row in choices.index]]
-    recipe = estimate.meta.recipe
     names = [f"{TRAININGS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
     weights, left = estimate.bytes["weights"] / 1e9, 0.0
     rest = bars["gigabytes"] - weights - bars["activations"]
@@ -52,6 +51,7 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.set(xlabel="peak memory of a training step, GB")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), labelspacing=0.6)
+    recipe = estimate.meta.recipe
     work = f"{recipe['batch_size']} samples of {recipe['length']:,} tokens, {recipe['dtype']}, rank {recipe['rank']}"
     lora, frozen = (1e9 * bars["gigabytes"][False, kind] for kind in ("A and B", "B"))
     style.headline(

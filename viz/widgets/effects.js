@@ -47,7 +47,7 @@ function rescalingPart(parent, part) {
     out.addEventListener("change", () => { choice.at = out.value === "" ? scales.at(-1) : Number(out.value); draw(); });
   }
   const limit = make("input", { type: "number", step: 0.01, min: 0, value: choice.limit }, label("Most that a text may lose, nats a token"));
-  limit.addEventListener("change", () => { if (limit.value !== "" && limit.validity.valid !== false) choice.limit = Number(limit.value); toBest(); });
+  limit.addEventListener("change", () => { if (limit.value !== "" && limit.validity.valid) choice.limit = Number(limit.value); toBest(); });
   make("button", { type: "button" }, bar, "Best within the limit").addEventListener("click", toBest);
   const below = make("div", { class: "pair" }, root), curve = make("div", {}, below), at = make("div", {}, below);
   const finding = make("p", { class: "finding", role: "status" }, root), line = copyable(make("div", { class: "copied" }, root));
