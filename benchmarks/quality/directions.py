@@ -399,7 +399,7 @@ def digest() -> str:
 def finding(task: str) -> str:
     """In a few words, how `fisher` compares with LoRA at R."""
     difference = float((runs_at(task, FISHER, 1.0)["loss"] - runs_at(task, LORA, 1.0)["loss"]).mean())
-    return f"{FISHER} {difference:+.2f} at R" if np.isfinite(difference) else "not run yet"
+    return f"{FISHER} {difference:+.2f} at R" if np.isfinite(difference) else f"{FISHER} not run yet"
 
 
 def main() -> None:
