@@ -47,10 +47,11 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
     assert run.after["loss"] < run.before["loss"] - 1
     assert {"loss", "perplexity", "exact_match"} <= run.before.keys() & run.after.keys()
     assert len(run.ranks) == 210
-    assert sum(run.ranks.values()) == 8 * 210
+    assert run.trainable_parameters <= 1_244_160 < 1.001 * run.trainable_parameters  # as many as with ranks of 8
+    assert max(run.ranks.values()) == 32
     assert run.frozen_a
     assert {path.name for path in (folder / "pictures").iterdir()} == {
-        f"{name}.png" for name in ("spectrum", "sensitivity", "training")
+        f"{name}.png" for name in ("spectrum", "sensitivity", "allocation", "training")
     }
     assert not list(folder.parent.glob("*-unfinished"))
     assert "smart_home --base" in next_command(said)

@@ -32,7 +32,7 @@ def test_recipes_have_names():
     assert Recipe.named("tlora-paper").arguments() == {"attach": {"rows": "orthonormal"}}
     assert Recipe.named("tlora").flat() == {
         **{"fisher": True, "kind": "fisher"},
-        **{"adapt_ranks": False, "adapt_scales": False},
+        **{"by": "captured", "budget": "parameters", "adapt_scales": False},
     }
     with pytest.raises(KeyError, match="paper"):
         Recipe.named("paper")
@@ -61,7 +61,7 @@ def test_ranks_by_captured_gradient_come_after_the_directions():
     adapted = tlora.attach(tiny_model("llama"), subspaces, allocation)
     expected = tlora.train(adapted, task(), max_steps=2, evaluation_limit=0, learning_rate=1e-2, progress=False)
     options = {"rank": RANK, "steps": 2, "seeds": [0], "learning_rate": 1e-2, "progress": False}
-    race = tlora.race(model, task(), {"captured": recipe, "uniform": "tlora"}, **options)
+    race = tlora.race(model, task(), {"captured": recipe, "LoRA": "lora"}, **options)
     trained = race.runs["captured"][0].adapter
     assert all(torch.equal(trained[name], tensor) for name, tensor in expected.adapter.items())
     assert len(set(allocation.ranks.values())) > 1

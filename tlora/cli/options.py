@@ -143,8 +143,8 @@ Device = Annotated[
 Recipe = Annotated[
     RecipeName,
     _allocation(
-        "A set of options: tlora, A frozen along the directions with the largest squared gradient, one rank and one "
-        "scale; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for the first fifth of the "
+        "A set of options: tlora, A frozen along the directions with the largest squared gradient, ranks by how much "
+        "of it they capture, one scale; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for the first fifth of the "
         "steps; tlora-paper, the published method: ranks and scales by sensitivity, A frozen along the singular "
         "vectors of W C; or lora, plain LoRA. Options given explicitly take precedence."
     ),
@@ -266,7 +266,7 @@ class AllocationFlags:
     ] = None
     budget: Annotated[
         Budget | None,
-        _allocation(f"What adds up to as much as in a uniform allocation: ranks or parameters. [default: {BUDGET}]"),
+        _allocation("What adds up to as much as in a uniform allocation: ranks or parameters. Default: that of the recipe."),
     ] = None
     max_rank: Annotated[
         int | None, _allocation("Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
@@ -274,8 +274,8 @@ class AllocationFlags:
     by: Annotated[
         RanksBy | None,
         _allocation(
-            "Ranks by sensitivity, or by the squared gradient that directions capture: for --kind g, up to "
-            f"{DIRECTIONS} times the rank or --max-rank. [default: {RANKS_BY}]"
+            "Ranks by sensitivity, or by the squared gradient that directions capture: for --kind fisher or g, up to "
+            f"{DIRECTIONS} times the rank or --max-rank. Default: that of the recipe."
         ),
     ] = None
     adapt_ranks: Annotated[bool | None, _allocation("Ranks by what --by says, or the nominal rank for all.")] = None
@@ -388,8 +388,12 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
             if applies and explicit.get(name):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect in --recipe {recipe}, where {reason}")
     by_gradient = [kind for kind, facts in KINDS.items() if facts.is_gradient]
-    if values["by"] == "captured" and (is_random or values["kind"] not in by_gradient):
-        raise ValueError(f"--by captured ranks the directions of a gradient: take --kind {' or '.join(by_gradient)}")
+    is_allocated = values["adapt_ranks"] and any(isinstance(group, AllocationFlags) for group in groups)
+    if is_allocated and values["by"] == "captured" and (is_random or values["kind"] not in by_gradient):
+        raise ValueError(
+            "ranks by captured gradient need directions of a gradient: take "
+            f"--kind {' or '.join(by_gradient)}, or other ranks with --by score or --no-adapt-ranks"
+        )
     if is_random:
         values["freeze_a"] = False
     if is_frozen:

@@ -95,14 +95,21 @@ OPTIMIZER = "adamw_torch"
 DEFAULT_RECIPE: Final = "tlora"
 """The recipe of ``tlora run``."""
 
-_UNIFORM = {"allocate": {"adapt_ranks": False, "adapt_scales": False}}
-_FISHER: dict[str, Any] = {"calibrate": {"fisher": True}, "task_subspaces": {"kind": "fisher"}} | _UNIFORM
+_CAPTURED: dict[str, Any] = {
+    "calibrate": {"fisher": True},
+    "task_subspaces": {"kind": "fisher"},
+    "allocate": {"by": "captured", "budget": "parameters", "adapt_scales": False},
+}
 RECIPES: dict[RecipeName, dict[str, Any]] = {
-    "tlora": _FISHER,
-    "tlora-trained": _FISHER | {"attach": {"freeze_a": False}},
+    "tlora": _CAPTURED,
+    "tlora-trained": _CAPTURED | {"attach": {"freeze_a": False}},
     # The steps after A is frozen cost what those of ``tlora`` cost.
-    "tlora-freeze-late": _FISHER | {"attach": {"freeze_a": False}, "train": {"freeze_a_after": 0.2}},
+    "tlora-freeze-late": _CAPTURED | {"attach": {"freeze_a": False}, "train": {"freeze_a_after": 0.2}},
     "tlora-paper": {"attach": {"rows": "orthonormal"}},
-    "lora": _UNIFORM | {"task_subspaces": None, "attach": {"freeze_a": False}},
+    "lora": {
+        "task_subspaces": None,
+        "allocate": {"adapt_ranks": False, "adapt_scales": False},
+        "attach": {"freeze_a": False},
+    },
 }
 """Arguments of each recipe that differ from the defaults, by function; None for no subspaces: ``A`` is random."""

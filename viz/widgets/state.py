@@ -20,7 +20,7 @@ SCORE, EDIT, EXCLUDE = "by score", "edit", "exclude"
 QUERY_OR_VALUE = re.compile(r"(^|[._])(q|v|wq|wv|query|value)(_proj|_lin|_linear)?$")
 ATTENTION = re.compile(r"att(entio)?n|(^|[._])[qkvo]_proj$", re.IGNORECASE)
 PRESETS = {
-    "uniform": "The same rank for every module, as in the recipe tlora: ranks by score learned less in our study",
+    "uniform": "The same rank for every module: in our study it learned more than ranks by score",
     "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
     "attention": "Ranks by score within attention, none elsewhere; the budget stays",
     "by score": "Ranks in proportion to the scores, nothing by hand",

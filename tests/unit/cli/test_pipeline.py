@@ -200,7 +200,7 @@ def test_pictures_and_a_model_card_are_left(monkeypatch):
     assert "](pictures/allocation.png)" in text
     assert "tlora run" in text
     assert plt.get_fignums() == before
-    done(f"{RUN} {QUICK} --recipe tlora --overwrite --output out")  # all ranks are the same
+    done(f"{RUN} {QUICK} --recipe lora --overwrite --output out")  # all ranks are the same
     assert {path.name for path in Path("out/pictures").iterdir()} == pictures.keys() - {"allocation.png"}
 
 

@@ -99,7 +99,7 @@ def test_the_order_of_arms_changes_nothing():
 
 
 def test_a_recipe_is_the_pipeline():
-    race = run({"mine": tlora.Recipe("mine", attach={"freeze_a": False}), "uniform": "tlora"}, rank=2, seeds=[5])
+    race = run({"mine": tlora.Recipe("mine", attach={"freeze_a": False}), "LoRA": "lora"}, rank=2, seeds=[5])
     calibration = tlora.calibrate(base(), task().calibration(20), progress=False)
     allocation = tlora.allocate(calibration.sensitivity, 2)
     directions = tlora.task_subspaces(base(), calibration, max_rank=allocation, progress=False)
@@ -107,12 +107,12 @@ def test_a_recipe_is_the_pipeline():
     expected = tlora.train(adapted, task(), seed=5, max_steps=6, evaluation_limit=0, **OPTIONS)
     trained = race.runs["mine"][0]
     assert all(torch.equal(trained.adapter[name], tensor) for name, tensor in expected.adapter.items())
-    assert set(race.runs["uniform"][0].ranks.values()) == {2}
+    assert set(race.runs["LoRA"][0].ranks.values()) == {2}
 
 
 def test_a_config_trains_the_head_of_a_classifier():
     labels = task("bert")
-    arms = {"DoRA": LoraConfig(r=2, use_dora=True), "uniform": "tlora"}
+    arms = {"DoRA": LoraConfig(r=2, use_dora=True), "frozen": "tlora"}
     race = tlora.race(tiny_model("bert"), labels, arms, rank=2, steps=2, seeds=1, **OPTIONS)
     assert race.losses.shape == (3, 2, 1, 8)
     for runs in race.runs.values():
