@@ -36,3 +36,21 @@ def test_not_behind_allows_a_part_of_what_lora_learns(monkeypatch: pytest.Monkey
     assert row["mean"] == pytest.approx(0.02)
     assert row["p"] == pytest.approx(stats.ttest_rel(fisher + 0.02 - 0.1, lora, alternative="less").pvalue)
     assert directions.Claim("H1b", task, directions.FISHER, "random").test()["p"] == 1
+
+
+def test_the_recipe_is_the_arm_that_falls_least_behind_of_what_lora_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = np.linspace(0.9, 1.1, 6)
+    behind = {directions.FISHER: (0.1, 0.2, 0.3, 0.4), directions.CAPTURED: (-0.2, 0.0, 0.0, 0.2)}
+    table = [runs(task, directions.LORA, 1.0, lora) for task in directions.TASKS]
+    for arm, gaps in behind.items():
+        table += [runs(task, arm, 1.0, lora + gap) for task, gap in zip(directions.TASKS, gaps, strict=True)]
+    table[-1]["loss"] += np.arange(6) / 10  # on one task of four: 2 nats are learned there
+    monkeypatch.setattr(directions, "test_runs", lambda: pd.concat(table))
+    found = directions.decision()
+    assert list(found.index[:2]) == [directions.CAPTURED, directions.FISHER]
+    first, second = found.loc[directions.CAPTURED], found.loc[directions.FISHER]
+    by_seed = np.arange(6) / 10 / 2 / 4
+    assert [first["mean"], first["behind"], first["error"]] == pytest.approx([by_seed.mean(), 0, 0])
+    expected = [0.125, 0.125 - by_seed.mean(), stats.sem(by_seed)]
+    assert second[["mean", "behind", "error"]].tolist() == pytest.approx(expected)
+    assert found.loc["wc"].isna().all()  # was not run

@@ -50,6 +50,7 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
     assert run.trainable_parameters <= 1_244_160 < 1.001 * run.trainable_parameters  # as many as with ranks of 8
     assert max(run.ranks.values()) == 32
     assert run.frozen_a
+    assert "capture most of the gradient" in (folder / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in (folder / "pictures").iterdir()} == {
         f"{name}.png" for name in ("spectrum", "sensitivity", "allocation", "training")
     }

@@ -164,7 +164,7 @@ def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:
     with_out = f", with the {left_out(allocation)}" if left_out(allocation) else ""
     return style.sentence(
         f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
-        f"scaling {style.number(frame['scaling'].min())} to {style.number(frame['scaling'].max())}",
+        "scaling " + " to ".join(dict.fromkeys(map(style.number, frame["scaling"].agg(["min", "max"])))),
         f"white, dashed: uniform{with_out}",
         "outlined: set by hand" if allocation.edits or allocation.options.pinned else "",
         style.source(allocation.meta),
