@@ -163,7 +163,7 @@ def _check(function: str, arguments: Arguments) -> None:
 
 
 RECIPES: dict[str, Recipe] = {name: Recipe(name, **arguments) for name, arguments in RECIPE_ARGUMENTS.items()}
-"""Recipes by name: ``tlora``, with ``A`` frozen along the directions of kind ``"fisher"``, ranks by what they capture of
-the gradient, and the parameters and scale of uniform ranks; ``tlora-trained``, the same start with ``A`` trained as
+"""Recipes by name: ``tlora``, with ``A`` frozen along the directions of kind ``"fisher"``, ranks by what they capture
+of the gradient, and the parameters and scale of uniform ranks; ``tlora-trained``, the same start with ``A`` trained as
 well; ``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; ``tlora-paper``, the published method:
 what the functions do by default, with rows of length one; and ``lora``, plain LoRA."""

@@ -144,9 +144,9 @@ Recipe = Annotated[
     RecipeName,
     _allocation(
         "A set of options: tlora, A frozen along the directions with the largest squared gradient, ranks by how much "
-        "of it they capture, one scale; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for the first fifth of the "
-        "steps; tlora-paper, the published method: ranks and scales by sensitivity, A frozen along the singular "
-        "vectors of W C; or lora, plain LoRA. Options given explicitly take precedence."
+        "of it they capture, one scale; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for "
+        "the first fifth of the steps; tlora-paper, the published method: ranks and scales by sensitivity, A frozen "
+        "along the singular vectors of W C; or lora, plain LoRA. Options given explicitly take precedence."
     ),
 ]
 TargetModules = Annotated[
@@ -266,7 +266,7 @@ class AllocationFlags:
     ] = None
     budget: Annotated[
         Budget | None,
-        _allocation("What adds up to as much as in a uniform allocation: ranks or parameters. Default: that of the recipe."),
+        _allocation("What adds up to as much as in a uniform allocation, ranks or parameters. Default: the recipe's."),
     ] = None
     max_rank: Annotated[
         int | None, _allocation("Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
@@ -275,7 +275,7 @@ class AllocationFlags:
         RanksBy | None,
         _allocation(
             "Ranks by sensitivity, or by the squared gradient that directions capture: for --kind fisher or g, up to "
-            f"{DIRECTIONS} times the rank or --max-rank. Default: that of the recipe."
+            f"{DIRECTIONS} times the rank or --max-rank. Default: the recipe's."
         ),
     ] = None
     adapt_ranks: Annotated[bool | None, _allocation("Ranks by what --by says, or the nominal rank for all.")] = None

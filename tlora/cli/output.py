@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,11 @@ def _metric(name: str, value: float | None) -> str:
     return f"{value:.4g}" if name in ("loss", "perplexity", "train_loss") else f"{100 * value:.1f} %"
 
 
+def range_text(values: Collection[float]) -> str:
+    """Return the least and the largest of some numbers: "0.5 to 2", or "1" if all are the same."""
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))))
+
+
 def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
     """Return the allocation by projection, and what it spends and trains, compared with plain LoRA."""
     frame = allocation.to_frame()
@@ -93,8 +98,7 @@ def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
     for projection, part in [*frame.groupby("projection", sort=False), ("all", frame)]:
         ranks, scalings = part["rank"], part["scaling"]
         counts = [str(len(part)), f"{ranks.sum():,}", str(ranks.min()), str(ranks.max())]
-        scaling = f"{scalings.min():.3g} to {scalings.max():.3g}"
-        rows.append([str(projection), *counts, scaling, f"{part['parameters'].sum():,}"])
+        rows.append([str(projection), *counts, range_text(scalings), f"{part['parameters'].sum():,}"])
     trained = _parameters(allocation.footprint(freeze_a=freeze_a).trainable_parameters, freeze_a)
     spent = {
         "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "

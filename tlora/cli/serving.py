@@ -16,7 +16,7 @@ from tlora.cli.checks import check_positive, check_saved_result, check_saved_res
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Device, Json, OtherAdapter, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, facts, table
+from tlora.cli.output import Report, facts, range_text, table
 from tlora.utils.defaults import ENERGY, CombineMethod, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
 from tlora.utils.files import check_place
@@ -58,7 +58,7 @@ def inspect(
     ranks, scalings = inspection.ranks.values(), inspection.scalings.values()
     about = {
         "base": inspection.meta.model,
-        "modules": f"{len(ranks)}, {ranks_text(ranks)}, scalings {min(scalings):.3g} to {max(scalings):.3g}",
+        "modules": f"{len(ranks)}, {ranks_text(ranks)}, scaling {range_text(scalings)}",
         "used": f"{use['used_rank'].sum():,} of {use['rank'].sum():,} directions hold {ENERGY:.0%} of each update",
         "besides": ", ".join(list(inspection.others)[:3]),
     }
