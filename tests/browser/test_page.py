@@ -7,28 +7,54 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 import tlora
 import viz
 from tests.browser.lab import launched
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
+from viz.widgets.results import Results
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
 
 SHAPES = [(64, 32), (16, 32), (32, 64)] * 4
 TIED = by_hand([8.0, 1.0, 3.0, 4.0, 2.0, 6.0, 1.0, 1.0, 0.0, 4.0, 4.0, 0.3], SHAPES)
+
+
+class Gradient(NamedTuple):
+    """Directions as `tlora.allocate` reads them, with ties within and between modules."""
+
+    kind: str
+    shapes: dict[str, tuple[int, int]]
+    singular_values: dict[str, torch.Tensor]
+
+
+ENERGIES = [[float(max(9 - k - j // 2, 0)) for j in range(5 + k)] for k in range(len(TIED.names))]
+GRADIENT = Gradient(
+    "g", TIED.shapes, {n: torch.tensor(one).sqrt() for n, one in zip(TIED.names, ENERGIES, strict=True)}
+)
 WORKBENCHES: list[tuple[Any, dict[str, Any], int]] = [
     (TIED, {"rank": 4}, 150),
     (TIED, {"rank": 4, "budget": "parameters", "scaling": "allocated", "alpha": 6.5}, 100),
     (TIED, {"rank": 3, "min_rank": 0, "max_rank": 9, "pinned": {"layers.0.q_proj": 5}, "exclude_modules": [1]}, 100),
     (llama_sensitivity(16), {"rank": 8, "max_rank": 64}, 50),
+    (TIED, {"rank": 4, "by": "captured", "min_rank": 0}, 100),
+    (TIED, {"rank": 3, "by": "captured", "budget": "parameters", "adapt_scales": False}, 100),
 ]
 EXACT = ("ranks", "reasons", "most", "rank", "undo", "redo")
+
+
+def workbench(scores: Any, options: dict[str, Any]) -> viz.Workbench:
+    """One that begins with these arguments of `tlora.allocate`."""
+    if "by" not in options:
+        return viz.Workbench(scores, **options)
+    allocation = tlora.allocate(scores, **options, subspaces=GRADIENT)
+    return viz.Workbench.from_results(Results(sensitivity=scores, allocation=allocation))
 
 
 def requests(modules: int, count: int) -> list[dict[str, Any]]:
@@ -81,7 +107,7 @@ def test_requests_have_the_answers_of_the_kernel(
     scores: Any, options: dict[str, Any], count: int, script: Any, tmp_path: Path
 ) -> None:
     """In all 500: ranks, what decided each of them, and scalings. Ties and refusals are among them."""
-    it = viz.Workbench(scores, **options)
+    it = workbench(scores, options)
     asked, refused = requests(len(it.names), count), 0
     answers = script.evaluate(
         "([data, asked]) => { const model = offline(data);"
@@ -96,7 +122,7 @@ def test_requests_have_the_answers_of_the_kernel(
             np.testing.assert_allclose(np.array(answer[name], float), np.array(expected[name], float), 6e-3)
         assert bool(answer.get("message")) == bool(expected.get("message")), request
         refused += bool(answer.get("message"))
-        made = eval(answer["code"], {"tlora": tlora, "calibration": it})
+        made = eval(answer["code"], {"tlora": tlora, "calibration": it, "allocation": it.kept})
         assert [made.ranks.get(name, 0) for name in it.names] == answer["ranks"]
     assert refused < 2 * count / 3
     assert (refused > 0) == (scores is TIED)

@@ -49,7 +49,7 @@ def allocate(
     temperature: int | float = 1.0,
     score: str = "mean",
     by: RanksBy = RANKS_BY,
-    subspaces: Directions | None = None,
+    subspaces: Directions | Allocation | None = None,
 ) -> Allocation:
     """Give more rank and a larger scale to the modules the loss is more sensitive to.
 
@@ -89,9 +89,10 @@ def allocate(
     by : {"score", "captured"}
         ``"captured"``: each next unit of rank goes to the direction of ``subspaces`` that captures most of the squared
         gradient for its cost, 1 or ``d_out`` by ``budget``. Scales follow the score all the same.
-    subspaces : Subspaces, optional
-        For ``by="captured"``: directions of a gradient, such as those of kind ``"g"``, of all modules. None gets more
-        rank than it has directions here.
+    subspaces : Subspaces or Allocation, optional
+        For ``by="captured"``: directions of a gradient, of kind ``"fisher"`` or ``"g"``, of all modules; or an
+        `Allocation` by captured gradient, which keeps what each direction captures. No module gets more rank than it
+        has directions there.
 
     Returns
     -------
@@ -162,27 +163,40 @@ def allocate(
 
 
 def _direction_energies(
-    by: str, subspaces: Directions | None, shapes: Mapping[str, tuple[int, int]]
+    by: str, subspaces: Directions | Allocation | None, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, list[float]]:
     """The squared gradient along each direction of the modules; nothing by score."""
     if by == "score":
         if subspaces is not None:
             raise ValueError("subspaces= has no effect on by='score': leave it out, or choose by='captured'")
         return {}
-    if subspaces is None or not KINDS[cast(Kind, subspaces.kind)].is_gradient:
+    found: Mapping[str, Tensor | list[float]]
+    if subspaces is None:
+        found, there = {}, "there are none"
+    elif isinstance(subspaces, Allocation):
+        found, there = subspaces.energies, "this allocation is by score"
+    else:
+        is_gradient = KINDS[cast(Kind, subspaces.kind)].is_gradient
+        found = subspaces.singular_values if is_gradient else {}
+        there = f"these are of kind {subspaces.kind!r}"
+    if subspaces is None or not found:
         kinds = " or ".join(repr(kind) for kind, facts in KINDS.items() if facts.is_gradient)
-        there = "there are none" if subspaces is None else f"these are of kind {subspaces.kind!r}"
         raise ValueError(
             f"by='captured' reads the gradient along directions, and {there}: pass subspaces=task_subspaces(model, "
             f"calibration, kind=...) of kind {kinds}"
         )
     for name, shape in shapes.items():
-        if subspaces.shapes.get(name) != shape:
+        if name not in found or subspaces.shapes[name] != shape:
             raise ValueError(
                 f"the sensitivity has {name}, the subspaces do not: compute both from one calibration, and give "
                 "task_subspaces a number as max_rank"
             )
-    return {name: subspaces.singular_values[name].double().square().tolist() for name in shapes}
+    return {name: _squared(found[name]) for name in shapes}
+
+
+def _squared(values: Tensor | list[float]) -> list[float]:
+    """Squared singular values, or what an allocation has kept of them."""
+    return list(values) if isinstance(values, list) else values.double().square().tolist()
 
 
 def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:

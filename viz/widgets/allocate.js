@@ -44,6 +44,25 @@ function apportion(weights, budget, low, high, costs = weights.map(() => 1)) {
   }
 }
 
+// To the units that gain most for their cost, within limits; ties go to the fewest units, then to the first: `apportion_by_gain` there.
+function apportionByGain(gains, budget, low, high, costs) {
+  const units = [...low], open = new Set(units.flatMap((count, i) => (count < high[i] ? [i] : [])));
+  for (let rest = budget - total(units, costs); rest && open.size; ) {
+    let next = -1, most = -1;
+    for (const i of open) {
+      const gain = gains[i][units[i]] / costs[i];
+      if (gain > most || (gain === most && units[i] < units[next])) [next, most] = [i, gain];
+    }
+    if (costs[next] <= rest) {
+      units[next]++;
+      rest -= costs[next];
+      if (units[next] < high[next]) continue;
+    }
+    open.delete(next); // full, or never affordable again
+  }
+  return units;
+}
+
 // Ranks and scalings of a rule: scores, limits, options of `tlora.allocate`, ranks by hand and modules that are left out.
 function allocate(rule, about) {
   const { rank, edits, scores, temperature } = rule, kept = scores.flatMap((_, k) => (rule.excluded.includes(k) ? [] : [k]));
@@ -53,16 +72,19 @@ function allocate(rule, about) {
   if (!kept.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
   if (total(low, costs) > budget || budget - total(high, costs) >= Math.max(...costs)) refuse();
   const powers = kept.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : kept.map(() => 1);
-  const shares = apportion(weights, budget, low, high, costs);
+  const energies = rule.energies && kept.map((k) => rule.energies[k]), known = energies?.map((one) => one.length);
+  const shares = energies ? apportionByGain(energies, budget, low, high, costs) : apportion(weights, budget, low, high, costs);
   const alpha = rule.alpha ?? rank, sum = exactSum(powers), cost = exactSum(weights.map((weight, i) => weight * costs[i]));
+  const asked = energies ? apportionByGain(energies, budget, kept.map(() => 0), known, costs) : weights.map((weight) => (budget * weight) / cost);
   const alphas = powers.map((power) => (rule.adapt_scales ? Math.max(alpha, roundEven((alpha * powers.length * power) / sum)) : alpha));
   const found = { rank, ranks: scores.map(() => 0), scalings: scores.map(() => null), ideals: scores.map(() => null), most: scores.map(() => 0), reasons: scores.map(() => "left out") };
   kept.forEach((k, i) => {
     found.most[k] = high[i];
     if (!shares[i]) return;
-    const ideal = (budget * weights[i]) / cost, byRule = temperature && rule.adapt_ranks ? "score" : "uniform";
+    const isOpen = energies && asked[i] === known[i] && known[i] < Math.min(about.outs[k], about.ins[k]); // it takes all that is known
+    const ideal = isOpen ? Infinity : asked[i], byRule = energies ? "captured" : temperature && rule.adapt_ranks ? "score" : "uniform";
     found.ranks[k] = shares[i];
-    found.ideals[k] = ideal;
+    found.ideals[k] = isOpen ? null : ideal;
     found.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
     found.reasons[k] = k in edits ? "by hand" : shares[i] === high[i] && high[i] < ideal ? "ceiling" : shares[i] === low[i] && low[i] > ideal ? "floor" : byRule;
   });
@@ -92,7 +114,7 @@ export function offline(data) {
     rule = now;
     values.resampled = [];
     values.current = { ...data.current, ...found, message, code: allocationCode(rule, about), undo: past.length, redo: future.length,
-      controls: { ...data.current.controls, rank: rule.rank, temperature: rule.temperature }, allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation] };
+      controls: { ...data.current.controls, rank: rule.rank, temperature: data.current.controls.temperature === null ? null : rule.temperature }, allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation] };
     tell("change:current");
   }
   function move(now, gesture = null, message = "") { // within one gesture the step to undo grows

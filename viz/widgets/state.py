@@ -12,6 +12,7 @@ from typing import Any, SupportsIndex
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.subspaces.subspaces import Subspaces
 
 SOURCE = "calibration.sensitivity"
 RankLimit = int | Mapping[str, int] | None
@@ -24,6 +25,7 @@ PRESETS = {
     "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
     "attention": "Ranks by score within attention, none elsewhere; the budget stays",
     "by score": "Ranks in proportion to the scores, nothing by hand",
+    "by gradient": "Ranks by the gradient that the directions capture, nothing by hand",
     "default": "All options of tlora.allocate at their defaults",
 }
 """Presets, and what each of them does."""
@@ -33,7 +35,8 @@ PRESETS = {
 class AllocationState:
     """The arguments of `tlora.allocate`, and edits by hand.
 
-    ``exclude_modules`` holds full module names, ``kept`` the allocation that changes are counted from.
+    ``exclude_modules`` holds full module names, ``kept`` the allocation that changes are counted from, and
+    ``directions`` what ranks by captured gradient read.
     """
 
     rank: int
@@ -49,36 +52,44 @@ class AllocationState:
     temperature: float
     edits: Mapping[str, int]
     score: str = "mean"
+    by: str = "score"
+    directions: Subspaces | Allocation | None = None
     kept: Allocation | None = None
+
+    @property
+    def is_by_gradient(self) -> bool:
+        """Whether ranks follow the captured gradient."""
+        return self.adapt_ranks and self.by == "captured"
 
 
 DEFAULTS: dict[str, Any] = {
     "alpha": None, "scaling": "nominal", "budget": "ranks", "adapt_ranks": True, "adapt_scales": True, "max_rank": None,
     "min_rank": 1, "pinned": {}, "exclude_modules": [], "temperature": 1.0,
-    "score": "mean",
+    "score": "mean", "by": "score",
 }  # fmt: skip
 """Arguments of `tlora.allocate` that need not be written."""
 
 
 def initial_state(
-    sensitivity: Sensitivity, bound: int | None, rank: SupportsIndex = 8, **options: Any
+    sensitivity: Sensitivity,
+    bound: int | None,
+    rank: SupportsIndex = 8,
+    directions: Subspaces | Allocation | None = None,
+    **options: Any,
 ) -> AllocationState:
     """The state for these arguments of `tlora.allocate`, with no rank above ``bound``; nothing is kept yet."""
-    first = allocate(sensitivity, rank, **options)
+    first = allocate(sensitivity, rank, subspaces=directions if options.get("by") == "captured" else None, **options)
     alpha = None if options.get("alpha") is None else first.options.alpha
     limit = clamp_limit(first.options.max_rank, bound, sensitivity.names)
-    return replace(state_from_allocation(first), alpha=alpha, max_rank=limit)
+    return replace(state_from_allocation(first), alpha=alpha, max_rank=limit, directions=directions)
 
 
 def state_from_allocation(allocation: Allocation) -> AllocationState:
-    """The state whose allocation this is; nothing is kept yet.
-
-    A state holds no energies, so that ranks by captured gradient become ranks by hand.
-    """
+    """The state whose allocation this is; nothing is kept yet."""
     alpha = allocation.options.alpha
     values = DEFAULTS | {"alpha": None if alpha == allocation.rank else alpha}
-    state = normalize_state(AllocationState(allocation.rank, **values, edits={}), allocation)
-    return replace(state, edits=dict(allocation.ranks)) if allocation.energies else state
+    directions = allocation if allocation.energies else None
+    return normalize_state(AllocationState(allocation.rank, **values, edits={}, directions=directions), allocation)
 
 
 def normalize_state(state: AllocationState, allocation: Allocation) -> AllocationState:
@@ -114,7 +125,16 @@ def allocate_arguments(sensitivity: Sensitivity, state: AllocationState) -> dict
     """What `tlora.allocate` is called with for a state, defaults left out."""
     values = {name: deepcopy(getattr(state, name)) for name in DEFAULTS}
     values["exclude_modules"] = group_modules(state.exclude_modules, sensitivity)
-    return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
+    read = {"subspaces": state.directions} if state.by == "captured" else {}
+    return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]} | read
+
+
+def argument_texts(sensitivity: Sensitivity, state: AllocationState) -> dict[str, str]:
+    """The same as Python text; what ranks by captured gradient read has a name."""
+    texts = {name: repr(value) for name, value in allocate_arguments(sensitivity, state).items() if name != "subspaces"}
+    if state.by == "captured":
+        texts["subspaces"] = "allocation" if isinstance(state.directions, Allocation) else "subspaces"
+    return texts
 
 
 def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
@@ -125,11 +145,14 @@ def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, 
         limit if isinstance(limit, Mapping) else dict.fromkeys(names, default if limit is None else limit)
         for limit, default in ((state.min_rank, 1), (state.max_rank, math.inf))
     ]
-    code = {name: repr(value) for name, value in allocate_arguments(sensitivity, state).items() if name != "pinned"}
+    code = {name: text for name, text in argument_texts(sensitivity, state).items() if name != "pinned"}
+    energies = allocate_state(sensitivity, state).energies
+    known = {name: len(values) for name, values in energies.items()}
     return {name: getattr(state, name) for name in fields} | {
         "scores": list(sensitivity.rescale(state.score).scores.values()),
+        "energies": [energies.get(name, []) for name in names] if state.is_by_gradient else None,
         "floors": [floors.get(name, 1) for name in names],
-        "ceilings": [min(*shapes[name], limits.get(name, math.inf)) for name in names],
+        "ceilings": [min(*shapes[name], *(one.get(name, math.inf) for one in (limits, known))) for name in names],
         "edits": {names.index(name): rank for name, rank in {**state.pinned, **state.edits}.items()},
         "excluded": sorted(names.index(name) for name in state.exclude_modules),
         "code": code,
@@ -138,7 +161,7 @@ def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, 
 
 def allocation_code(sensitivity: Sensitivity, state: AllocationState, source: str = SOURCE) -> str:
     """The allocation of a state as one line of Python; ``source`` is the expression for the sensitivity."""
-    values = {name: repr(value) for name, value in allocate_arguments(sensitivity, state).items()}
+    values = argument_texts(sensitivity, state)
     if state.pinned:
         values["pinned"] = ranks_code(state.pinned, sensitivity, source)
     text = f"tlora.allocate({', '.join([source, *(f'{name}={value}' for name, value in values.items())])})"
@@ -183,10 +206,11 @@ def ranks_code(ranks: Mapping[str, int], sensitivity: Sensitivity, source: str) 
     return " | ".join(parts + ([repr(left)] if left or not parts else []))
 
 
-def available_presets(sensitivity: Sensitivity) -> list[str]:
-    """The presets that make sense for these modules."""
+def available_presets(sensitivity: Sensitivity, knows_directions: bool) -> list[str]:
+    """The presets that make sense for these modules, with or without known directions of a gradient."""
     adapted = {name: preset_modules(name, sensitivity) for name in ("q and v", "attention")}
-    return [name for name in PRESETS if name not in adapted or 0 < len(adapted[name]) < len(sensitivity.names)]
+    possible = [name for name in PRESETS if name not in adapted or 0 < len(adapted[name]) < len(sensitivity.names)]
+    return [name for name in possible if knows_directions or name != "by gradient"]
 
 
 def preset_modules(name: str, sensitivity: Sensitivity) -> list[str]:
@@ -198,14 +222,15 @@ def preset_modules(name: str, sensitivity: Sensitivity) -> list[str]:
 
 def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: int | None) -> AllocationState:
     """The state of a preset: edits by hand go, the rank and the kept allocation stay."""
-    if name not in (known := available_presets(sensitivity)):
+    if name not in (known := available_presets(sensitivity, state.directions is not None)):
         raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
     if name == "default":
-        return replace(initial_state(sensitivity, bound, state.rank), kept=state.kept)
+        return replace(initial_state(sensitivity, bound, state.rank, state.directions), kept=state.kept)
     adapted = set(preset_modules(name, sensitivity))
     return replace(
         state,
         adapt_ranks=True,
+        by="captured" if name == "by gradient" else "score",
         temperature=0.0 if name in ("uniform", "q and v") else 1.0,
         exclude_modules=tuple(n for n in sensitivity.names if n not in adapted),
         pinned={},
@@ -214,7 +239,7 @@ def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bo
 
 
 def control_values(state: AllocationState, most: int) -> dict[str, Any]:
-    """Values of the controls; None for a limit that is not one number for all modules."""
+    """Values of the controls; None for a limit that is not one number for all modules, and for what has no effect."""
 
     def number(limit: RankLimit, default: int) -> int | None:
         return None if isinstance(limit, Mapping) else default if limit is None else limit
@@ -223,7 +248,7 @@ def control_values(state: AllocationState, most: int) -> dict[str, Any]:
         "budget": state.budget,
         "scaling": state.scaling,
         "rank": state.rank,
-        "temperature": state.temperature,
+        "temperature": None if state.is_by_gradient and not state.adapt_scales else state.temperature,
         "min_rank": number(state.min_rank, 1),
         "max_rank": number(state.max_rank, most),
     }

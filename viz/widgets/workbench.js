@@ -33,7 +33,7 @@ function render({ model, el }) {
     model.send({ ...queue.shift(), id: version });
   }
   function idle() { // when the user rests, ranks from resampled scores, in parts: the next request does not wait for all
-    if (page || !about.resamples) return;
+    if (page || !about.resamples || current.by_gradient) return;
     clearTimeout(timer);
     if ((more || resampled < version) && !drag) {
       timer = setTimeout(() => { resampled = version; ask("resample"); }, more ? 0 : 400);
@@ -61,7 +61,7 @@ function render({ model, el }) {
     if (["percent", "signed"].includes(t.kind)) return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
     return number(v);
   }
-  const REASONS = { score: "by its score", uniform: "the same for all", ceiling: "the most allowed", floor: "the least allowed" };
+  const REASONS = { score: "by its score", captured: "by the gradient that its directions capture", uniform: "the same for all", ceiling: "the most allowed", floor: "the least allowed" };
   const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
   const held = (k) => (change(k) ? ` (kept: ${current.kept[k]})` : "");
   const brief = (k) => (current.ranks[k] ? `Rank ${current.ranks[k]}${held(k)}, ${REASONS[current.reasons[k]] ?? current.reasons[k]}` : `Left out: no adapter${held(k)}`);
@@ -73,11 +73,13 @@ function render({ model, el }) {
     const most = `; at most ${current.most[k]}`;
     if (!rank) return `Left out: no adapter${held(k)}${score && `, ${score}`}.`;
     const asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
+    const lead = current.by_gradient ? REASONS.captured : score, byRule = `${lead}: ${rank} instead of ${uniform}${range}${most}`;
     const sentence = {
-      score: `${score}: ${rank} instead of ${uniform}${range}${most}`,
+      score: byRule,
+      captured: byRule,
       uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
-      ceiling: `${score}${asks}: ${rank} is the most allowed${range}`,
-      floor: `${score}${asks}: ${rank} is the least allowed${range}`,
+      ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
+      floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
       "by hand": `Set by hand to ${rank} instead of ${uniform}${score && `; ${score}`}`,
     }[reason] ?? `${reason}: ${rank} instead of ${uniform}`;
     return `Rank ${rank}${held(k)}. ${sentence[0].toUpperCase()}${sentence.slice(1)}.`;
@@ -228,7 +230,7 @@ function render({ model, el }) {
   }
   function warning() { // scores that decide little
     const adapted = current.ranks.filter((rank) => rank).length, full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
-    return 2 * full < adapted ? "" : `${full} of ${adapted} modules have the highest rank allowed, so the scores decide little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
+    return 2 * full < adapted ? "" : `${full} of ${adapted} modules have the highest rank allowed, so the ${current.by_gradient ? "gradient decides" : "scores decide"} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
   }
   function tell() { // beside the map and below it
     const k = model.get("selected").at(-1), many = model.get("selected").length;
@@ -472,7 +474,7 @@ function guide(root, page, drags) {
   make("summary", {}, box, "Help: the first minute, and keys");
   const steps = ["Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
     "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back.",
-    page ? "Move the temperature from 1, ranks by score, to 0, the same rank for all."
+    page ? "Move the rank: what all modules share grows or shrinks with it."
       : "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both."];
   const list = make("ol", {}, box);
   for (const step of steps) make("li", {}, list, step);

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import anywidget
 import numpy as np
@@ -37,6 +37,8 @@ from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
+from tlora.utils.defaults import KINDS as SUBSPACE_KINDS
+from tlora.utils.defaults import Kind
 from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
@@ -241,7 +243,10 @@ class Workbench(PicturedWidget):
         self.alignments = align_pairs(own_and_others(self.results))
         check_equal_lengths(self.names, subspaces)
         self._bound = None if subspaces is None else subspaces.max_rank
-        state = initial_state(self.sensitivity, self._bound, rank, **options)
+        directions = (
+            subspaces if subspaces is not None and SUBSPACE_KINDS[cast(Kind, subspaces.kind)].is_gradient else None
+        )
+        state = initial_state(self.sensitivity, self._bound, rank, directions, **options)
         self._allocation = self.allocate(state)
         self.state = replace(state, kept=self._allocation)
         self._past: list[AllocationState] = []
@@ -258,20 +263,25 @@ class Workbench(PicturedWidget):
         self._answer_while_busy()
 
     @classmethod
-    def from_results(cls, results: Results) -> Workbench:
-        """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation."""
+    def from_results(cls, results: Results, rank: int = 8) -> Workbench:
+        """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation.
+
+        Without one the nominal rank is ``rank``.
+        """
         allocation = results.allocation
         parts = {
             name: getattr(results, name)
             for name in ("run", "capture", "activations", "attribution", "effects", "rescaling", "spectrum", "estimate")
         }
-        rank = 8 if allocation is None else allocation.rank
+        rank = rank if allocation is None else allocation.rank
         workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
         workbench.results = results
-        workbench.widget.about = workbench._about()
         if allocation is not None:
-            workbench._restore(replace(state_from_allocation(allocation), kept=allocation))
+            known = workbench.state.directions
+            state = state_from_allocation(allocation)
+            workbench._restore(replace(state, kept=allocation, directions=state.directions or known))
             workbench._select_first()
+        workbench.widget.about = workbench._about()
         return workbench
 
     @property
@@ -437,12 +447,12 @@ class Workbench(PicturedWidget):
         """
         with self._lock:
             parts = self._parts
-            state = replace(self.state, kept=None)
+            state = replace(self.state, kept=None, directions=None)
             session = Session(state, list(self.selected), self.widget.tab, list(self.results.others))
         check_place(path, "sensitivity.safetensors")
         refuse_other_writer(Path(path, "run"), TRAINED)
         earlier = [
-            *map(result_file, (*KINDS, "kept")),
+            *map(result_file, (*KINDS, "kept", "directions")),
             *(Path("run", file) for file in earlier_files(Path(path, "run"))),
         ]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
@@ -457,6 +467,8 @@ class Workbench(PicturedWidget):
         """The results of a session by the names of their files."""
         others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
         parts = {name: getattr(self.results, name) for name in KINDS} | others | {"kept": self.kept}
+        if isinstance(self.state.directions, Allocation):
+            parts["directions"] = self.state.directions
         return {name: result for name, result in parts.items() if result is not None}
 
     @classmethod
@@ -484,11 +496,15 @@ class Workbench(PicturedWidget):
         places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in KINDS.items()}
         parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in KINDS.items() if places[n].exists()}
         others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(session.others)}
-        workbench = cls(parts.pop("sensitivity"), **parts, other=others, rank=session.state.rank)
+        workbench = cls.from_results(Results(**parts, others=others), session.state.rank)
         named = {*session.state.edits, *session.state.pinned, *session.state.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
             raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
-        workbench._restore(replace(session.state, kept=Allocation.load(folder / "kept")))
+        known: Any = workbench.state.directions
+        if result_file(folder / "directions").exists():
+            known = Allocation.load(folder / "directions")
+        workbench._restore(replace(session.state, kept=Allocation.load(folder / "kept"), directions=known))
+        workbench.widget.about = workbench._about()
         workbench.select(*session.selected)
         workbench.widget.tab = session.tab
         return workbench
@@ -729,7 +745,7 @@ class Workbench(PicturedWidget):
 
     def _resample(self) -> None:
         """Make one more part of the resamples; after the last, show how often each module got which rank."""
-        if len(self.sensitivity.per_sample) < 2 or len(self._resamples) == PARTS:
+        if len(self.sensitivity.per_sample) < 2 or len(self._resamples) == PARTS or self.state.is_by_gradient:
             return
         part = {"resamples": RESAMPLES // PARTS, "seed": len(self._resamples)}
         self._resamples.append(allocation_stability(self.sensitivity, self._allocation, **part).ranks.numpy())
@@ -792,6 +808,7 @@ class Workbench(PicturedWidget):
             most=self.most,
             training=None if self.model is None or self.task is None else self.training,
             live=self.adapted is not None,
+            knows_directions=self.state.directions is not None,
         ) | {"session": size_text(sum(map(count_bytes, self._parts.values())))}
 
     def _current(self, page: bool = False) -> dict[str, Any]:

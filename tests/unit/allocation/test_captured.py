@@ -132,6 +132,8 @@ def test_saved_and_loaded_it_can_be_edited_on(tmp_path):
     loaded = Allocation.load(allocation.save(tmp_path / "allocation"))
     assert loaded == allocation
     assert loaded.edit({NAMES[2]: 1}) == allocation.edit({NAMES[2]: 1})
+    again = allocate(sensitivity(SCORES, SHAPES), 3, by="captured", subspaces=loaded)  # without the directions
+    assert again == captured(rank=3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -163,6 +165,8 @@ FEWER = directions(sensitivity(SCORES[:2], SHAPES[:2]), ENERGIES[:2])
         ({"by": "captured"}, "there are none.*'g'"),
         ({"by": "captured", "subspaces": directions(SOURCE, ENERGIES, "wc")}, "kind 'wc'"),
         ({"by": "captured", "subspaces": FEWER}, NAMES[2]),
+        ({"by": "captured", "subspaces": allocate(SOURCE, 2)}, "by score"),
+        ({"by": "captured", "subspaces": captured(exclude_modules="k_proj")}, NAMES[1]),
         ({"subspaces": directions(SOURCE, ENERGIES)}, "no effect on by='score'"),
         ({"by": "energy"}, "by must be"),
         ({"by": "captured", "subspaces": directions(SOURCE, ENERGIES), "pinned": {NAMES[2]: 5}}, "at most 4"),

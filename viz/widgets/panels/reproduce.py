@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tlora.calibration.calibration import Options
@@ -67,11 +67,14 @@ def python_calls(results: Results) -> str:
     if results.calibrated:
         lines.append(f"calibration = tlora.calibrate(model, task.calibration({_calibration(results)})")
     if results.allocation:
-        line = allocation_code(scores_to_show(results), state_from_allocation(results.allocation))
-        lines.append(f"allocation = {line}")
+        state = replace(state_from_allocation(results.allocation), directions=None)
+        calls = [f"allocation = {allocation_code(scores_to_show(results), state)}"]
         if (kind := attach_arguments(results).get("kind", "wc")) is not None:
-            more = "" if kind == "wc" else f", kind={kind!r}"
-            lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation{more})")
+            known = [len(values) for values in results.allocation.energies.values()]  # the directions came first
+            most, more = max(known, default="allocation"), "" if kind == "wc" else f", kind={kind!r}"
+            line = f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most}{more})"
+            calls.insert(0 if known else 1, line)
+        lines += calls
     if results.run:
         unknown = "" if results.allocation else "  # of an allocation that is not kept here"
         lines.append(f"adapted = tlora.attach(model, {_attach(results)}){unknown}")

@@ -34,7 +34,8 @@ BY_RANK = {
 }  # fmt: skip
 """Curves of a module over the rank, and what they are called."""
 ALLOCATION = {
-    "name": "allocation", "title": "Allocation", "about": "Ranks follow the scores under a fixed budget.", "parts": [],
+    "name": "allocation", "title": "Allocation", "parts": [],
+    "about": "Ranks follow the scores, or the captured gradient, under a fixed budget.",
 }  # fmt: skip
 """The panel whose parts follow the state."""
 
@@ -48,6 +49,7 @@ def about(
     most: int,
     training: Mapping[str, Any] | None,
     live: bool,
+    knows_directions: bool,
 ) -> dict[str, Any]:
     """What stays as it is: the modules, what is known of them, tabs and panels."""
     rows = list(dict.fromkeys(sensitivity.projections.values()))
@@ -69,7 +71,7 @@ def about(
         "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
         "panels": panels(results, alignments, sensitivity.names, live),
-        "presets": {name: PRESETS[name] for name in available_presets(sensitivity)},
+        "presets": {name: PRESETS[name] for name in available_presets(sensitivity, knows_directions)},
         "most": most,
         "steps": 20,  # of the temperature from 0 to 1
         "training": {name: (training or {}).get(name) for name in ("steps", "seconds", "learning_rate")},
@@ -116,6 +118,7 @@ def current(names: Sequence[str], allocation: Allocation, state: AllocationState
         "ideals": shorten_all([ideals.get(name, float("nan")) for name in names]),
         "most": [int(limits.get(name, 0)) for name in names],
         "rank": allocation.rank,
+        "by_gradient": state.is_by_gradient,
         "middles": {"rank": allocation.rank, "scaling": shorten(allocation.alpha / allocation.rank, 3)},
         "controls": control_values(state, most),
     }

@@ -1,5 +1,6 @@
 """A state is the arguments of `tlora.allocate`, in the shortest line of Python; presets change it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.helpers import results
 from tests.helpers.pictured import sensitivity as pictured
 from tests.helpers.results import same
 from tests.helpers.sensitivities import sensitivity
+from viz.widgets.results import Results
 from viz.widgets.state import allocate_state, allocation_code, preset_modules, state_from_allocation
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
@@ -38,16 +40,43 @@ def test_code_makes_the_same_allocation():
     assert same(again, it.allocation)
 
 
-def test_ranks_by_captured_gradient_become_ranks_by_hand():
+def by_gradient(**options: Any) -> tuple[Any, Any, Any]:
+    """A calibration, its directions, and the allocation by what they capture."""
     calibration = results.calibration()
     subspaces = tlora.task_subspaces(results.base(), calibration, max_rank=8, kind="g", progress=False)
-    options = {"adapt_scales": False, "min_rank": 0, "exclude_modules": calibration.names[0]}
-    allocation = tlora.allocate(calibration.sensitivity, rank=2, by="captured", subspaces=subspaces, **options)
+    options |= {"by": "captured", "subspaces": subspaces}
+    return calibration, subspaces, tlora.allocate(calibration.sensitivity, rank=2, **options)
+
+
+def test_ranks_by_captured_gradient_are_those_of_the_kept_directions():
+    calibration, subspaces, allocation = by_gradient(adapt_scales=False, min_rank=0, exclude_modules=["q_proj"])
     state = state_from_allocation(allocation)
-    again = allocate_state(calibration.sensitivity, state)
-    assert (again.ranks, again.scalings) == (allocation.ranks, allocation.scalings)
+    assert same(allocate_state(calibration.sensitivity, state), allocation)
     code = allocation_code(calibration.sensitivity, state)
-    assert same(eval(code, {"tlora": tlora, "calibration": calibration}), again)
+    assert same(eval(code, {"tlora": tlora, "calibration": calibration, "allocation": allocation}), allocation)
+    it = viz.Workbench(calibration, subspaces, rank=2, by="captured", adapt_scales=False)
+    assert it.widget.current["controls"]["temperature"] is None  # it would change nothing
+    assert same(eval(it.code(), {"tlora": tlora, "calibration": calibration, "subspaces": subspaces}), it.allocation)
+
+
+def test_a_workbench_goes_to_ranks_by_gradient_and_back_and_keeps_what_they_read(tmp_path: Path) -> None:
+    calibration, _, allocation = by_gradient()
+    assert "by gradient" not in viz.Workbench(calibration).widget.about["presets"]
+    it = viz.Workbench.from_results(Results(sensitivity=calibration.sensitivity, allocation=allocation))
+    assert same(it.allocation, allocation)
+    assert set(it.widget.current["reasons"]) >= {"captured"}
+    assert it.widget.current["message"] == ""
+    it.preset("by score")
+    assert it.allocation.ranks == tlora.allocate(calibration.sensitivity, rank=2).ranks
+    it.keep()
+    it.preset("by gradient")
+    it._answer(it.widget, {"call": "resample"}, [])  # scores are resampled, which decide nothing here
+    assert (it.widget.current["message"], it.widget.resampled) == ("", [])
+    again = viz.Workbench.load(it.save(tmp_path / "session"))
+    for one in (it, again):
+        assert one.allocation.ranks == allocation.ranks
+        one.set(rank=3)
+    assert again.allocation.ranks == it.allocation.ranks
 
 
 def test_excluding_part_after_part_is_said_in_the_shortest_way():

@@ -97,6 +97,19 @@ def test_calls_repeat_what_was_recorded() -> None:
     assert found["train"] == {"learning_rate": 0.01, "epochs": 1, "batch_size": 2, "max_steps": 4, "seed": 0}
 
 
+def test_directions_that_ranks_follow_come_before_them() -> None:
+    known = walked()
+    names = known["allocation"].names
+    energies = {name: [4.0, 1.0, 0.5] for name in names}
+    options = dataclasses.replace(known["allocation"].options, by="captured")
+    known["allocation"] = dataclasses.replace(known["allocation"], energies=energies, options=options)
+    text = python_calls(Results(**known))
+    assert calls(text)["task_subspaces"]["max_rank"] == 3
+    assert calls(text)["allocate"]["by"] == "captured"
+    assert "subspaces=subspaces" in text
+    assert text.index("task_subspaces") < text.index("tlora.allocate")
+
+
 def test_a_command_line_takes_the_place_of_the_calls() -> None:
     run = run_of()
     line = "tlora run --task 'a b' --output demo"
