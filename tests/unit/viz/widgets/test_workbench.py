@@ -337,6 +337,17 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert it.most == 4
 
 
+def test_explore_begins_with_what_a_recipe_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viz.Workbench, "display", lambda it: None)
+    it = viz.explore(base(), jobs.task(), recipe="tlora", samples=6, rank=2)
+    assert (it.subspaces.kind, it.most) == ("fisher", 8)
+    calibration = tlora.calibrate(base(), jobs.task().calibration(6), fisher=True, progress=False)
+    known = tlora.task_subspaces(base(), calibration, max_rank=8, kind="fisher", progress=False)
+    options = {"by": "captured", "subspaces": known, "budget": "parameters", "adapt_scales": False}
+    assert it.allocation.ranks == tlora.allocate(calibration.sensitivity, rank=2, **options).ranks
+    assert viz.explore(base(), jobs.task(), recipe="lora", samples=6, rank=2).subspaces is None
+
+
 @pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
 def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
