@@ -325,9 +325,8 @@ class TrainingFlags:
     learning_rate: Annotated[
         float,
         _training(
-            "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best of our "
-            "comparison at rank 8 were 5e-4 to 4e-3 for lora, 5e-4 to 8e-3 for tlora, 6e-5 to 4e-3 for "
-            "tlora-paper, 1e-3 to 2e-3 for tlora-trained.",
+            "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best at rank 8 were "
+            "5e-4 to 4e-3 for lora, at whose rate tlora learned as much, and 6e-5 to 4e-3 for tlora-paper.",
             *("--learning-rate", "--lr"),
             callback=check_positive,
         ),
