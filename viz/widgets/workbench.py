@@ -264,9 +264,18 @@ class Workbench(PicturedWidget):
 
     @classmethod
     def from_results(cls, results: Results, rank: int = 8) -> Workbench:
-        """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation.
+        """The workbench of the results of one run: it begins with their allocation.
 
-        Without one the nominal rank is ``rank``.
+        Parameters
+        ----------
+        results : Results
+            Such as a folder holds.
+        rank : int
+            Nominal rank if there is no allocation among them.
+
+        Returns
+        -------
+        Workbench
         """
         allocation = results.allocation
         parts = {
