@@ -25,12 +25,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _DummyBackendModule
 
 try:
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+    from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 except ImportError:  # before torch 2.9 a device cannot be registered in Python
-    _setup_privateuseone_for_python_backend = None
+    _DummyBackendModule, _setup_privateuseone_for_python_backend = object, None
 
 NAME = "standin"
 ROOT = f"{Path(__file__).parents[2]}/"

@@ -27,7 +27,8 @@ def temporary_seed(seed: int | None = None) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Disable autocast inside, and make float32 the default dtype; also a decorator."""
-    accelerator, default = torch.accelerator.current_accelerator(), torch.get_default_dtype()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
