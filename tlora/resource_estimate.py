@@ -856,18 +856,19 @@ def _training(model: Any, setup: Setup) -> Iterator[None]:
     """Set a model to training, with gradient checkpointing if the setup has it."""
     model.train()
     if setup.gradient_checkpointing:
-        _checkpointing(model, "enable", {"use_reentrant": False, "preserve_rng_state": False})
+        switch_checkpointing(model, "enable", {"use_reentrant": False, "preserve_rng_state": False})
     try:
         yield
     finally:
         model.eval()
         if setup.gradient_checkpointing:
-            _checkpointing(model, "disable")
+            switch_checkpointing(model, "disable")
             model.disable_input_require_grads()  # which enabling has set
 
 
-def _checkpointing(model: Any, verb: str, *options: dict[str, bool]) -> None:
-    named = f"activation_checkpointing_{verb}"  # named gradient_checkpointing before transformers 5
+def switch_checkpointing(model: Any, verb: str, *options: dict[str, bool]) -> None:
+    """Enable or disable checkpointing of activations, as transformers names it: earlier ``gradient_checkpointing_``."""
+    named = f"activation_checkpointing_{verb}"
     getattr(model, named if hasattr(model, named) else f"gradient_checkpointing_{verb}")(*options)
 
 

@@ -43,7 +43,7 @@ from benchmarks.speed.stopwatch import now
 from tlora.allocation.footprint import AS_BASE
 from tlora.models.forward import restrict_logits
 from tlora.models.weights import copy_sharing_weights
-from tlora.resource_estimate import matmul_speed
+from tlora.resource_estimate import matmul_speed, switch_checkpointing
 from tlora.utils.peak_memory import PeakMemory
 
 RANK, LABELS = 8, 16
@@ -146,7 +146,7 @@ class Stepper:
         self.model = adapt(own).train()
         self.optimizer = make_optimizer(self.model)
         if checkpointing:
-            own.activation_checkpointing_enable({"use_reentrant": False})
+            switch_checkpointing(own, "enable", {"use_reentrant": False})
         batch = random_batch(case.rows, case.length, LABELS, case.config.vocab_size)
         batch["attention_mask"][:, 0] = 0
         self.batch = restrict_logits(self.model, {name: values.to(self.device) for name, values in batch.items()})

@@ -35,6 +35,7 @@ from transformers import (
 
 import tlora
 from tlora.models.forward import restrict_logits
+from tlora.resource_estimate import switch_checkpointing
 from tlora.utils.peak_memory import PeakMemory
 
 LLAMA = LlamaConfig(
@@ -215,7 +216,7 @@ def _training(configuration: Configuration, model: PreTrainedModel) -> int:
     trained.train()
     model.config.use_cache = False  # as the Trainer has it
     if arguments.get("gradient_checkpointing"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        switch_checkpointing(model, "enable", {"use_reentrant": False})
     if arguments["gpus"] > 1:
         adapters = {parameter for name, parameter in trained.named_parameters() if "lora_" in name}
         shard(model, ignored_params=adapters)

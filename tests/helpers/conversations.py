@@ -29,7 +29,7 @@ def spelled(tokenizer, pieces, first=()):
     return ids, [index if said else -100 for index, said in zip(ids, inside, strict=True)]
 
 
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}]
+TOOLS = [{"function": {"name": "weather", "parameters": {"city": {"type": "string"}}}, "type": "function"}]
 
 CALLING = (
     "{% if tools %}{{ 'tools:' + tools | tojson + '\n' }}{% endif %}"

@@ -185,7 +185,7 @@ def _class(head: str, family: str) -> str:
 def tiny_config(cls: type[PretrainedConfig], **given: Any) -> PretrainedConfig:
     """A config of a few layers, 32 wide, or as near to that as the family has it."""
     values = given | _numbers(cls) | _TINY.get(cls.model_type, {})
-    for name, spec in cls.sub_configs_defaults.items():
+    for name, spec in getattr(cls, "sub_configs_defaults", {}).items():  # transformers 5.17 knows none
         if not spec.optional and name not in values:
             is_any = spec.config_class is transformers.AutoConfig
             sub = CONFIG_MAPPING[spec.model_type] if is_any else spec.config_class

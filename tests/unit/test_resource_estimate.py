@@ -203,6 +203,7 @@ def test_speed_is_that_of_a_product():
     assert 1e8 < matmul_speed(seconds=0.05) < 1e15
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="earlier torch cannot run routed experts without data")
 def test_experts_are_counted_in_any_type():
     """Without data torch knows their products for bfloat16 alone; in float32 weights are twice as large."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}

@@ -97,7 +97,8 @@ def run(
 
     `tlora run --config reviews/tlora/run.yaml --seed 1 --output reviews-1`
     """
-    is_default = start.init is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT")
+    source = ctx.get_parameter_source("recipe")
+    is_default = start.init is None and source is not None and source.name == "DEFAULT"
     allocating, start, training = apply_recipe(recipe, allocating, start, training)
     work, report = unfinished(output), Report(quiet)
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)

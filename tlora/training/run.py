@@ -105,8 +105,7 @@ class TrainingRun(Result):
     @property
     def steps(self) -> int:
         """Number of optimizer steps: the last one that was logged or recorded."""
-        steps = pd.concat([self.history["step"], self.module_history["step"]])
-        return int(steps.max()) if len(steps) else 0
+        return int(max((step for table in (self.history, self.module_history) for step in table["step"]), default=0))
 
     @property
     def evaluated_on(self) -> str:

@@ -15,6 +15,7 @@ from benchmarks.speed.freezing import stored_bytes
 from tests.helpers.adapted import rising_allocation
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, sft
+from tlora.resource_estimate import switch_checkpointing
 
 TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", "") for n in range(8)]
 
@@ -144,9 +145,9 @@ def look_at_the_base(model: PeftModel) -> None:
 
 def checkpoint_and_stop(model: PeftModel) -> None:
     base = model.get_base_model()
-    base.activation_checkpointing_enable({"use_reentrant": False})
+    switch_checkpointing(base, "enable", {"use_reentrant": False})
     stored_in_a_step(model)
-    base.activation_checkpointing_disable()
+    switch_checkpointing(base, "disable")
 
 
 @pytest.mark.parametrize(

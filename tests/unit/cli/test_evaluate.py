@@ -54,7 +54,12 @@ def test_other_classes_and_changed_data_are_named():
 
 
 @pytest.mark.parametrize(
-    ("task", "is_split"), [("rotten_tomatoes", True), ("sst2", False), ("family_relationships", False)]
+    ("task", "is_split"),
+    [
+        pytest.param("rotten_tomatoes", True, marks=pytest.mark.packaged),
+        ("sst2", False),
+        ("family_relationships", False),
+    ],
 )
 def test_packaged_tasks_that_have_one_split(task, is_split):
     assert evaluate.is_split_here(task) == is_split
