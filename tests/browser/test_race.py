@@ -48,7 +48,7 @@ def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path
     assert "uniform" in root.locator(".train .status").inner_text()
     assert root.locator(".answers tbody tr").count() == 6
     assert root.locator(".answers th[scope=col]").all_inner_texts()[-2:] == ["uniform", "kept"]
-    steps.fill("300")
+    steps.fill("1200")  # so that the first loss in between, after a quarter of them, comes after both are stopped
     bench.press("uniform")
     page.wait_for_function("[...document.querySelectorAll('.tlora .cell')].every(c => c.ariaLabel.includes('rank 2'))")
     bench.press("Train both")
