@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, SupportsIndex, cast, get_args
+from typing import Any, Protocol, SupportsIndex, get_args
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modules, rank_limits
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.targets import Target
-from tlora.utils.defaults import BUDGET, KINDS, RANKS_BY, SCALING, Budget, Kind, RanksBy, Scaling
+from tlora.utils.defaults import BUDGET, GRADIENT_KINDS, RANKS_BY, SCALING, Budget, RanksBy, Scaling
 from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
 
 
@@ -170,20 +170,19 @@ def _direction_energies(
         if subspaces is not None:
             raise ValueError("subspaces= has no effect on by='score': leave it out, or choose by='captured'")
         return {}
-    found: Mapping[str, Tensor | list[float]]
+    found: Mapping[str, list[float]] = {}
     if subspaces is None:
-        found, there = {}, "there are none"
+        there = "there are none"
     elif isinstance(subspaces, Allocation):
         found, there = subspaces.energies, "this allocation is by score"
     else:
-        is_gradient = KINDS[cast(Kind, subspaces.kind)].is_gradient
-        found = subspaces.singular_values if is_gradient else {}
         there = f"these are of kind {subspaces.kind!r}"
+        if subspaces.kind in GRADIENT_KINDS:
+            found = {name: s.double().square().tolist() for name, s in subspaces.singular_values.items()}
     if subspaces is None or not found:
-        kinds = " or ".join(repr(kind) for kind, facts in KINDS.items() if facts.is_gradient)
         raise ValueError(
             f"by='captured' reads the gradient along directions, and {there}: pass subspaces=task_subspaces(model, "
-            f"calibration, kind=...) of kind {kinds}"
+            f"calibration, kind=...) of kind {' or '.join(map(repr, GRADIENT_KINDS))}"
         )
     for name, shape in shapes.items():
         if name not in found or subspaces.shapes[name] != shape:
@@ -191,12 +190,7 @@ def _direction_energies(
                 f"the sensitivity has {name}, the subspaces do not: compute both from one calibration, and give "
                 "task_subspaces a number as max_rank"
             )
-    return {name: _squared(found[name]) for name in shapes}
-
-
-def _squared(values: Tensor | list[float]) -> list[float]:
-    """Squared singular values, or what an allocation has kept of them."""
-    return list(values) if isinstance(values, list) else values.double().square().tolist()
+    return {name: found[name] for name in shapes}
 
 
 def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 BYTES = 4
@@ -65,6 +65,11 @@ def size_text(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def range_text(values: Collection[float], write: Callable[[float], str] = "{:.3g}".format) -> str:
+    """The least and the largest of some numbers, as ``write`` writes them: "0.5 to 2", or "1" if they are the same."""
+    return " to ".join(dict.fromkeys(map(write, (min(values), max(values)))))
 
 
 def ranks_text(ranks: Iterable[int]) -> str:

@@ -25,6 +25,7 @@ from tlora.utils.defaults import (
     COVARIANCE,
     DIRECTIONS,
     EPOCHS,
+    GRADIENT_KINDS,
     KIND,
     KINDS,
     LEARNING_RATE,
@@ -386,12 +387,11 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
         for name in names:
             if applies and explicit.get(name):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect in --recipe {recipe}, where {reason}")
-    by_gradient = [kind for kind, facts in KINDS.items() if facts.is_gradient]
     is_allocated = values["adapt_ranks"] and any(isinstance(group, AllocationFlags) for group in groups)
-    if is_allocated and values["by"] == "captured" and (is_random or values["kind"] not in by_gradient):
+    if is_allocated and values["by"] == "captured" and (is_random or values["kind"] not in GRADIENT_KINDS):
         raise ValueError(
             "ranks by captured gradient need directions of a gradient: take "
-            f"--kind {' or '.join(by_gradient)}, or other ranks with --by score or --no-adapt-ranks"
+            f"--kind {' or '.join(GRADIENT_KINDS)}, or other ranks with --by score or --no-adapt-ranks"
         )
     if is_random:
         values["freeze_a"] = False

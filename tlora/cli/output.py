@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import ranks_text, size_text
+from tlora.allocation.footprint import range_text, ranks_text, size_text
 from tlora.utils.files import replace_file
 
 
@@ -84,11 +84,6 @@ def _metric(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if name in ("loss", "perplexity", "train_loss") else f"{100 * value:.1f} %"
-
-
-def range_text(values: Collection[float]) -> str:
-    """Return the least and the largest of some numbers: "0.5 to 2", or "1" if all are the same."""
-    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))))
 
 
 def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:

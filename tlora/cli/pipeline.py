@@ -81,8 +81,8 @@ def run(
     """The whole pipeline: calibrate, allocate, train, evaluate before and after, save, draw.
 
     `A` is frozen along the directions that the loss needs, and ranks go where they capture most of its gradient;
-    --recipe trains otherwise. Writes an ordinary PEFT
-    adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
+    --recipe trains otherwise. Writes an ordinary PEFT adapter; in its folder also `tlora/` (run, sensitivity,
+    spectrum, allocation), `pictures/` and a model card.
     If training is interrupted, the calibration, the allocation and the checkpoints stay in OUTPUT-unfinished.
 
     Examples

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 import tlora
-from tlora.allocation.footprint import ranks_text, size_text
+from tlora.allocation.footprint import range_text, ranks_text, size_text
 from tlora.cli.checks import check_positive, check_saved_result, check_saved_results, parse_weight
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Device, Json, OtherAdapter, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, facts, range_text, table
+from tlora.cli.output import Report, facts, table
 from tlora.utils.defaults import ENERGY, CombineMethod, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
 from tlora.utils.files import check_place

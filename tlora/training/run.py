@@ -105,7 +105,7 @@ class TrainingRun(Result):
     @property
     def steps(self) -> int:
         """Number of optimizer steps: the last one that was logged or recorded."""
-        return int(max((step for table in (self.history, self.module_history) for step in table["step"]), default=0))
+        return int(max((table["step"].max() for table in (self.history, self.module_history) if len(table)), default=0))
 
     @property
     def evaluated_on(self) -> str:

@@ -63,6 +63,9 @@ KINDS: dict[Kind, SubspaceKind] = {
 }
 """All kinds, in the order in which tables, legends and help texts list them."""
 
+GRADIENT_KINDS = [kind for kind, facts in KINDS.items() if facts.is_gradient]
+"""Kinds whose directions ``by="captured"`` can rank."""
+
 RANK = 8
 SAMPLES = 32
 """Samples to calibrate on."""

@@ -16,6 +16,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation.allocation import Allocation
+from tlora.allocation.footprint import range_text
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
@@ -164,7 +165,7 @@ def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:
     with_out = f", with the {left_out(allocation)}" if left_out(allocation) else ""
     return style.sentence(
         f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
-        "scaling " + " to ".join(dict.fromkeys(map(style.number, frame["scaling"].agg(["min", "max"])))),
+        f"scaling {range_text(frame['scaling'], style.number)}",
         f"white, dashed: uniform{with_out}",
         "outlined: set by hand" if allocation.edits or allocation.options.pinned else "",
         style.source(allocation.meta),

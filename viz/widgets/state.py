@@ -56,11 +56,6 @@ class AllocationState:
     directions: Subspaces | Allocation | None = None
     kept: Allocation | None = None
 
-    @property
-    def is_by_gradient(self) -> bool:
-        """Whether ranks follow the captured gradient."""
-        return self.adapt_ranks and self.by == "captured"
-
 
 DEFAULTS: dict[str, Any] = {
     "alpha": None, "scaling": "nominal", "budget": "ranks", "adapt_ranks": True, "adapt_scales": True, "max_rank": None,
@@ -131,14 +126,12 @@ def allocate_arguments(sensitivity: Sensitivity, state: AllocationState) -> dict
 
 def argument_texts(sensitivity: Sensitivity, state: AllocationState) -> dict[str, str]:
     """The same as Python text; what ranks by captured gradient read has a name."""
-    texts = {name: repr(value) for name, value in allocate_arguments(sensitivity, state).items() if name != "subspaces"}
-    if state.by == "captured":
-        texts["subspaces"] = "allocation" if isinstance(state.directions, Allocation) else "subspaces"
-    return texts
+    named = {"subspaces": "allocation" if isinstance(state.directions, Allocation) else "subspaces"}
+    return {name: named.get(name) or repr(value) for name, value in allocate_arguments(sensitivity, state).items()}
 
 
-def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
-    """The state as JSON values, from which a page without a kernel computes its allocation (``allocate.js``)."""
+def browser_rule(sensitivity: Sensitivity, state: AllocationState, allocation: Allocation) -> dict[str, Any]:
+    """The state of an allocation as JSON values, from which a page without a kernel computes it (``allocate.js``)."""
     names, shapes = sensitivity.names, sensitivity.shapes
     fields = ("rank", "alpha", "scaling", "budget", "adapt_ranks", "adapt_scales", "temperature")
     floors, limits = [
@@ -146,11 +139,11 @@ def browser_rule(sensitivity: Sensitivity, state: AllocationState) -> dict[str, 
         for limit, default in ((state.min_rank, 1), (state.max_rank, math.inf))
     ]
     code = {name: text for name, text in argument_texts(sensitivity, state).items() if name != "pinned"}
-    energies = allocate_state(sensitivity, state).energies
+    energies = allocation.energies
     known = {name: len(values) for name, values in energies.items()}
     return {name: getattr(state, name) for name in fields} | {
         "scores": list(sensitivity.rescale(state.score).scores.values()),
-        "energies": [energies.get(name, []) for name in names] if state.is_by_gradient else None,
+        "energies": [energies.get(name, []) for name in names] if allocation.options.is_by_energy else None,
         "floors": [floors.get(name, 1) for name in names],
         "ceilings": [min(*shapes[name], *(one.get(name, math.inf) for one in (limits, known))) for name in names],
         "edits": {names.index(name): rank for name, rank in {**state.pinned, **state.edits}.items()},
@@ -238,7 +231,7 @@ def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bo
     )
 
 
-def control_values(state: AllocationState, most: int) -> dict[str, Any]:
+def control_values(state: AllocationState, allocation: Allocation, most: int) -> dict[str, Any]:
     """Values of the controls; None for a limit that is not one number for all modules, and for what has no effect."""
 
     def number(limit: RankLimit, default: int) -> int | None:
@@ -248,7 +241,7 @@ def control_values(state: AllocationState, most: int) -> dict[str, Any]:
         "budget": state.budget,
         "scaling": state.scaling,
         "rank": state.rank,
-        "temperature": None if state.is_by_gradient and not state.adapt_scales else state.temperature,
+        "temperature": None if allocation.options.is_by_energy and not state.adapt_scales else state.temperature,
         "min_rank": number(state.min_rank, 1),
         "max_rank": number(state.max_rank, most),
     }

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsIndex
 
 import anywidget
 import numpy as np
@@ -37,8 +37,7 @@ from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
-from tlora.utils.defaults import KINDS as SUBSPACE_KINDS
-from tlora.utils.defaults import Kind
+from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
@@ -243,9 +242,7 @@ class Workbench(PicturedWidget):
         self.alignments = align_pairs(own_and_others(self.results))
         check_equal_lengths(self.names, subspaces)
         self._bound = None if subspaces is None else subspaces.max_rank
-        directions = (
-            subspaces if subspaces is not None and SUBSPACE_KINDS[cast(Kind, subspaces.kind)].is_gradient else None
-        )
+        directions = subspaces if subspaces is not None and subspaces.kind in GRADIENT_KINDS else None
         state = initial_state(self.sensitivity, self._bound, rank, directions, **options)
         self._allocation = self.allocate(state)
         self.state = replace(state, kept=self._allocation)
@@ -461,7 +458,7 @@ class Workbench(PicturedWidget):
         check_place(path, "sensitivity.safetensors")
         refuse_other_writer(Path(path, "run"), TRAINED)
         earlier = [
-            *map(result_file, (*KINDS, "kept", "directions")),
+            *map(result_file, (*KINDS, "kept")),
             *(Path("run", file) for file in earlier_files(Path(path, "run"))),
         ]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
@@ -476,8 +473,6 @@ class Workbench(PicturedWidget):
         """The results of a session by the names of their files."""
         others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
         parts = {name: getattr(self.results, name) for name in KINDS} | others | {"kept": self.kept}
-        if isinstance(self.state.directions, Allocation):
-            parts["directions"] = self.state.directions
         return {name: result for name, result in parts.items() if result is not None}
 
     @classmethod
@@ -509,11 +504,8 @@ class Workbench(PicturedWidget):
         named = {*session.state.edits, *session.state.pinned, *session.state.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
             raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
-        known: Any = workbench.state.directions
-        if result_file(folder / "directions").exists():
-            known = Allocation.load(folder / "directions")
-        workbench._restore(replace(session.state, kept=Allocation.load(folder / "kept"), directions=known))
-        workbench.widget.about = workbench._about()
+        kept = Allocation.load(folder / "kept")
+        workbench._restore(replace(session.state, kept=kept, directions=workbench.state.directions))
         workbench.select(*session.selected)
         workbench.widget.tab = session.tab
         return workbench
@@ -754,7 +746,11 @@ class Workbench(PicturedWidget):
 
     def _resample(self) -> None:
         """Make one more part of the resamples; after the last, show how often each module got which rank."""
-        if len(self.sensitivity.per_sample) < 2 or len(self._resamples) == PARTS or self.state.is_by_gradient:
+        if (
+            len(self.sensitivity.per_sample) < 2
+            or len(self._resamples) == PARTS
+            or self._allocation.options.is_by_energy
+        ):
             return
         part = {"resamples": RESAMPLES // PARTS, "seed": len(self._resamples)}
         self._resamples.append(allocation_stability(self.sensitivity, self._allocation, **part).ranks.numpy())
@@ -795,7 +791,7 @@ class Workbench(PicturedWidget):
             state["readings"] = [reading(activations, self.names, k, small=True) for k in range(len(self.names))]
         panels = [one for each in state["about"]["panels"] for one in small.get(each["name"], [each])]
         state["about"] = state["about"] | {"panels": panels}
-        rule = browser_rule(self.sensitivity, self.state)
+        rule = browser_rule(self.sensitivity, self.state, self._allocation)
         return page_html(self.results, **state, current=self._current(page=True), rule=rule)
 
     @functools.cached_property

@@ -26,6 +26,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.models.forward import sample_losses
 from tlora.models.targets import target_modules
 from tlora.models.weights import fingerprint
+from tlora.resource_estimate import switch_checkpointing
 
 SIZES = (
     "vocab_size",
@@ -302,7 +303,7 @@ def state(model):
 def test_the_model_is_left_as_it_was(checkpointing):
     model = tiny_model("llama").train()
     if checkpointing:
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        switch_checkpointing(model, "enable")
     reference = tiny_model("llama")
     batch = tiny_batch(model)
     before, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}

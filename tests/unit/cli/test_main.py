@@ -60,8 +60,9 @@ def test_an_interruption_is_one_line_during_imports_too(seconds: float, tmp_path
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         stderr = process.communicate()[1]
-    has_ended = stderr.startswith("error: ")  # before the signal, which may then meet an interpreter on its way out
-    assert has_ended or (process.returncode, stderr) == (130, "interrupted\n")
+    # It may have ended before: then the signal is late, or meets the interpreter on its way out.
+    if process.returncode != 2 and not (process.returncode == -signal.SIGINT and stderr.startswith("error: ")):
+        assert (process.returncode, stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.usefixtures("stages")

@@ -16,6 +16,7 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.padding import decoder
 from tests.helpers.rows import pairs, single_losses
 from tests.helpers.tokenizers import bytes_tokenizer, pieces_tokenizer
+from tlora.resource_estimate import switch_checkpointing
 from tlora.tasks.evaluation import decode_answer, generate, losses_of_samples
 from tlora.tasks.load import load_task
 
@@ -239,7 +240,7 @@ def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
     model.config.use_cache = False
     model.model.embed_tokens.weight.requires_grad_(False)
     # Of transformers' two names for it the older warns.
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    switch_checkpointing(model, "enable")
     before, weights = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
     if broken:
         monkeypatch.setattr(type(model), "generate", lambda *_, **__: 1 / 0)
