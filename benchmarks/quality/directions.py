@@ -203,14 +203,18 @@ def runs_at(task: str, name: str, share: float | None) -> pd.DataFrame:
     return runs[(runs["task"] == task) & (runs["arm"] == name) & (runs["share"] == share)].set_index("seed")
 
 
-def own_best_share(task: str, name: str) -> float | None:
-    """The multiple of R with the lowest mean validation loss of the first seeds; None before all have run."""
+def losses_by_share(task: str, name: str) -> pd.DataFrame | None:
+    """The validation losses of the first seeds, a row each, by multiple of R; None before all have run."""
     runs = test_runs()
     mine = runs[(runs["task"] == task) & (runs["arm"] == name) & runs["seed"].isin(FEWER)]
     losses = mine.pivot(index="seed", columns="share", values="validation")
-    if losses.shape != (len(FEWER), len(SHARES)) or losses.isna().any(axis=None):
-        return None
-    return float(losses.mean().idxmin())
+    return None if losses.shape != (len(FEWER), len(SHARES)) or losses.isna().any(axis=None) else losses
+
+
+def own_best_share(task: str, name: str) -> float | None:
+    """The multiple of R with the lowest mean validation loss of the first seeds; None before all have run."""
+    losses = losses_by_share(task, name)
+    return None if losses is None else float(losses.mean().idxmin())
 
 
 def own_best(task: str, name: str) -> float | None:
@@ -288,16 +292,13 @@ def best_rates(resamples: int = 2000) -> pd.DataFrame:
 
     The seeds that ran at all rates are resampled with replacement, the same for both arms.
     """
-    runs = test_runs()
-    runs = runs[runs["seed"].isin(FEWER)]
     draws = np.random.default_rng(0).integers(len(FEWER), size=(resamples, len(FEWER)))
     rows = []
     for task in TASKS:
         best = {}
         for name in ARMS:
-            mine = runs[(runs["task"] == task) & (runs["arm"] == name)]
-            losses = mine.pivot(index="seed", columns="share", values="validation")
-            if losses.shape == (len(FEWER), len(SHARES)):
+            losses = losses_by_share(task, name)
+            if losses is not None:
                 best[name] = losses.to_numpy()[draws].mean(1).argmin(1)
                 near = np.abs(best[name] - best[LORA]) <= 1 if LORA in best else np.array([np.nan])
                 share = float(losses.mean().idxmin())
