@@ -130,7 +130,7 @@ def allocate_and_decompose(
     """Allocate and compute the subspaces, in the order that the allocation needs.
 
     By score the ranks come first, and only their directions are computed. By captured gradient the directions come
-    first: as many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
+    first.
 
     Parameters
     ----------
@@ -148,9 +148,17 @@ def allocate_and_decompose(
     if arguments.get("by") != "captured":
         allocation = allocate(sensitivity, **arguments)
         return allocation, decompose(allocation)
-    most = arguments.get("max_rank") or DIRECTIONS * arguments["rank"]
-    subspaces = decompose(max(most.values()) if isinstance(most, Mapping) else most)
+    subspaces = decompose(most_directions(arguments))
     return allocate(sensitivity, **arguments, subspaces=subspaces), subspaces
+
+
+def most_directions(arguments: Arguments) -> int:
+    """Directions of a module from which ranks by captured gradient are chosen.
+
+    As many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
+    """
+    most = arguments.get("max_rank") or DIRECTIONS * arguments["rank"]
+    return max(most.values()) if isinstance(most, Mapping) else most
 
 
 def _check(function: str, arguments: Arguments) -> None:

@@ -292,8 +292,8 @@ class AllocationFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterFlags:
-    """How A starts, and whether it is trained; None leaves an option to the recipe."""
+class DirectionFlags:
+    """What the directions are of; None leaves it to the recipe."""
 
     kind: Annotated[
         Kind | None,
@@ -302,6 +302,12 @@ class AdapterFlags:
             "Default: that of the recipe."
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFlags(DirectionFlags):
+    """How A starts, and whether it is trained; None leaves an option to the recipe."""
+
     init: Annotated[bool | None, _adapter("Start A from the task's directions, or at random as LoRA does.")] = None
     freeze_a: Annotated[bool | None, _adapter("Train B alone, or A too.")] = None
     rows: Annotated[
@@ -315,8 +321,13 @@ class AdapterFlags:
     @property
     def needs(self) -> dict[str, bool]:
         """What the calibration has to keep for the kind: arguments of `tlora.calibrate`."""
-        needs = KINDS[self.kind or KIND].needs
-        return {needs: True} if self.init and needs else {}
+        needs = KINDS[self.directions].needs if self.directions else ""
+        return {needs: True} if needs else {}
+
+    @property
+    def directions(self) -> Kind | None:
+        """The kind of the directions from which A starts; None if it is random."""
+        return (self.kind or KIND) if self.init else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from tlora.cli.options import (
     CalibrationFlags,
     Config,
     Data,
+    DirectionFlags,
     Model,
     Output,
     Overwrite,
@@ -194,29 +195,40 @@ def allocate(
     calibration: Annotated[Path, typer.Argument(help="A calibration.", callback=check_saved_result)],
     output: Output,
     allocating: AllocationFlags,
+    directions: DirectionFlags,
+    recipe: Recipe = DEFAULT_RECIPE,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Rank and scaling of every module, in proportion to its sensitivity, within a budget.
+    """Rank and scaling of every module, within a budget: where directions capture most of the gradient, or by score.
 
-    Takes a second and no model. Writes an Allocation, and shows it by projection.
+    Takes seconds and no model. Writes an Allocation, and shows it by projection.
 
     Examples
     --------
     `tlora allocate calib --rank 8 --output alloc`
 
-    `tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output alloc`
+    `tlora allocate calib --rank 8 --recipe tlora-paper --max-rank 64 --output alloc`: by sensitivity, as published
     """
+    from tlora.recipes import most_directions
+
     check_result_place(output, "Allocation", overwrite)
-    if allocating.by == "captured":
-        raise ValueError("--by captured needs directions, which need the model: use tlora run or tlora init")
-    (allocating,) = apply_recipe("tlora-paper", allocating)  # in proportion to the sensitivity
+    kind = directions.kind
+    allocating, directions = apply_recipe(recipe, allocating, directions)
     calibrated = tlora.Calibration.load(calibration)
-    recipe = calibrated.meta.recipe
-    allocation = tlora.allocate(calibrated.sensitivity, **asdict(allocating.limit_to(recipe)))
+    made_by = calibrated.meta.recipe
+    data = made_by.get("data", {"task": calibrated.meta.task or "TASK"})
+    arguments, subspaces = asdict(allocating.limit_to(made_by)), None
+    if arguments["adapt_ranks"] and arguments["by"] == "captured":
+        most = most_directions(arguments)
+        subspaces = decompose_on(None, calibrated, directions.kind, data.get("seed", 0), Report(quiet), most)
+    elif kind is not None:
+        raise ValueError(f"--kind {kind} has no effect on ranks by score: leave it out, or add --by captured")
+    allocation = tlora.allocate(calibrated.sensitivity, **arguments, subspaces=subspaces)
     allocation = add_origin(allocation, {"command": again(ctx)})
     allocation.save(output)
     typer.echo(allocation_text(allocation))
-    following = recipe.get("data", {"task": calibrated.meta.task or "TASK"}) | {"model": calibrated.meta.model}
+    following = data | {"model": calibrated.meta.model, "recipe": recipe, "kind": kind}
     following |= {"calibration": calibration, "allocation": output, "output": output.with_name("adapter")}
     conclude_step(ctx, output, next_command(ctx, "train", following))
 
@@ -316,7 +328,8 @@ def train(
     if not resume:
         run_on_first(lambda: shutil.rmtree(work / CHECKPOINTS, ignore_errors=True))
     with note_what_is_kept(ctx, output):
-        subspaces = decompose_on(base, calibrated, start, data.seed, report, allocated)
+        known = max(map(len, allocated.energies.values()), default=0)  # the directions that the ranks were chosen from
+        subspaces = decompose_on(base, calibrated, start.directions, data.seed, report, known or allocated)
         adapted, results = attach_adapter(base, calibrated, allocated, subspaces, start, data.seed, report)
         del calibrated  # large
         results.pop("subspaces", None)
@@ -383,7 +396,7 @@ def start_adapter(
     activations = {}
     if read:
         activations["activations"] = read_directions(model, task, calibration, start.kind or KIND, seed, report)
-    decompose = partial(decompose_on, model, calibration, start, seed, report)
+    decompose = partial(decompose_on, model, calibration, start.directions, seed, report)
     allocation, subspaces = allocate_and_decompose(calibration.sensitivity, asdict(allocating), decompose)
     allocation = add_origin(allocation, origin)
     if work:
@@ -451,18 +464,18 @@ def constant_text(constant: Mapping[str, Mapping[str, list[int]]], tokenizer: An
 def decompose_on(
     model: Any,
     calibration: tlora.Calibration | None,
-    start: AdapterFlags,
+    kind: Kind | None,
     seed: int,
     report: Report,
     ranks: int | tlora.Allocation,
 ) -> tlora.Subspaces | None:
     """Compute the subspaces up to these ranks; None if A is random."""
-    if calibration is None or not start.init:
+    if calibration is None or kind is None:
         return None
-    options: dict[str, Any] = {"kind": start.kind or KIND, "seed": seed, "progress": report.progress}
     most = ranks if isinstance(ranks, int) else max(ranks.ranks.values())
-    with report.step(f"subspaces of kind {options['kind']}, up to rank {most}"):
-        return tlora.task_subspaces(model, calibration, max_rank=ranks, **options)
+    options: dict[str, Any] = {"max_rank": ranks, "seed": seed, "progress": report.progress}
+    with report.step(f"subspaces of kind {kind}, up to rank {most}"):
+        return tlora.task_subspaces(model, calibration, kind=kind, **options)
 
 
 def attach_adapter(

@@ -21,6 +21,7 @@ from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import KIND, KINDS, Kind
 from tlora.utils.devices import HostCoroutine, run_coroutines
+from tlora.utils.distributed import Processes
 from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import check_type, require_choice, require_positive_int
@@ -47,8 +48,9 @@ def task_subspaces(
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        The calibrated model. Read only.
+    model : transformers.PreTrainedModel or None
+        The calibrated model. Read only. None for a kind that reads no weight: ``"c"``, ``"g"``, ``"fisher"`` or
+        ``"random"``.
     calibration : Calibration
         Its statistics.
     max_rank : int or Allocation
@@ -75,7 +77,7 @@ def task_subspaces(
     ------
     ValueError
         If the allocation or the calibration is of other modules or another model, or the kind needs something that the
-        calibration does not have.
+        calibration does not have, or reads the weights and there is no model.
 
     Notes
     -----
@@ -106,10 +108,8 @@ def task_subspaces(
     check_type(calibration, Calibration, "calibrate(model, ...)")
     counts = _direction_counts(calibration, max_rank)
     _check_kind(calibration, counts, kind, centered)
-    check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
-    modules = base_modules(model)
+    modules, processes = _modules_of(model, calibration, kind)
     inputs = _InputMoments(calibration, centered)
-    processes = model_processes(get_base_model(model))
     bases: dict[str, _Basis] = {}
     show = progress and processes.rank == 0
     with progress_bar(total=len(counts), desc=f"subspaces {kind}", unit="module", show=show) as bar:
@@ -153,7 +153,10 @@ def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind,
     require_choice(kind, "kind", tuple(KINDS))
     facts = KINDS[kind]
     if facts.needs and getattr(calibration, facts.needs) is None:
-        raise ValueError(f"kind={kind!r} needs more statistics of the gradients: calibrate(..., {facts.needs}=True)")
+        raise ValueError(
+            f"kind={kind!r} needs more statistics of the gradients: calibrate(..., {facts.needs}=True), or "
+            f"tlora calibrate --{facts.needs}"
+        )
     if not centered and not facts.reads_covariance:
         others = ", ".join(repr(name) for name, other in KINDS.items() if other.reads_covariance)
         raise ValueError(f"centered=False has no effect on kind={kind!r}: choose one of {others}")
@@ -170,6 +173,17 @@ def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind,
                 f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: use a max_rank "
                 f"of at most {kept}, or calibrate with a larger sketch_size"
             )
+
+
+def _modules_of(model: Any, calibration: Calibration, kind: Kind) -> tuple[Mapping[str, nn.Module], Processes]:
+    """The modules of the calibrated model and the processes that share it; none, and this one, without a model."""
+    if model is None:
+        if KINDS[kind].reads_weight:
+            free = ", ".join(repr(name) for name, other in KINDS.items() if not other.reads_weight)
+            raise ValueError(f"kind={kind!r} reads the weights: pass the model, or choose one of {free}")
+        return {}, Processes()
+    check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
+    return base_modules(model), model_processes(get_base_model(model))
 
 
 def _rounds(
@@ -200,8 +214,7 @@ def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target], roo
     group: list[str] = []
     left = room
     for name, target in targets.items():
-        parameter = next(modules[name].parameters(), None)
-        is_elsewhere = parameter is not None and parameter.device.type not in ("cpu", "meta")
+        is_elsewhere = _device(modules, name).type != "cpu"
         size = 4 * target.d_in * (target.d_out + target.d_in) if is_elsewhere else GROUP_BYTES
         if group and size > left:
             yield group
@@ -209,6 +222,12 @@ def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target], roo
         group.append(name)
         left -= size
     yield group
+
+
+def _device(modules: Mapping[str, nn.Module], name: str) -> torch.device:
+    """Where the products of a module are computed: where its weight is, or the CPU if it is offloaded."""
+    parameter = next(modules[name].parameters(), None) if name in modules else None
+    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
 
 
 def _decompose(
@@ -221,11 +240,14 @@ def _decompose(
 ) -> dict[str, _Basis]:
     """Bases of this process's ``own`` modules, by their number of directions; ``names`` are those of all processes."""
     weights = {}
-    for name in names if kind != "random" else ():
+    for name in names if KINDS[kind].reads_weight else ():
         w = weight(modules[name], name)  # all processes take part in gathering the weight of a sharded model
         if name in own:
             weights[name] = w.float()
-    bases = run_coroutines([_module_basis(weights, inputs, name, k, kind, seed) for name, k in own.items()])
+    devices = {name: weights[name].device if name in weights else _device(modules, name) for name in own}
+    bases = run_coroutines(
+        [_module_basis(weights, devices[name], inputs, name, k, kind, seed) for name, k in own.items()]
+    )
     return dict(zip(own, bases, strict=True))
 
 
@@ -256,7 +278,13 @@ class _Basis(NamedTuple):
 
 
 def _module_basis(
-    weights: Mapping[str, Tensor], inputs: _InputMoments, name: str, k: int, kind: Kind, seed: int
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    inputs: _InputMoments,
+    name: str,
+    k: int,
+    kind: Kind,
+    seed: int,
 ) -> HostCoroutine[_Basis]:
     calibration = inputs.calibration
     d_in = calibration.targets[name].d_in
@@ -264,11 +292,10 @@ def _module_basis(
     if kind == "random":
         rows = fix_signs(orthonormal_rows(k, d_in, generator))
         return _Basis(rows, torch.zeros(k), k, _row_variance(calibration.covariance[name], rows))
-    w = weights[name]
-    c = inputs.on_device(calibration.shared[name], w.device)
-    matrix = _matrix(w, c, inputs, name, kind)
+    c = inputs.on_device(calibration.shared[name], device)
+    matrix = _matrix(weights, c, device, inputs, name, kind)
     leading = yield from leading_right_singular_vectors(
-        matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
+        matrix.product, matrix.transposed, d_in, k, generator, device=device, warm=matrix.warm
     )
     rows, values = leading.rows, leading.singular_values
     rank = min(_numerical_rank(values, d_in), matrix.rank_bound or k)
@@ -302,17 +329,22 @@ class _Matrix(NamedTuple):
     is_gram: bool = False
 
 
-def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Kind) -> _Matrix:
+def _matrix(
+    weights: Mapping[str, Tensor], c: Covariance, device: torch.device, inputs: _InputMoments, name: str, kind: Kind
+) -> _Matrix:
     calibration = inputs.calibration
     match kind:
         case "w":
+            w = weights[name]
             return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
         case "c":
             return _Matrix(c.__matmul__, c.__matmul__, rank_bound=c.rank_kept)
         case "wc":
+            w = weights[name]
             return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__, rank_bound=c.rank_kept)
         case "wc_half":
-            root, inverse = inputs.powers(calibration.shared[name], w.device)
+            w = weights[name]
+            root, inverse = inputs.powers(calibration.shared[name], device)
             return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
         case "g":
             assert calibration.gradient is not None
@@ -320,7 +352,7 @@ def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Ki
             return _Matrix(lambda x: gradient @ x, gradient.transposed)
         case "fisher":
             assert calibration.fisher is not None
-            fisher = calibration.fisher[name].to(w.device)
+            fisher = calibration.fisher[name].to(device)
             return _Matrix(fisher.__matmul__, fisher.__matmul__, rank_bound=fisher.rank_kept, is_gram=True)
         case "random":
             raise AssertionError("random rows are the singular vectors of no matrix")

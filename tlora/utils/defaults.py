@@ -35,6 +35,9 @@ class SubspaceKind(NamedTuple):
     reads_covariance: bool = False
     """Whether its matrix holds the covariance of the inputs, so that ``centered`` has an effect."""
 
+    reads_weight: bool = False
+    """Whether its matrix holds the weight, so that the model is needed."""
+
     within_sketch: bool = False
     """Whether a sketched covariance limits its number of directions."""
 
@@ -50,11 +53,12 @@ KINDS: dict[Kind, SubspaceKind] = {
         "right singular vectors of W C, the weight times the covariance of its inputs",
         "TLoRA",
         reads_covariance=True,
+        reads_weight=True,
         within_sketch=True,
     ),
-    "w": SubspaceKind("right singular vectors of W", "PiSSA"),
+    "w": SubspaceKind("right singular vectors of W", "PiSSA", reads_weight=True),
     "c": SubspaceKind("principal directions of the inputs", "EVA", reads_covariance=True, within_sketch=True),
-    "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True),
+    "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True, reads_weight=True),
     "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs="gradient", is_gradient=True),
     "fisher": SubspaceKind(
         "input directions with the largest squared gradient", within_sketch=True, needs="fisher", is_gradient=True

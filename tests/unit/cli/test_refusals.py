@@ -84,6 +84,8 @@ def test_run_replaces_no_folder_of_others():
         ("allocate nowhere --output other", "no result at nowhere.safetensors"),
         ("allocate alloc --output other", "Calibration"),
         ("allocate calib --output calib --overwrite", "Calibration"),
+        ("allocate calib --by score --kind g --output other", "--by captured"),
+        ("allocate calib --kind g --output other", "--gradient"),
         (f"train {DATA} --allocation alloc --output other", "--calibration"),
         (f"train {DATA} --calibration calib --allocation alloc --output adapter", "--overwrite"),
         (f"train {DATA} --calibration calib --allocation alloc --output other --resume", "checkpoint"),

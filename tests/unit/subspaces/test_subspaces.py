@@ -9,6 +9,7 @@ from scipy.linalg import fractional_matrix_power
 
 import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
+from tests.helpers.results import same
 from tests.helpers.spectra import covariance, naive_ranks, spectrum_of, truncated
 from tests.helpers.targets import named, target
 from tlora.models.weights import weight
@@ -130,6 +131,17 @@ def test_each_kind_has_its_facts() -> None:
 def test_one_seed_gives_the_same_bytes(llama, kind):
     one, two = (subspaces(*llama, max_rank=6, kind=kind, seed=7) for _ in range(2))
     assert all(torch.equal(one.bases[n], two.bases[n]) for n in one.names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_reads_no_weight_needs_no_model(llama, kind):
+    model, calibration = llama
+    if kind in ("c", "g", "fisher", "random"):
+        with_model, without = (subspaces(one, calibration, max_rank=6, kind=kind) for one in (model, None))
+        assert same(without, with_model)
+    else:
+        with pytest.raises(ValueError, match=f"{kind}.*pass the model"):
+            subspaces(None, calibration, kind=kind)
 
 
 def test_a_random_space_depends_on_the_seed_and_not_on_the_other_modules(llama):
