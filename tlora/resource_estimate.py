@@ -175,6 +175,7 @@ def estimate(
     batch_size: int = BATCH_SIZE,
     labels: int | None = None,
     sketch_size: int = SKETCH_SIZE,
+    fisher: bool = False,
     dtype: str = DTYPE,
     bits: int | None = None,
     gradient_checkpointing: bool = False,
@@ -207,6 +208,8 @@ def estimate(
         Labeled tokens of a sample, for which there are logits; all by default.
     sketch_size : int
         Columns of a sketch of a covariance.
+    fisher : bool
+        Whether the calibration keeps what kind ``"fisher"`` needs, as in `tlora.calibrate`.
     dtype : str
         Type of the weights and activations.
     bits : {4, 8}, optional
@@ -275,6 +278,7 @@ def estimate(
         gpus=gpus,
         rank=rank,
         sketch_size=sketch_size,
+        fisher=fisher,
     )
     with simulation_mode() as simulation:
         base = choose_architecture(config, num_labels).from_config(config, dtype=setup.precision).eval()
@@ -345,6 +349,7 @@ class Setup:
     gpus: int
     rank: int
     sketch_size: int
+    fisher: bool
 
     def __post_init__(self) -> None:
         for name in ("samples", "length", "batch_size", "labels", "rank"):
@@ -492,11 +497,6 @@ class SimulatedModel:
 
 def _stage_bytes(steps: SimulatedModel, setup: Setup, name: str) -> int:
     """Return the peak memory of a stage."""
-    sketched = [d for d in steps.distinct if setup.is_sketched(d)]
-    dense = [d for d in steps.distinct if not setup.is_sketched(d)]
-    means = BYTES * sum(d * min(setup.samples, d) for d in steps.distinct)
-    whole = BYTES * sum(d**2 for d in steps.distinct) + means
-    sketches = BYTES * (sum(d**2 for d in dense) + setup.sketch_size * (sum(sketched) + sum(set(sketched)))) + means
     kind = STAGES[name]
     if kind == FULL:
         step, shard, size = steps.run(setup, kind), steps.parameters // max(setup.gpus, 1), setup.precision.itemsize
@@ -506,19 +506,29 @@ def _stage_bytes(steps: SimulatedModel, setup: Setup, name: str) -> int:
     if name == "weights":
         return weights
     if name == "subspaces":
-        return weights + _subspace_bytes(steps, setup, whole)
+        return weights + _subspace_bytes(steps, setup)
     if kind == CALIBRATION:
-        return weights + steps.run(setup, kind).peak + (whole if name.endswith("whole") else sketches)
+        return weights + steps.run(setup, kind).peak + _statistics_bytes(steps, setup, name.endswith("sketched"))
     adapter = uniform_footprints(steps.shapes, setup.rank)[KINDS[kind != "B"]]
     states = setup.state_bytes(setup.adapter_dtype(kind).itemsize) * adapter.trainable_parameters
     head = (2 * BYTES + setup.state_bytes(BYTES)) * steps.head  # its float32 copy, the gradient and states
     return weights + steps.run(setup, kind).peak + states + head
 
 
-def _subspace_bytes(steps: SimulatedModel, setup: Setup, covariances: int) -> int:
+def _statistics_bytes(steps: SimulatedModel, setup: Setup, sketched: bool) -> int:
+    """Return the bytes of covariances and their means, of Fisher matrices, and of what sketches are drawn with."""
+    fishers = [columns for _, columns in steps.shapes.values()] if setup.fisher else []
+    wide, square = ([d for d in fishers if setup.is_sketched(d) == is_wide] for is_wide in (True, False))
+    for d in steps.distinct:
+        (wide if sketched and setup.is_sketched(d) else square).append(d)
+    means = sum(d * min(setup.samples, d) for d in steps.distinct)
+    return BYTES * (sum(d**2 for d in square) + setup.sketch_size * (sum(wide) + sum(set(wide))) + means)
+
+
+def _subspace_bytes(steps: SimulatedModel, setup: Setup) -> int:
     """Return the bytes of covariances, float32 weights and iterates of the modules that are decomposed together.
 
-    On the CPU, and if several GPUs share a base, it is one module at a time; on the CPU in addition to all covariances
+    On the CPU, and if several GPUs share a base, it is one module at a time; on the CPU in addition to all statistics
     and bases.
     """
     width = setup.width + OVERSAMPLING
@@ -530,7 +540,7 @@ def _subspace_bytes(steps: SimulatedModel, setup: Setup, covariances: int) -> in
 
     if setup.gpus == 0:
         bases = BYTES * sum(min(setup.width, *shape) * shape[1] for shape in steps.shapes.values())
-        return covariances + bases + max(map(iterate_bytes, steps.shapes.values()))
+        return _statistics_bytes(steps, setup, False) + bases + max(map(iterate_bytes, steps.shapes.values()))
     each = [iterate_bytes(shape) + BYTES * shape[1] ** 2 for shape in steps.shapes.values()]
     return max(max(each), min(sum(each), GROUP_BYTES if setup.gpus == 1 else 0))
 
@@ -541,13 +551,17 @@ def _stage_flops(steps: SimulatedModel, setup: Setup) -> dict[str, float]:
     passes = steps.run(setup, CALIBRATION).flops * setup.samples / setup.batch_size
     scores = sum(2.0 * tokens * rows * columns for rows, columns in steps.shapes.values())
     whole = sum(1.0 * tokens * d**2 for d in steps.distinct)  # one triangle
-    sketched = sum(
-        4.0 * tokens * d * setup.sketch_size if setup.is_sketched(d) else 1.0 * tokens * d**2 for d in steps.distinct
-    )
+
+    def narrowed(widths: Iterable[int]) -> float:
+        return sum(
+            4.0 * tokens * d * setup.sketch_size if setup.is_sketched(d) else 1.0 * tokens * d**2 for d in widths
+        )
+
+    passes += narrowed(columns for _, columns in steps.shapes.values()) if setup.fisher else 0.0
     width = setup.width + OVERSAMPLING
     flops = {
         "calibration, covariances whole": passes + scores + whole,
-        "calibration, covariances sketched": passes + scores + sketched,
+        "calibration, covariances sketched": passes + scores + narrowed(steps.distinct),
         "subspaces": sum(_subspace_flops(*shape, width) for shape in steps.shapes.values()),
     }
     return {stage: count / max(setup.gpus, 1) for stage, count in flops.items()}

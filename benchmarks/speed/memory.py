@@ -1,4 +1,4 @@
-"""What `tlora.estimate` says, and what a process held, in twelve configurations.
+"""What `tlora.estimate` says, and what a process held, in fourteen configurations.
 
     python -m benchmarks.speed.memory                  # each in processes of their own, on one thread
     python -m benchmarks.speed.memory --only 3         # one of them
@@ -68,6 +68,8 @@ B, BOTH, FULL = "training B", "training A and B", "training all weights"
 CONFIGURATIONS = (
     Configuration("calibration, covariances whole"),
     Configuration("calibration, covariances sketched"),
+    Configuration("calibration, covariances whole", options={"fisher": True}),
+    Configuration("calibration, covariances sketched", options={"fisher": True, "sketch_size": 256}),
     Configuration("subspaces"),
     Configuration(B),
     Configuration(BOTH),
@@ -194,9 +196,8 @@ def _analysis(configuration: Configuration, model: PreTrainedModel) -> int:
     batch, arguments = _sizes(configuration), configuration.arguments
     kept = "sketch" if configuration.stage.endswith("sketched") else "dense"
     with PeakMemory(CPU) as calibrating:
-        calibration = tlora.calibrate(
-            model, [batch], covariance=kept, sketch_size=arguments["sketch_size"], progress=False
-        )
+        options = {name: arguments[name] for name in ("sketch_size", "fisher") if name in arguments}
+        calibration = tlora.calibrate(model, [batch], covariance=kept, **options, progress=False)
     if configuration.stage != "subspaces":
         return int(calibrating.bytes or 0)
     gc.collect()

@@ -112,6 +112,13 @@ def test_statistics_of_a_block_of_llama_2_7b():
     whole, sketched = (result[f"calibration, covariances {kind}"] for kind in ("whole", "sketched"))
     assert whole - sketched == 4 * (3 * 4096**2 + 11008**2 - (3 * 4096 + 11008) * 256 - (4096 + 11008) * 256)
     assert 32 * 4 * (3 * 4096 + 11008) * 256 < 1e9  # all blocks of it in less than a gigabyte
+    with_fisher = estimate(LlamaConfig(num_hidden_layers=1), 8, **SMALL, sketch_size=256, fisher=True).bytes
+    more = {name: with_fisher[name] - size for name, size in result.items() if with_fisher[name] != size}
+    own = 4 * (6 * 4096 + 11008) * 256  # each of the seven modules has one, always sketched where the input is wide
+    assert more == {
+        "calibration, covariances whole": own + 4 * (4096 + 11008) * 256,
+        "calibration, covariances sketched": own,
+    }
 
 
 def test_operations_are_counted_by_the_rule_of_thumb():

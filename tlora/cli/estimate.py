@@ -29,7 +29,7 @@ def estimate(
         int | None, typer.Option(help=f"Tokens of a sample. Default: the longest of the data, or {LENGTH}.", min=1)
     ] = None,
     labels: Annotated[
-        int | None, typer.Option(help="Labelled tokens of a sample. Default: the most of the data, or all.", min=1)
+        int | None, typer.Option(help="Labeled tokens of a sample. Default: the most of the data, or all.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at once.", min=1)] = BATCH_SIZE,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = DTYPE,
@@ -40,6 +40,7 @@ def estimate(
     optim: Annotated[str, typer.Option(help="As in TrainingArguments, e.g. paged_adamw_8bit.")] = OPTIMIZER,
     gpus: Annotated[int, typer.Option(help="GPUs that FSDP2 shards the base over; 0: the CPU.", min=0)] = 1,
     sketch_size: Annotated[int, typer.Option(help="Columns of a sketch of a covariance.", min=1)] = SKETCH_SIZE,
+    fisher: Annotated[bool, typer.Option(help="Keep what kind fisher needs, as tlora run does.")] = True,
     num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.", min=1)] = None,
     target_modules: TargetModules = (),  # type: ignore[assignment]
     memory: Annotated[
