@@ -41,7 +41,7 @@ def plot_differences(
     Returns
     -------
     matplotlib.figure.Figure
-        Differences in half-widths of their 95 % intervals: points outside the grey band differ from the baseline.
+        Differences in half-widths of their 95 % intervals: points outside the gray band differ from the baseline.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def plot_differences(
     ax.set_xlabel(f"difference from {name}, in half-widths of its 95 % interval; right is better")
     ahead, behind = int((x > 1).sum()), int((x < -1).sum())
     finding = f"{len(rows) - ahead - behind} of {len(rows)} do not differ from {name}; {ahead} ahead, {behind} behind"
-    style.headline(ax, finding, "test split; grey: within the 95 % interval")
+    style.headline(ax, finding, "test split; gray: within the 95 % interval")
     return figure
 
 
@@ -102,7 +102,7 @@ def plot_rate_curves(
     runs : pandas.DataFrame
         Runs of one task and one split, such as ``comparison.runs.query("split == 'validation'")``.
     title, detail : str
-        The finding, and the grey line below it.
+        The finding, and the gray line below it.
     names : mapping of str, optional
         Labels of methods, in the order of the legend; by default their names.
 

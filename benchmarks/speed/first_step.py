@@ -24,7 +24,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 import tlora
 from benchmarks.speed.stopwatch import Stages
-from tlora.recipes import RECIPES
+from tlora.recipes import RECIPES, allocate_and_decompose
 
 RANK, SAMPLES, EPOCH, EVALUATED = 8, 32, 300, 64
 TASKS = {"smollm2-135m": "family_relationships", "minilm": "rotten_tomatoes"}
@@ -43,7 +43,7 @@ def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
     imports, stage = time.process_time(), Stages()
     model, tokenizer = stage("load model", lambda: tlora.load_model(name))
     sizes = {"train": EPOCH, "validation": 0, "test": EVALUATED}
-    task = stage("load and tokenise task", lambda: tlora.load_task(TASKS[name], tokenizer, **sizes))
+    task = stage("load and tokenize task", lambda: tlora.load_task(TASKS[name], tokenizer, **sizes))
     adapted = (_tlora if is_tlora else _lora)(model, task, stage, folder)
     stage(EVALUATIONS[0], lambda: task.evaluate(adapted))
     run = stage(EPOCHS, lambda: tlora.train(adapted, task, **TRAINING))
@@ -59,12 +59,13 @@ def _tlora(model: Any, task: tlora.Task, stage: Stages, folder: Path) -> Any:
         "calibrate", lambda: tlora.calibrate(model, task.calibration(SAMPLES), progress=False, **recipe.calibrate)
     )
     stage("save calibration", lambda: calibration.save(folder / "calibration"))
-    allocation = stage("allocate", lambda: tlora.allocate(calibration.sensitivity, RANK, **recipe.allocate))
-    subspaces = stage(
-        "subspaces",
-        lambda: tlora.task_subspaces(
-            model, calibration, max_rank=allocation, progress=False, **(recipe.task_subspaces or {})
-        ),
+
+    def decompose(most: int | tlora.Allocation) -> tlora.Subspaces:
+        return tlora.task_subspaces(model, calibration, max_rank=most, progress=False, **(recipe.task_subspaces or {}))
+
+    arguments = {"rank": RANK} | recipe.allocate
+    allocation, subspaces = stage(
+        "subspaces, allocate", lambda: allocate_and_decompose(calibration.sensitivity, arguments, decompose)
     )
     return stage("attach", lambda: tlora.attach(model, subspaces, allocation, **recipe.attach))
 

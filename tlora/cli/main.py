@@ -46,9 +46,10 @@ def main(
 ) -> None:
     """Task-aware low-rank adaptation: see where a LoRA adapter's rank should go, then train it.
 
-    From a few samples of a task, TLoRA decides which input directions an adapter reads, which modules get more
-    rank, and how they are scaled. `--recipe tlora` trains that, with half of the parameters that LoRA trains. The
-    adapter is an ordinary PEFT LoRA adapter.
+    From a few samples of a task, `tlora run` freezes A along the input directions with the largest squared gradient,
+    gives rank to the modules where they capture most of it, and trains B: about half of the parameters that LoRA of
+    this rank trains. --recipe tlora-paper is the published method, --recipe lora plain LoRA. The adapter is an
+    ordinary PEFT LoRA adapter.
     """
 
 

@@ -256,7 +256,13 @@ class AllocationFlags:
     """The arguments of `tlora.allocate`; None leaves an option to the recipe."""
 
     rank: Annotated[
-        int, _allocation("Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
+        int,
+        _allocation(
+            "Nominal rank, as in LoRA. The budget is what this rank costs in every module: see --budget.",
+            "--rank",
+            "-r",
+            min=1,
+        ),
     ] = RANK
     alpha: Annotated[
         float | None, _allocation("Nominal alpha, as in LoRA. Default: the rank.", callback=check_positive)
@@ -267,10 +273,15 @@ class AllocationFlags:
     ] = None
     budget: Annotated[
         Budget | None,
-        _allocation("What adds up to as much as in a uniform allocation, ranks or parameters. Default: the recipe's."),
+        _allocation("What the budget counts: ranks, or trainable parameters. Default: the recipe's."),
     ] = None
     max_rank: Annotated[
-        int | None, _allocation("Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
+        int | None,
+        _allocation(
+            "Highest rank of a module. Default: the size of its matrix, or of the sketch; "
+            f"{DIRECTIONS} times --rank for ranks by captured gradient.",
+            min=1,
+        ),
     ] = None
     by: Annotated[
         RanksBy | None,
@@ -338,7 +349,8 @@ class TrainingFlags:
         float,
         _training(
             "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best at rank 8 were "
-            "5e-4 to 4e-3 for lora, at whose rate tlora learned as much, and 6e-5 to 4e-3 for tlora-paper.",
+            "5e-4 to 4e-3 for lora, at whose best rate tlora learned as much on three tasks of four, and 6e-5 to 4e-3 "
+            "for tlora-paper.",
             *("--learning-rate", "--lr"),
             callback=check_positive,
         ),

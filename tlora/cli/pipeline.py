@@ -70,7 +70,7 @@ def run(
         bool,
         option(
             "Output",
-            "Keep the calibration (its covariances are large: 200 MB for smollm2-135m) and the subspaces too.",
+            "Keep the calibration (large: 360 MB for smollm2-135m) and the subspaces too.",
             "--save-calibration",
         ),
     ] = False,
@@ -81,9 +81,9 @@ def run(
 ) -> None:
     """The whole pipeline: calibrate, allocate, train, evaluate before and after, save, draw.
 
-    `A` is frozen along the directions that the loss needs, and ranks go where they capture most of its gradient;
-    --recipe trains otherwise. Writes an ordinary PEFT adapter; in its folder also `tlora/` (run, sensitivity,
-    spectrum, allocation), `pictures/` and a model card.
+    Freezes `A` along the input directions with the largest squared gradient, gives more rank to modules where these
+    directions capture more of it, and trains `B`; --recipe chooses another method. Writes an ordinary PEFT adapter; in
+    its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
     If training is interrupted, the calibration, the allocation and the checkpoints stay in OUTPUT-unfinished.
 
     Examples

@@ -44,7 +44,7 @@ def rescale(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """As much of an adapter as other text allows: measured at nine scales, written as an ordinary adapter.
+    """Scale an adapter down until other text loses no more than --limit; write it as an ordinary adapter.
 
     Prints the loss on validation samples of the task and what other text loses at each scale, and writes the point with
     the lowest loss within the limit.
