@@ -15,6 +15,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
+from tlora.training.arguments import check_names
 from tlora.training.train import train
 from tlora.utils.defaults import DIRECTIONS
 from tlora.utils.defaults import RECIPES as RECIPE_ARGUMENTS
@@ -130,7 +131,7 @@ def allocate_and_decompose(
     """Allocate and compute the subspaces, in the order that the allocation needs.
 
     By score the ranks come first, and only their directions are computed. By captured gradient the directions come
-    first.
+    first: as many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
 
     Parameters
     ----------
@@ -145,20 +146,12 @@ def allocate_and_decompose(
     -------
     tuple of Allocation and Subspaces or None
     """
-    if arguments.get("by") != "captured":
+    if arguments.get("by") != "captured" or not arguments.get("adapt_ranks", True):
         allocation = allocate(sensitivity, **arguments)
         return allocation, decompose(allocation)
-    subspaces = decompose(most_directions(arguments))
-    return allocate(sensitivity, **arguments, subspaces=subspaces), subspaces
-
-
-def most_directions(arguments: Arguments) -> int:
-    """Directions of a module from which ranks by captured gradient are chosen.
-
-    As many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
-    """
     most = arguments.get("max_rank") or DIRECTIONS * arguments["rank"]
-    return max(most.values()) if isinstance(most, Mapping) else most
+    subspaces = decompose(max(most.values()) if isinstance(most, Mapping) else most)
+    return allocate(sensitivity, **arguments, subspaces=subspaces), subspaces
 
 
 def _check(function: str, arguments: Arguments) -> None:
@@ -168,6 +161,8 @@ def _check(function: str, arguments: Arguments) -> None:
     for name in arguments:
         if name in _CALLERS or (name not in named and not open_ended):
             raise TypeError(f"a recipe cannot set {name!r} of {function}(): it has {', '.join(sorted(named))}")
+    if open_ended:  # train, which passes the rest on to the Trainer
+        check_names(arguments.keys() - named)
 
 
 RECIPES: dict[str, Recipe] = {name: Recipe(name, **arguments) for name, arguments in RECIPE_ARGUMENTS.items()}

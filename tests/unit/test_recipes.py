@@ -19,6 +19,7 @@ RANK = 2
         ({"attach": {"row": "variance"}}, "row"),
         ({"allocate": {"rank": 8}}, "rank"),
         ({"train": {"seed": 8}}, "seed"),
+        ({"train": {"learning_rte": 1}}, "learning_rate"),
         ({"task_subspaces": {"model": 8}}, "model"),
         ({"calibrate": {"tokens": {1}}}, "JSON"),
     ],

@@ -94,7 +94,8 @@ def combine(
     The update of a sum is ``sum_i w_i s_i B_i A_i``. If all adapters have the same ``A`` in a module, or the first rows
     of the largest, it is ``(sum_i w_i s_i B_i) A``, at unchanged rank: so it is with adapters that were attached to the
     same subspaces and trained with ``A`` frozen. Otherwise rows of ``A`` and columns of ``B`` are concatenated, and
-    ranks add up. PEFT's ``"linear"`` adds ``A`` and ``B`` each on their own, which is not the sum of the updates.
+    ranks add up, to at most what the matrix has. PEFT's ``"linear"`` adds ``A`` and ``B`` each on their own,
+    which is not the sum of the updates.
 
     Weights, scalings, alphas and rsLoRA are folded into ``B``; the config has a scaling of 1 and the rank of each
     module. Heads and other tensors are kept as they are, whatever the weight of their adapter.
@@ -148,7 +149,8 @@ def combine(
                 a, b = _add(several)
             else:
                 a, b = _merge(getattr(merge_utils, method), density, several)
-            kept = rank or (len(a) if method == "sum" else max(len(one) for _, one, _ in several))
+            full = min(len(a), *b.shape, a.shape[1])
+            kept = min(rank or (full if method == "sum" else max(len(one) for _, one, _ in several)), full)
             a, b, errors[module] = cut_update(module, a, b, kept, moment) if kept < len(a) else (a, b, 0.0)
             factors[module] = (a, b)
     source, ranks = parts[owner or names[0]], {module: len(a) for module, (a, _) in factors.items()}

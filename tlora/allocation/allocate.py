@@ -156,19 +156,24 @@ def allocate(
     excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
     scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
     check_scores(scores)
-    meta = replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe})
     shapes = sensitivity.shapes
-    energies = _direction_energies(options.by, subspaces, {name: shapes[name] for name in scores})
+    energies = _direction_energies(options, subspaces, {name: shapes[name] for name in scores})
+    recipe: dict[str, Any] = {"sensitivity": sensitivity.meta.recipe}
+    if isinstance(subspaces, Allocation):
+        recipe["kind"] = subspaces.meta.recipe.get("kind")
+    elif subspaces is not None:
+        recipe["kind"] = subspaces.kind
+    meta = replace(sensitivity.meta, recipe=recipe)
     return Allocation.from_scores(sensitivity.targets, scores, options, {}, meta, energies)
 
 
 def _direction_energies(
-    by: str, subspaces: Directions | Allocation | None, shapes: Mapping[str, tuple[int, int]]
+    options: AllocationOptions, subspaces: Directions | Allocation | None, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, list[float]]:
     """The squared gradient along each direction of the modules; nothing by score."""
-    if by == "score":
-        if subspaces is not None:
-            raise ValueError("subspaces= has no effect on by='score': leave it out, or choose by='captured'")
+    if options.by == "score" and subspaces is not None:
+        raise ValueError("subspaces= has no effect on by='score': leave it out, or choose by='captured'")
+    if subspaces is None and not options.is_by_energy:
         return {}
     found: Mapping[str, list[float]] = {}
     if subspaces is None:

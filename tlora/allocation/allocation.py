@@ -67,7 +67,8 @@ class Allocation(ModuleResult):
         "layer": "index of the block",
         "projection": "role within the block",
         "score": "sensitivity S_i, nats per token",
-        "captured": "squared gradient along the r_i directions, the square of nats per token and weight; NaN by score",
+        "captured": "squared gradient along the r_i directions, of each token (kind fisher) or of the mean (kind g), "
+        "the square of nats per token and weight; NaN by score",
         "ideal": "rank before limits: in proportion to the score and not rounded, or by captured "
         "gradient, inf if it takes all known directions",
         "rank": "r_i",
@@ -75,8 +76,8 @@ class Allocation(ModuleResult):
         "alpha": "alpha_i: s_i times the rank that the scaling divides by",
         "scaling": "s_i, the factor of B A",
         "parameters": "entries of B, r_i times d_out",
-        "decided_by": "score or captured, floor (min_rank), ceiling (max_rank, the matrix or the known directions), "
-        "pinned, or edited",
+        "decided_by": "score, captured or uniform, floor (min_rank), ceiling (max_rank, the matrix or the known "
+        "directions), pinned, or edited",
     }
 
     @property
@@ -116,8 +117,8 @@ class Allocation(ModuleResult):
 
     @property
     def decided_by(self) -> dict[str, str]:
-        """What decided each rank: score or captured (energy), floor, ceiling, pinned or edited."""
-        rule = "captured" if self.options.is_by_energy else "score"
+        """What decided each rank: score, captured (energy) or uniform, floor, ceiling, pinned or edited."""
+        rule = self.options.by if self.options.adapt_ranks else "uniform"
         reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks(), rule)
         by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand

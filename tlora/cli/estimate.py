@@ -143,6 +143,8 @@ def _yes(is_true: bool) -> str:
 
 def _next_command(ctx: typer.Context, resources: tlora.ResourceEstimate) -> str:
     """Return the line that trains what fits and takes the least time; LoRA without a limit, nothing if none fits."""
+    if ctx.params["bits"] == 8:  # which tlora run has no option for
+        return ""
     values = ctx.params | {"task": ctx.params["task"] or "TASK", "load_in_4bit": ctx.params["bits"] == 4}
     if resources.memory is not None:
         chosen = resources.choices[resources.choices["fits"] & resources.choices["training"].isin(KINDS)]

@@ -293,9 +293,10 @@ class AllocationFlags:
     adapt_ranks: Annotated[bool | None, _allocation("Ranks by what --by says, or the nominal rank for all.")] = None
     adapt_scales: Annotated[bool | None, _allocation("Scales by sensitivity, or the nominal alpha for all.")] = None
 
-    def limit_to(self, calibration: Mapping[str, Any]) -> AllocationFlags:
-        """Return the options with no more rank than a calibration with these arguments has columns of a sketch."""
-        if calibration.get("covariance") != "sketch":
+    def limit_to(self, kind: Kind | None, calibration: Mapping[str, Any]) -> AllocationFlags:
+        """Return the options with no more rank than sketches of a calibration of these arguments have columns."""
+        is_sketched = kind is not None and KINDS[kind].is_sketched(calibration.get("covariance", COVARIANCE))
+        if not is_sketched:
             return self
         columns = calibration["sketch_size"]
         most = self.max_rank or (DIRECTIONS * self.rank if self.by == "captured" else columns)
@@ -303,8 +304,8 @@ class AllocationFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionFlags:
-    """What the directions are of; None leaves it to the recipe."""
+class AdapterFlags:
+    """How A starts, and whether it is trained; None leaves an option to the recipe."""
 
     kind: Annotated[
         Kind | None,
@@ -313,12 +314,6 @@ class DirectionFlags:
             "Default: that of the recipe."
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterFlags(DirectionFlags):
-    """How A starts, and whether it is trained; None leaves an option to the recipe."""
-
     init: Annotated[bool | None, _adapter("Start A from the task's directions, or at random as LoRA does.")] = None
     freeze_a: Annotated[bool | None, _adapter("Train B alone, or A too.")] = None
     rows: Annotated[
@@ -416,6 +411,8 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
             "ranks by captured gradient need directions of a gradient: take "
             f"--kind {' or '.join(GRADIENT_KINDS)}, or other ranks with --by score or --no-adapt-ranks"
         )
+    if not values["adapt_ranks"]:
+        values["by"] = RANKS_BY
     if is_random:
         values["freeze_a"] = False
     if is_frozen:

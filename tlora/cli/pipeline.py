@@ -23,7 +23,6 @@ from tlora.cli.options import (
     CalibrationFlags,
     Config,
     Data,
-    DirectionFlags,
     Model,
     Output,
     Overwrite,
@@ -110,7 +109,7 @@ def run(
     if is_default:
         report.say(DEFAULT_NOTE)
     base, task = load_base(model, data, placement, report)
-    origin = describe_origin(ctx, data)
+    origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
     with note_what_is_kept(ctx, output):
         adapted, results = start_adapter(
@@ -175,7 +174,9 @@ def calibrate(
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
     needs = {"gradient": gradient, "fisher": fisher}
-    calibration = calibrate_on(base, task, calibrating, needs, describe_origin(ctx, data), report, checkpoint)
+    calibration = calibrate_on(
+        base, task, calibrating, needs, describe_origin(ctx, data, placement), report, checkpoint
+    )
     run_on_first(lambda: calibration.save(output))
     if read:
         activations = read_directions(base, task, calibration, KIND, data.seed, report)
@@ -185,7 +186,9 @@ def calibrate(
     frame = calibration.sensitivity.to_frame().nlargest(5, "score")
     rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
     typer.echo(f"{calibration!r}\n\n{table([['most sensitive', 'score', 'of all'], *rows])}\n")
-    following = {"calibration": output, "output": output.with_name("alloc")}
+    following: dict[str, Any] = {"calibration": output, "output": output.with_name("alloc")}
+    if not fisher:
+        following["recipe"] = "tlora-paper"
     conclude_step(ctx, output, next_command(ctx, "allocate", following))
 
 
@@ -195,14 +198,15 @@ def allocate(
     calibration: Annotated[Path, typer.Argument(help="A calibration.", callback=check_saved_result)],
     output: Output,
     allocating: AllocationFlags,
-    directions: DirectionFlags,
+    start: AdapterFlags,
     recipe: Recipe = DEFAULT_RECIPE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Rank and scaling of every module, within a budget: where directions capture most of the gradient, or by score.
 
-    Takes seconds and no model. Writes an Allocation, and shows it by projection.
+    Takes seconds and no model. Writes an Allocation, and shows it by projection. Options of the adapter go on to
+    tlora train, in the last line.
 
     Examples
     --------
@@ -210,27 +214,26 @@ def allocate(
 
     `tlora allocate calib --rank 8 --recipe tlora-paper --max-rank 64 --output alloc`: by sensitivity, as published
     """
-    from tlora.recipes import most_directions
+    from tlora.recipes import allocate_and_decompose
 
     check_result_place(output, "Allocation", overwrite)
-    kind = directions.kind
-    allocating, directions = apply_recipe(recipe, allocating, directions)
+    allocating, start = apply_recipe(recipe, allocating, start)
     calibrated = tlora.Calibration.load(calibration)
     made_by = calibrated.meta.recipe
     data = made_by.get("data", {"task": calibrated.meta.task or "TASK"})
-    arguments, subspaces = asdict(allocating.limit_to(made_by)), None
-    if arguments["adapt_ranks"] and arguments["by"] == "captured":
-        most = most_directions(arguments)
-        subspaces = decompose_on(None, calibrated, directions.kind, data.get("seed", 0), Report(quiet), most)
-    elif kind is not None:
-        raise ValueError(f"--kind {kind} has no effect on ranks by score: leave it out, or add --by captured")
-    allocation = tlora.allocate(calibrated.sensitivity, **arguments, subspaces=subspaces)
+    arguments, seed, report = asdict(allocating.limit_to(start.directions, made_by)), data.get("seed", 0), Report(quiet)
+
+    def decompose(ranks: int | tlora.Allocation) -> tlora.Subspaces | None:
+        is_allocated = isinstance(ranks, tlora.Allocation)  # training decomposes up to these ranks
+        return None if is_allocated else decompose_on(None, calibrated, start.directions, seed, report, ranks)
+
+    allocation, _ = allocate_and_decompose(calibrated.sensitivity, arguments, decompose)
     allocation = add_origin(allocation, {"command": again(ctx)})
     allocation.save(output)
-    typer.echo(allocation_text(allocation))
-    following = data | {"model": calibrated.meta.model, "recipe": recipe, "kind": kind}
+    typer.echo(allocation_text(allocation, bool(start.freeze_a)))
+    following = ctx.params | made_by.get("placement", {}) | data | {"model": calibrated.meta.model}
     following |= {"calibration": calibration, "allocation": output, "output": output.with_name("adapter")}
-    conclude_step(ctx, output, next_command(ctx, "train", following))
+    conclude_step(ctx, output, next_command(ctx, "train", following | {"overwrite": False}))
 
 
 @flatten_options
@@ -265,7 +268,7 @@ def init(
     refuse_other_writer(output, SAVE_INITIAL)
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
-    origin = describe_origin(ctx, data)
+    origin = describe_origin(ctx, data, placement)
     adapted, results = start_adapter(base, task, calibrating, allocating, start, data.seed, origin, report)
     results.pop("subspaces", None)
 
@@ -320,6 +323,12 @@ def train(
     check_training(training, placement, output)
     allocated = tlora.Allocation.load(allocation)
     calibrated = tlora.Calibration.load(calibration) if calibration else None
+    chosen = allocated.meta.recipe.get("kind", start.directions)
+    if start.init and chosen != start.directions:
+        raise ValueError(
+            f"the ranks of {allocation} were chosen along directions of kind {chosen}, and A would start from kind "
+            f"{start.directions}: pass --kind {chosen}, or allocate with the --recipe or --kind of this command"
+        )
     base, task = load_base(model, data, placement, report)
     if calibrated and calibrated.meta.task not in ("", task.name):
         warnings.warn(
@@ -333,7 +342,9 @@ def train(
         adapted, results = attach_adapter(base, calibrated, allocated, subspaces, start, data.seed, report)
         del calibrated  # large
         results.pop("subspaces", None)
-        trained = train_adapter(adapted, task, training, work, data.seed, describe_origin(ctx, data), report, resume)
+        trained = train_adapter(
+            adapted, task, training, work, data.seed, describe_origin(ctx, data, placement), report, resume
+        )
         run_on_first(lambda: save_run(trained, results, output))
     run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
@@ -387,8 +398,7 @@ def start_adapter(
     from tlora.allocation.allocate import check_limits
     from tlora.recipes import allocate_and_decompose
 
-    if start.init:
-        allocating = allocating.limit_to(asdict(calibrating))
+    allocating = allocating.limit_to(start.directions, asdict(calibrating))
     check_limits(tlora.target_modules(model, module_selection(calibrating.target_modules)), **asdict(allocating))
     calibration = calibrate_on(model, task, calibrating, start.needs, origin, report)
     if work:
@@ -524,11 +534,16 @@ def answer_one(adapted: Any, task: tlora.Task, run: tlora.TrainingRun) -> dict[s
     return {"request": str(row.iloc[0]), "answer": str(row["prediction"]), "reference": str(row["answer"])}
 
 
-def describe_origin(ctx: typer.Context, data: Data) -> dict[str, Any]:
-    """Return what a result keeps of its command: the line, its data, and the digest of their files."""
+def describe_origin(ctx: typer.Context, data: Data, placement: Placement) -> dict[str, Any]:
+    """Return what a result keeps of its command: the line, its data and the digest of their files, its placement."""
     from tlora.tasks.load import digest_task
 
-    return {"command": again(ctx), "data": asdict(data), "contents": digest_task(data.task, {}).get("task")}
+    return {
+        "command": again(ctx),
+        "placement": asdict(placement),
+        "data": asdict(data),
+        "contents": digest_task(data.task, {}).get("task"),
+    }
 
 
 def add_origin(result: Any, origin: Mapping[str, Any]) -> Any:
@@ -588,11 +603,13 @@ def describe_kept(ctx: typer.Context, output: Path) -> dict[str, str]:
     resume = any(map(is_complete, checkpoints))
     if len(values) == len(ctx.params) and not resume:
         return {}
+    lines = []
     if values.get("allocation") is None:
-        following = next_command(ctx, "allocate", values | {"output": work / ALLOCATION})
-    else:
-        overwrite = values["overwrite"] or output.exists() or (bool(checkpoints) and not resume)
-        following = next_command(ctx, "train", values | {"resume": resume, "overwrite": overwrite})
+        values["allocation"] = work / ALLOCATION
+        lines.append(next_command(ctx, "allocate", values | {"output": work / ALLOCATION, "overwrite": False}))
+    overwrite = values["overwrite"] or output.exists() or (bool(checkpoints) and not resume)
+    lines.append(next_command(ctx, "train", values | {"resume": resume, "overwrite": overwrite}))
+    following = " && ".join(lines)
     return {"kept": str(work), "next": following}
 
 

@@ -70,6 +70,8 @@ class Racing:
             name, _, value = text.rpartition("=")
             is_file = value not in RECIPES and result_file(value).is_file()
             name = name or (Path(value).stem if is_file else value)
+            if not is_file and value not in RECIPES:
+                raise ValueError(f"--arm {text}: no allocation {value}, and no recipe: {', '.join(RECIPES)}")
             if name in arms:
                 raise ValueError(f"--arm {text}: there is an arm {name!r} already, use NAME={value}")
             arms[name] = tlora.Allocation.load(value) if is_file else value
@@ -113,7 +115,7 @@ def race(
     --------
     `tlora race --model smollm2-135m --task requests.jsonl --seconds 300`
 
-    `tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation --arm uniform --steps 60 --lr 2e-3`
+    `tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation --arm lora --steps 60 --lr 2e-3`
     """
     if output is not None:
         check_place(output, RACE, overwrite=overwrite)

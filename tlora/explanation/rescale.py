@@ -102,6 +102,8 @@ def rescale(
     gated = GatedAdapter(adapted, "rescale")
     if not texts:
         raise ValueError(NO_TEXTS)
+    if TASK in texts:
+        raise ValueError(f"a set of texts cannot be called {TASK!r}, as what the adapter was trained for is: rename it")
     sets = {TASK: task} | dict(texts)
     warn_resized_vocabulary(adapted)
     rows = {name: each.rows(split if name == TASK else "test", samples) for name, each in sets.items()}

@@ -54,8 +54,9 @@ def task_subspaces(
     calibration : Calibration
         Its statistics.
     max_rank : int or Allocation
-        Directions to compute for each module, at most ``min(d_in, d_out)``: one number for all, or the ranks of an
-        allocation (modules without a rank are left out). Lower ranks need no new decomposition.
+        Directions to compute for each module: one number for all, of which a module takes as many as its matrix and the
+        sketch of its statistics have, or the ranks of an allocation (modules without a rank are left out). Lower ranks
+        need no new decomposition.
     kind : {"wc", "w", "c", "wc_half", "g", "fisher", "random"}
         The matrix whose right singular vectors are taken: ``W C`` (TLoRA), ``W`` (PiSSA), ``C`` (EVA), ``W C^(1/2)``
         (CorDA; the vectors are multiplied by ``C^(-1/2)`` and orthonormalized), the mean gradient (LoRA-GA), the inputs
@@ -89,7 +90,7 @@ def task_subspaces(
 
     ``"fisher"`` is of this project: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
     sample's loss at the module's output. Their squared singular values are the eigenvalues of ``Calibration.fisher``,
-    a mean over samples: the squared gradient that each direction holds.
+    a mean over samples: the squared gradient along each direction, token by token, as if tokens were independent.
 
     References
     ----------
@@ -106,8 +107,8 @@ def task_subspaces(
     Subspaces(14 modules of base, kind 'g', up to rank ...)
     """
     check_type(calibration, Calibration, "calibrate(model, ...)")
-    counts = _direction_counts(calibration, max_rank)
-    _check_kind(calibration, counts, kind, centered)
+    _check_kind(calibration, kind, centered)
+    counts = _direction_counts(calibration, max_rank, kind)
     modules, processes = _modules_of(model, calibration, kind)
     inputs = _InputMoments(calibration, centered)
     bases: dict[str, _Basis] = {}
@@ -135,27 +136,35 @@ def task_subspaces(
     )
 
 
-def _direction_counts(calibration: Calibration, max_rank: int | Allocation) -> dict[str, int]:
-    """Number of directions of each module, in model order, at most as many as its matrix has."""
+def _direction_counts(calibration: Calibration, max_rank: int | Allocation, kind: Kind) -> dict[str, int]:
+    """Number of directions of each module, in model order, at most as many as its matrix and its sketch have."""
+    sketched = (calibration.fisher if KINDS[kind].needs == "fisher" else calibration.covariance) or {}
+    columns = {name: sketched[name].total.shape[1] for name in calibration.names if KINDS[kind].within_sketch}
     if not isinstance(max_rank, Allocation):
         most = require_positive_int(max_rank, "max_rank")
-        return {name: min(most, *shape) for name, shape in calibration.sensitivity.shapes.items()}
-    for name in max_rank.ranks:
+        shapes = calibration.sensitivity.shapes
+        return {name: min(most, *shape, columns.get(name, most)) for name, shape in shapes.items()}
+    for name, rank in max_rank.ranks.items():
         if max_rank.shapes[name] != calibration.sensitivity.shapes.get(name):
             raise ValueError(
                 f"the allocation has {name}, the calibration does not: allocate from this calibration's sensitivity"
             )
+        if rank > columns.get(name, rank):
+            raise ValueError(
+                f"rank {rank} of {name} is beyond the sketch of its inputs, which has {columns[name]} columns: "
+                f"allocate with max_rank={columns[name]}, or calibrate with a larger sketch_size"
+            )
     return {name: max_rank.ranks[name] for name in calibration.names if name in max_rank.ranks}
 
 
-def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind, centered: bool) -> None:
-    """Refuse, before anything is computed, a kind without the statistics it needs, and ranks beyond a sketch."""
+def _check_kind(calibration: Calibration, kind: Kind, centered: bool) -> None:
+    """Refuse, before anything is computed, a kind without the statistics it needs."""
     require_choice(kind, "kind", tuple(KINDS))
     facts = KINDS[kind]
     if facts.needs and getattr(calibration, facts.needs) is None:
         raise ValueError(
-            f"kind={kind!r} needs more statistics of the gradients: calibrate(..., {facts.needs}=True), or "
-            f"tlora calibrate --{facts.needs}"
+            f"kind={kind!r} needs more statistics of the gradients: calibrate(..., {facts.needs}=True), "
+            f"on the command line tlora calibrate --{facts.needs}; or choose another kind"
         )
     if not centered and not facts.reads_covariance:
         others = ", ".join(repr(name) for name, other in KINDS.items() if other.reads_covariance)
@@ -165,14 +174,6 @@ def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind,
             f"kind={kind!r} needs inputs that vary within a sample, and no sample has more than one counted token: "
             "calibrate with tokens='all' and longer texts, pass centered=False, or choose kind='w', 'g' or 'random'"
         )
-    sketched = calibration.fisher or {} if facts.needs == "fisher" else calibration.covariance
-    for name, count in counts.items() if facts.within_sketch else ():
-        kept = sketched[name].total.shape[1]
-        if count > kept:
-            raise ValueError(
-                f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: use a max_rank "
-                f"of at most {kept}, or calibrate with a larger sketch_size"
-            )
 
 
 def _modules_of(model: Any, calibration: Calibration, kind: Kind) -> tuple[Mapping[str, nn.Module], Processes]:

@@ -59,8 +59,8 @@ def load_texts(
     Raises
     ------
     ValueError
-        If ``"template"`` is asked for and there is no chat template, a set has no text of two tokens or more, or a
-        source is unknown.
+        If ``"template"`` is asked for and there is no chat template, a set has no text of two tokens or more, two sets
+        have one name, or a source is unknown.
     FileNotFoundError
         If a file does not exist.
 
@@ -72,7 +72,14 @@ def load_texts(
     """
     if not sources and not own:
         sources = tuple(name for name in TEXTS if name != "template" or tokenizer.chat_template)
-    named = {Path(source).name.partition(".")[0]: source for source in sources}
+    named: dict[str, str | os.PathLike[str]] = {}
+    for source in sources:
+        name = Path(source).stem
+        if name in named or name in own:
+            raise ValueError(
+                f"two sets of texts would be called {name!r}: rename the file {source}, or pass name=texts"
+            )
+        named[name] = source
     texts = {name: _load(name, source, tokenizer) for name, source in named.items()}
     return texts | {name: _plain(name, each, tokenizer) for name, each in own.items()}
 

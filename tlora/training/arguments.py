@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def training_arguments(
         check_gpu(model.device)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("the base is offloaded, and the Trainer would move it: load it with device_map=")
-    _check_names(arguments)
+    check_names(arguments)
     check_report(arguments.get("report_to"))
     _check_options(arguments, saves)
     defaults = _DEFAULTS | {
@@ -93,7 +93,8 @@ def training_arguments(
     return settings
 
 
-def _check_names(arguments: Mapping[str, Any]) -> None:
+def check_names(arguments: Iterable[str]) -> None:
+    """Refuse arguments that the Trainer does not have, or that `train` takes under another name."""
     for name in arguments:
         if name in _OUR_NAMES:
             raise TypeError(f"train() takes {_OUR_NAMES[name]}= in place of {name}=")

@@ -47,6 +47,10 @@ class SubspaceKind(NamedTuple):
     is_gradient: bool = False
     """Whether its squared singular values are the squared gradient along each direction, as ``by="captured"`` reads."""
 
+    def is_sketched(self, covariance: CovarianceForm) -> bool:
+        """Whether a calibration with covariances of this form limits its number of directions by a sketch."""
+        return self.within_sketch and (covariance == "sketch" or self.needs == "fisher")
+
 
 KINDS: dict[Kind, SubspaceKind] = {
     "wc": SubspaceKind(

@@ -51,6 +51,7 @@ CASES = {
     "rsLoRA": ("llama", {"r": 4, "use_rslora": True}, {"r": 4}),
     "patterns": ("llama", {}, WIDE),
     "other modules": ("llama", {"target_modules": ["q_proj", "o_proj"]}, {"r": 5, "target_modules": ["up_proj"]}),
+    "ranks beyond the matrix": ("llama", {"r": 30}, {"r": 24}),
     "Conv1D": ("gpt2", {"fan_in_fan_out": True}, {"fan_in_fan_out": True, "r": 5}),
     "classifier": ("bert", {"task_type": "SEQ_CLS"}, {}),
 }
@@ -62,6 +63,7 @@ def test_a_sum_is_the_sum_of_the_updates_and_serves_as_such(tmp_path, family, on
     first = saved(tmp_path, "a", tiny_model(family), **targets | one)
     second = saved(tmp_path, "b", tiny_model(family), **targets | other)
     combined = tlora.combine({tmp_path / "a": 1.5, tmp_path / "b": -0.5})
+    assert all(rank <= min(combined.shapes[name]) for name, rank in combined.ranks.items())
     folder = combined.save_adapter(tmp_path / "both")
     expected = added(tiny_model(family), [(first, 1.5), (second, -0.5)])
     if one.get("task_type") == "SEQ_CLS":

@@ -26,8 +26,6 @@ def test_somebody_elses_adapter_is_explained_in_one_call():
     (line,) = [line.split() for line in result.stdout.splitlines() if line.startswith(f"{largest['module']} ")]
     assert float(line[2]) == pytest.approx(largest["contribution"], abs=0.006)
     assert float(line[3]) == pytest.approx(largest["cost"], abs=0.006)
-    gains = [line.split()[1] for line in result.stdout.splitlines() if line.startswith(("“ w9”", "“ w8”"))]
-    assert len(gains) == 2 or "w9" in result.stdout
     assert image.imread("picture.png").shape[2] == 4
     assert result.stderr == ""
     done("explain theirs --prompt 'w4 w5' --answer 'w9 w8' --output page.html --quiet")

@@ -84,14 +84,44 @@ def test_run_is_the_library_s_pipeline_and_saves_its_results():
     assert not Path("out-unfinished").exists()
 
 
-@pytest.mark.parametrize("recipe", ["tlora-paper", "tlora"])
-def test_steps_make_what_run_makes_and_results_name_their_command(recipe):
-    options = "--seed 3 --train-samples 20 --validation-samples 4 --test-samples 5"
-    done(f"{RUN} {options} --recipe {recipe} --output out --save-calibration")
-    done(f"calibrate {DATA} {options} --samples 6 --output calib")
-    line = next_command(done(f"allocate calib --rank 2 --recipe {recipe} --output alloc").stdout)
-    done(line)
+STEPS = "--seed 3 --train-samples 20 --validation-samples 4 --test-samples 5"
+
+
+@pytest.mark.parametrize("recipe", [
+    "tlora", "tlora-trained", "tlora-paper", "lora", "tlora --no-adapt-ranks", "tlora --kind g", "tlora-paper --kind c",
+    "tlora --max-rank 3 --rows orthonormal",
+])  # fmt: skip
+def test_the_lines_that_the_steps_name_make_what_run_makes(recipe):
+    done(f"run {DATA} --rank 2 --samples 6 {STEPS} --recipe {recipe} --output out")
+    done(f"calibrate {DATA} {STEPS} --samples 6 --gradient --output calib")
+    shown = done(f"allocate calib --rank 2 --recipe {recipe} --output alloc").stdout
+    trained = done(next_command(shown)).stdout
     assert same(adapter_of("adapter"), adapter_of("out"))
+    parameters = [re.search(r"[\d,]+ parameters, A \w+", text).group() for text in (shown, trained)]
+    assert parameters[0] == parameters[1]
+
+
+def test_a_sketch_of_what_the_loss_needs_limits_the_directions():
+    """The gradients' statistics are sketched where inputs are wide, whatever the covariances are."""
+    done(f"run {DATA} --samples 6 {QUICK} --rank 3 --sketch-size 8 --output out")
+    done(f"run {DATA} --samples 6 {QUICK} --rank 3 --sketch-size 8 --no-adapt-ranks --output uniform")
+    assert max(tlora.TrainingRun.load("out").ranks.values()) <= 8
+    assert set(tlora.TrainingRun.load("uniform").ranks.values()) == {3}
+
+
+def test_what_is_left_after_the_calibration_goes_on_as_it_was_asked_for(monkeypatch):
+    asked = f"run {DATA} --rank 2 --samples 6 {STEPS} --recipe tlora-trained --lr 0.02 --epochs 3 --batch-size 4"
+    done(f"{asked} --output whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "decompose_on", lambda *_: exec("raise KeyboardInterrupt"))
+        text = invoke(f"{asked} --output out").stderr
+    for line in next_command(text).split(" && tlora "):
+        done(line)
+    assert same(adapter_of("out"), adapter_of("whole"))
+
+
+def test_results_name_their_command():
+    done(f"{RUN} {STEPS} --output out --save-calibration")
 
     run, calibration = tlora.TrainingRun.load("out"), tlora.Calibration.load("out/tlora/calibration")
     assert (run.meta.seed, run.meta.samples, calibration.meta.seed) == (3, 20, 3)
@@ -131,6 +161,8 @@ def test_options_reach_the_functions():
     assert {target.part for target in targets.values()} == {"attention"}
     resources = json.loads(done("estimate --model llama --target-modules attention --teraflops 1 --json").stdout)
     assert resources["modules"] == len(targets)
+    assert "--load-in-4bit" in next_command(done("estimate --model llama --bits 4 --teraflops 1").stdout)
+    assert "next " not in done("estimate --model llama --bits 8 --teraflops 1").stdout  # tlora run has no such option
 
 
 def test_what_is_left_out_is_printed_as_text():
@@ -154,7 +186,7 @@ def test_ranks_stay_within_a_sketch():
     sketched = f"{DATA} --samples 6 --covariance sketch --sketch-size 4"
     done(f"run {sketched} {QUICK} --recipe tlora-paper --rank 3 --output sketched")
     done(f"calibrate {sketched} --output some")
-    done("allocate some --rank 3 --output within")
+    done("allocate some --rank 3 --recipe tlora-paper --output within")
     most = max(tlora.TrainingRun.load("sketched").ranks.values())
     assert most == max(tlora.Allocation.load("within").ranks.values()) == 4
 

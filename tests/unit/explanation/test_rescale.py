@@ -144,6 +144,12 @@ def test_options_that_make_no_sense_are_refused(options, named):
         measure("llama", **options)
 
 
+def test_a_set_of_texts_is_not_called_as_the_task_is():
+    texts_of_that_name = {"task": task("llama")}
+    with pytest.raises(ValueError, match="'task'"):
+        tlora.rescale(adapter("llama", target_modules=["q_proj"]), task("llama"), texts_of_that_name, progress=False)
+
+
 def test_a_head_that_changes_other_text_by_itself():
     model = adapter("llama", target_modules=["q_proj"], modules_to_save=["lm_head"], rank_pattern={})
     rescaling = tlora.rescale(model, task("llama"), texts("llama"), limit=0.0, split="test", progress=False)

@@ -73,6 +73,8 @@ def test_own_files_and_texts(tmp_path):
         (["template"], {}, ValueError, "template"),
         (["nowhere.txt"], {}, FileNotFoundError, "nowhere.txt"),
         (["nowhere"], {}, ValueError, "nowhere"),
+        (["code", "elsewhere/code.txt"], {}, ValueError, "two sets .* 'code'"),
+        (["code"], {"code": ["w4 w5"]}, ValueError, "two sets .* 'code'"),
         ([], {"mine": ["w4"]}, ValueError, "mine"),
     ],
 )
