@@ -299,6 +299,11 @@ class AllocationFlags:
         if not is_sketched:
             return self
         columns = calibration["sketch_size"]
+        if self.rank > columns:
+            raise ValueError(
+                f"--rank {self.rank} is beyond a sketch of {columns} columns: take {columns} or less, "
+                "or calibrate with a larger --sketch-size"
+            )
         most = self.max_rank or (DIRECTIONS * self.rank if self.by == "captured" else columns)
         return replace(self, max_rank=min(most, columns))
 

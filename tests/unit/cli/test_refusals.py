@@ -50,7 +50,7 @@ def computes_nothing(monkeypatch):
         ("--model bert --task pairs.jsonl", "bert"),
         (f"{DATA} --config nowhere.yaml", "nowhere.yaml"),
         (f"{DATA} --samples 33", "33"),
-        (f"{DATA} --recipe tlora --covariance sketch --sketch-size 4 --rank 5", "max_rank"),
+        (f"{DATA} --recipe tlora --covariance sketch --sketch-size 4 --rank 5", "--sketch-size"),
         (f"{DATA} --rank 33", "rank"),
         (f"{DATA} --rank many", "--rank"),
         (f"{DATA} --ranks 8", "--ranks"),
