@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -304,8 +305,8 @@ class AllocationFlags:
                 f"--rank {self.rank} is beyond a sketch of {columns} columns: take {columns} or less, "
                 "or calibrate with a larger --sketch-size"
             )
-        most = self.max_rank or (DIRECTIONS * self.rank if self.by == "captured" else columns)
-        return replace(self, max_rank=min(most, columns))
+        asked = self.max_rank or (DIRECTIONS * self.rank if self.by == "captured" else math.inf)
+        return replace(self, max_rank=columns) if asked > columns else self
 
 
 @dataclass(frozen=True, kw_only=True)
