@@ -50,7 +50,8 @@ test-lab: $(INSTALLED) $(MODELS)  ## Run the tests of the laboratory in benchmar
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" benchmarks/tests
 
 test-long: $(INSTALLED) $(MODELS) browser docs  ## Run everything: the slow tests and the laboratory too
-	$(BIN)/python -m pytest tests benchmarks/tests
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest benchmarks/tests
 	$(NBVAL) notebooks
 
 slowest: .durations.xml  ## List the 30 slowest tests of the last `make test`

@@ -221,7 +221,7 @@ def test_another_model_goes_through_the_whole_protocol_in_a_store_of_its_own(wor
         study.main()
 
     monkeypatch.setattr(comparing, "run", run)
-    monkeypatch.setattr(study, "run_all", lambda todo, workers: [job.run() for job in todo])
+    monkeypatch.setattr(study, "run_all", lambda todo, *_: [job.run() for job in todo])
     monkeypatch.setattr(study, "NEIGHBOURS", {"tlora+": study.NEIGHBOURS["tlora+"]})
     monkeypatch.setitem(pilot.CIPHER, "forgetting", ())
     monkeypatch.setattr(pilot, "TEXT", pilot.TEXT | {"train": 80, "validation": 4, "test": 4})
