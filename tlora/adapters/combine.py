@@ -149,8 +149,8 @@ def combine(
                 a, b = _add(several)
             else:
                 a, b = _merge(getattr(merge_utils, method), density, several)
-            full = min(len(a), *b.shape, a.shape[1])
-            kept = min(rank or (full if method == "sum" else max(len(one) for _, one, _ in several)), full)
+            asked = rank or (len(a) if method == "sum" else max(len(one) for _, one, _ in several))
+            kept = min(asked, *b.shape, a.shape[1])
             a, b, errors[module] = cut_update(module, a, b, kept, moment) if kept < len(a) else (a, b, 0.0)
             factors[module] = (a, b)
     source, ranks = parts[owner or names[0]], {module: len(a) for module, (a, _) in factors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -295,7 +294,10 @@ class AllocationFlags:
     adapt_scales: Annotated[bool | None, _allocation("Scales by sensitivity, or the nominal alpha for all.")] = None
 
     def limit_to(self, kind: Kind | None, calibration: Mapping[str, Any]) -> AllocationFlags:
-        """Return the options with no more rank than sketches of a calibration of these arguments have columns."""
+        """Return the options with no more rank by score than sketches of a calibration of these arguments have columns.
+
+        By captured gradient the directions, of which there are no more, limit the ranks.
+        """
         is_sketched = kind is not None and KINDS[kind].is_sketched(calibration.get("covariance", COVARIANCE))
         if not is_sketched:
             return self
@@ -305,8 +307,7 @@ class AllocationFlags:
                 f"--rank {self.rank} is beyond a sketch of {columns} columns: take {columns} or less, "
                 "or calibrate with a larger --sketch-size"
             )
-        asked = self.max_rank or (DIRECTIONS * self.rank if self.by == "captured" else math.inf)
-        return replace(self, max_rank=columns) if asked > columns else self
+        return self if self.by == "captured" else replace(self, max_rank=min(self.max_rank or columns, columns))
 
 
 @dataclass(frozen=True, kw_only=True)

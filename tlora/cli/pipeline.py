@@ -323,8 +323,8 @@ def train(
     check_training(training, placement, output)
     allocated = tlora.Allocation.load(allocation)
     calibrated = tlora.Calibration.load(calibration) if calibration else None
-    chosen = allocated.meta.recipe.get("kind", start.directions)
-    if start.init and chosen != start.directions:
+    chosen = allocated.meta.recipe.get("kind") if allocated.options.is_by_energy else None
+    if chosen and start.directions and chosen != start.directions:
         raise ValueError(
             f"the ranks of {allocation} were chosen along directions of kind {chosen}, and A would start from kind "
             f"{start.directions}: pass --kind {chosen}, or allocate with the --recipe or --kind of this command"

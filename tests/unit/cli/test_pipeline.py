@@ -146,6 +146,9 @@ def test_run_by_captured_gradient_is_the_library_s_pipeline():
     assert tlora.TrainingRun.load("out").ranks == expected.ranks
     done("allocate out/tlora/calibration --rank 2 --max-rank 6 --by captured --kind g --output alloc")
     assert tlora.Allocation.load("alloc").energies == expected.energies
+    uniform = tlora.allocate(calibration.sensitivity, 2, by="captured", subspaces=subspaces, adapt_ranks=False)
+    uniform.save("uniform")  # keeps what directions of kind g capture, and follows none of them
+    done(f"train {DATA} {QUICK} --allocation uniform --calibration out/tlora/calibration --kind c --output other")
 
 
 def test_options_reach_the_functions():

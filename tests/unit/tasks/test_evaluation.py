@@ -239,7 +239,6 @@ def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
     model.model.layers[0].eval()
     model.config.use_cache = False
     model.model.embed_tokens.weight.requires_grad_(False)
-    # Of transformers' two names for it the older warns.
     switch_checkpointing(model, "enable")
     before, weights = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
     if broken:
