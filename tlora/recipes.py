@@ -85,22 +85,7 @@ class Recipe:
 
     @staticmethod
     def named(name: str) -> Recipe:
-        """The recipe of that name, one of ``RECIPES``.
-
-        Parameters
-        ----------
-        name : str
-            As for ``tlora run --recipe`` and `tlora.race`.
-
-        Returns
-        -------
-        Recipe
-
-        Raises
-        ------
-        KeyError
-            If there is no such recipe.
-        """
+        """The recipe of that ``name``, as for ``tlora run --recipe`` and `tlora.race`; a KeyError names all others."""
         if name not in RECIPES:
             raise KeyError(f"no recipe {name!r}: choose one of {', '.join(RECIPES)}")
         return RECIPES[name]
@@ -111,11 +96,6 @@ class Recipe:
         return {
             function: None if values is None else dict(values) for function, values in arguments.items() if values != {}
         }
-
-    def flat(self) -> dict[str, Any]:
-        """All arguments in one, by their names; ``max_rank``, which two functions have, is that of the allocation."""
-        calls = [values for values in self.arguments().values() if values is not None]
-        return {name: value for values in calls for name, value in values.items()}
 
     def __repr__(self) -> str:
         calls = [
@@ -132,19 +112,8 @@ def allocate_and_decompose(
 
     By score the ranks come first, and only their directions are computed. By captured gradient the directions come
     first: as many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
-
-    Parameters
-    ----------
-    sensitivity : Sensitivity
-        The scores.
-    arguments : mapping
-        Of `allocate`, the rank among them.
-    decompose : callable
-        Computes the subspaces for a largest rank or for an allocation; returns None if ``A`` is random.
-
-    Returns
-    -------
-    tuple of Allocation and Subspaces or None
+    ``arguments`` are those of `allocate`; ``decompose`` takes a largest rank or an allocation, and returns None if
+    ``A`` is random.
     """
     if arguments.get("by") != "captured" or not arguments.get("adapt_ranks", True):
         allocation = allocate(sensitivity, **arguments)

@@ -31,9 +31,10 @@ def test_recipes_set_only_arguments_that_are_theirs(arguments, name):
 
 def test_recipes_have_names():
     assert Recipe.named("tlora-paper").arguments() == {"attach": {"rows": "orthonormal"}}
-    assert Recipe.named("tlora").flat() == {
-        **{"fisher": True, "kind": "fisher"},
-        **{"by": "captured", "budget": "parameters", "adapt_scales": False},
+    assert Recipe.named("tlora").arguments() == {
+        "calibrate": {"fisher": True},
+        "task_subspaces": {"kind": "fisher"},
+        "allocate": {"by": "captured", "budget": "parameters", "adapt_scales": False},
     }
     with pytest.raises(KeyError, match="paper"):
         Recipe.named("paper")
@@ -45,7 +46,6 @@ def test_recipes_keep_their_own_copy():
     attach["rows"] = "orthonormal"
     assert recipe.attach == {"rows": "variance"}
     assert repr(recipe) == "Recipe(mine: attach(rows='variance'), train(warmup_steps=0))"
-    assert recipe.flat() == {"rows": "variance", "warmup_steps": 0}
 
 
 def test_ranks_by_captured_gradient_come_after_the_directions():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import adapter_layers
 
@@ -62,12 +62,10 @@ class FreezeA(TrainerCallback):
     >>> trainer = Trainer(adapted, arguments, train_dataset=task.train, callbacks=[tlora.FreezeA()])
     """
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze before there is an optimizer, which then has no states for ``A``."""
         freeze_a(kwargs["model"])
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze what loading a checkpoint has made trainable."""
         freeze_a(kwargs["model"])

@@ -9,7 +9,7 @@ from typing import Any, Protocol, SupportsIndex, get_args
 
 from torch import Tensor
 
-from tlora.allocation.allocation import Allocation
+from tlora.allocation.allocation import Allocation, apportion_ranks
 from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modules, rank_limits
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.targets import Target
@@ -164,7 +164,7 @@ def allocate(
     elif subspaces is not None:
         recipe["kind"] = subspaces.kind
     meta = replace(sensitivity.meta, recipe=recipe)
-    return Allocation.from_scores(sensitivity.targets, scores, options, {}, meta, energies)
+    return apportion_ranks(sensitivity.targets, scores, options, {}, meta, energies)
 
 
 def _direction_energies(
@@ -201,32 +201,7 @@ def _direction_energies(
 def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:
     """Check that `allocate` can meet its budget within its limits, whatever the scores will be.
 
-    Needs no scores and no weights, so that impossible limits are refused before a calibration.
-
-    Parameters
-    ----------
-    targets : mapping of Target
-        From `tlora.target_modules`, by full module name.
-    rank : int
-        Nominal rank.
-    **options
-        Other arguments of `allocate`.
-
-    Raises
-    ------
-    KeyError
-        If an option names an unknown module, projection or layer.
-    ValueError
-        If an option is out of range or floors, ceilings and pins do not fit the budget; the message gives the nearest
-        possible value.
-
-    Examples
-    --------
-    >>> from tlora.allocation.allocate import check_limits
-    >>> check_limits(tlora.target_modules(model), rank=4, min_rank=2)
-    >>> check_limits(tlora.target_modules(model), rank=4, min_rank=6)
-    Traceback (most recent call last):
-    ValueError: min_rank and pinned ranks need 84 ranks at least, rank 4 makes 56: take a rank of 6 or more, ...
+    Needs no scores and no weights, so that impossible limits are refused before a calibration, as `allocate` would.
     """
     checked = _parse_options(rank=rank, **options)
     excluded = excluded_modules(checked.exclude_modules, targets)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar, Self, SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 import pandas as pd
 
 from tlora.allocation.constraints import AllocationOptions, RankLimits, rank_limits
 from tlora.allocation.footprint import Footprint, footprint, ranks_text
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
@@ -62,10 +62,7 @@ class Allocation(ModuleResult):
     meta: Meta
     energies: dict[str, list[float]] = field(default_factory=dict)
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "score": "sensitivity S_i, nats per token",
         "captured": "squared gradient along the r_i directions, of each token (kind fisher) or of the mean (kind g), "
         "the square of nats per token and weight; NaN by score",
@@ -125,17 +122,7 @@ class Allocation(ModuleResult):
         return {name: decisions[name] for name in self.ranks}
 
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
-        """Parameters and bytes of the adapter.
-
-        Parameters
-        ----------
-        freeze_a : bool
-            Whether only ``B`` is trained.
-
-        Returns
-        -------
-        Footprint
-        """
+        """Parameters and bytes of the adapter; with ``freeze_a`` only ``B`` is trained."""
         return footprint(self.shapes, self.ranks, freeze_a=freeze_a)
 
     @property
@@ -158,7 +145,7 @@ class Allocation(ModuleResult):
         """Size of plain LoRA: the nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
         return footprint(self.shapes, dict.fromkeys(self.targets, self.rank), freeze_a=False)
 
-    def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Self:
+    def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Allocation:
         """Set ranks by hand; the other modules share the rest of the same budget by the same rule.
 
         Parameters
@@ -188,7 +175,7 @@ class Allocation(ModuleResult):
                 raise KeyError(f"{name!r} is not a module of this allocation: see .scores for the names")
             else:
                 edits.pop(name, None)
-        return self.from_scores(self.targets, self.scores, self.options, edits, self.meta, self.energies)
+        return apportion_ranks(self.targets, self.scores, self.options, edits, self.meta, self.energies)
 
     def limits(self) -> RankLimits:
         """Least and most rank of every module that is not excluded, in model order, and the budget."""
@@ -326,47 +313,6 @@ class Allocation(ModuleResult):
         cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
         return [total * weight / cost for weight in weights]
 
-    @classmethod
-    def from_scores(
-        cls,
-        targets: dict[str, Target],
-        scores: dict[str, float],
-        options: AllocationOptions,
-        edits: dict[str, int],
-        meta: Meta,
-        energies: dict[str, list[float]],
-    ) -> Self:
-        """Work out ranks and scalings from the scores, or energies, of the modules that are not excluded.
-
-        Parameters
-        ----------
-        targets : dict of str to Target
-            All modules.
-        scores : dict of str to float
-            Scores of those that are not excluded.
-        options : AllocationOptions
-            Budget and limits.
-        edits : dict of str to int
-            Ranks set by hand.
-        meta : Meta
-            What the result records.
-        energies : dict of str to list of float
-            Energies of their directions, descending; empty by score.
-
-        Returns
-        -------
-        Allocation
-            The ranks and scalings.
-        """
-        limits = rank_limits(options, list(scores), targets, edits, energies)
-        apportioned = options.share_ranks(limits, scores, energies)
-        ranks = {name: rank for name, rank in zip(scores, apportioned, strict=True) if rank}
-        divisors = ranks if options.scaling == "allocated" else dict.fromkeys(ranks, options.rank)
-        alphas = dict(zip(scores, options.alphas(list(scores.values())), strict=True))
-        scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
-        meta = replace(meta, recipe=meta.recipe | asdict(options) | {"edits": edits})
-        return cls(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies)
-
     def _summary(self) -> str:
         edits = f", {len(self.edits)} edited" if self.edits else ""
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
@@ -377,3 +323,22 @@ class Allocation(ModuleResult):
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )
+
+
+def apportion_ranks(
+    targets: Mapping[str, Target],
+    scores: Mapping[str, float],
+    options: AllocationOptions,
+    edits: dict[str, int],
+    meta: Meta,
+    energies: dict[str, list[float]],
+) -> Allocation:
+    """Work out ranks and scalings from the scores, or energies, of the modules that are not excluded."""
+    limits = rank_limits(options, list(scores), targets, edits, energies)
+    apportioned = options.share_ranks(limits, scores, energies)
+    ranks = {name: rank for name, rank in zip(scores, apportioned, strict=True) if rank}
+    divisors = ranks if options.scaling == "allocated" else dict.fromkeys(ranks, options.rank)
+    alphas = dict(zip(scores, options.alphas(list(scores.values())), strict=True))
+    scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
+    meta = replace(meta, recipe=meta.recipe | asdict(options) | {"edits": edits})
+    return Allocation(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies)

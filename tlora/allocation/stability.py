@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.numerics.statistics import bootstrap_means, interval, subsample_means, top_overlap
 from tlora.results import Meta, Result
 from tlora.utils.validation import check_type, require_confidence, require_positive_int
@@ -119,10 +119,7 @@ class AllocationStability(ModuleResult):
     confidence: float
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "rank": "rank in the allocation",
         "low": "lower end of the interval of the rank over resamples",
         "high": "upper end",

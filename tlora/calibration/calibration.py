@@ -15,7 +15,7 @@ from tlora.calibration.covariance import Covariance
 from tlora.calibration.gradient import Gradient
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, spectrum
-from tlora.models.module_result import module_frame
+from tlora.models.module_result import PLACE_COLUMNS, module_frame
 from tlora.models.targets import Target
 from tlora.results import Meta, Result
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
@@ -73,10 +73,7 @@ class Calibration(Result):
     sketching: dict[str, Tensor]
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "d_out": "outputs of the weight",
         "d_in": "inputs of the weight",
         "trace": "total variance of the inputs, squared units of the activation",

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.numerics.statistics import bootstrap_means, gini, interval
 from tlora.results import Meta
 from tlora.utils.validation import require_choice, require_confidence, require_positive_int
@@ -54,10 +54,7 @@ class Sensitivity(ModuleResult):
     per_sample: Float[torch.Tensor, "samples modules"]
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "score": "S_i, nats per token",
         "share": "S_i divided by the sum over modules, NaN if that is zero",
         "deviation": "standard deviation of the per-sample scores",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tlora.calibration.covariance import Covariance
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.results import Meta
 
@@ -83,10 +83,7 @@ class Spectrum(ModuleResult):
     kind: str
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "input": "first module that reads the same input",
         "dimension": "number of eigenvalues that can be nonzero",
         "trace": "sum of all eigenvalues, squared units of the activations; NaN if unknown",

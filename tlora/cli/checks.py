@@ -52,8 +52,10 @@ def check_texts(texts: list[str]) -> list[str]:
     return texts
 
 
-def check_adapter(adapter: str) -> str:
+def check_adapter(adapter: str | None) -> str | None:
     """Refuse a folder without an adapter; owner/name may be on the hub."""
+    if adapter is None:
+        return None
     folder = Path(adapter)
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.+)?", adapter):
         return adapter
@@ -61,11 +63,6 @@ def check_adapter(adapter: str) -> str:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no adapter in {adapter}: it holds no {name}")
     return adapter
-
-
-def check_other_adapter(adapter: str | None) -> str | None:
-    """Refuse a second folder without an adapter."""
-    return None if adapter is None else check_adapter(adapter)
 
 
 def check_picture(picture: Path | None) -> Path | None:
@@ -97,7 +94,8 @@ def check_saved_results(paths: list[Path] | None) -> list[Path] | None:
 def parse_weight(text: str) -> tuple[str, float]:
     """Return the adapter and the weight of ``ADAPTER=WEIGHT``, 1 without a weight, refusing a folder without one."""
     name, _, weight = text.rpartition("=") if re.search(r"=[-+.\de]+$", text) else (text, "", "1")
+    check_adapter(name)
     try:
-        return check_adapter(name), float(weight)
+        return name, float(weight)
     except ValueError as error:
         raise ValueError(f"{text} is not ADAPTER=WEIGHT, such as demo=0.5") from error

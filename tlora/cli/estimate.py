@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from tlora.allocation.footprint import KINDS, TRAININGS, size_text
 from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
-from tlora.cli.output import facts, show_own_warnings, table
+from tlora.cli.output import facts, print_json, show_own_warnings, table
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE, Dtype
 
 
@@ -79,7 +78,7 @@ def estimate(
     if as_json:
         counts = {"parameters": resources.parameters, "modules": len(resources.shapes), "trainable": trainable}
         stages = {"stages": frame.to_dict("records"), "choices": resources.choices.to_dict("records")}
-        typer.echo(json.dumps({**counts, **stages, "changes": resources.changes}, indent=2))
+        print_json({**counts, **stages, "changes": resources.changes})
         return
     assumed = resources.meta.recipe
     where = f"{gpus} GPUs" if gpus > 1 else "a GPU" if gpus else "the CPU"

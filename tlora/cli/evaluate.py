@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import warnings
 from pathlib import Path
@@ -15,7 +14,7 @@ from tlora.cli.checks import check_adapter
 from tlora.cli.command_line import flatten_options, next_command, with_suffix
 from tlora.cli.loading import base_name, explain_base, load_base
 from tlora.cli.options import AdapterName, BaseModel, Data, Json, Placement, Quiet, TaskName, option
-from tlora.cli.output import Report, facts, load_viz, metrics_table
+from tlora.cli.output import Report, facts, load_viz, metrics_table, print_json
 
 if TYPE_CHECKING:
     from tlora.results import Meta
@@ -64,7 +63,7 @@ def evaluate(
         metrics["adapter"] = loaded.evaluate(tlora.load(folder, bare), **options)
     samples = min(len(loaded.test), eval_limit or len(loaded.test))
     if as_json:
-        typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
+        print_json({"task": loaded.name, "samples": samples, "metrics": metrics})
         return
     typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
     following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}

@@ -14,7 +14,6 @@ from tlora.cli.checks import (
     check_adapter,
     check_device,
     check_model,
-    check_other_adapter,
     check_positive,
     check_task,
     check_texts,
@@ -105,7 +104,7 @@ AdapterName = Annotated[
 ]
 OtherAdapter = Annotated[
     str | None,
-    typer.Argument(metavar="[OTHER]", help="Another adapter to compare it with.", callback=check_other_adapter),
+    typer.Argument(metavar="[OTHER]", help="Another adapter to compare it with.", callback=check_adapter),
 ]
 BaseModel = Annotated[
     str | None,

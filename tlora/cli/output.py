@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 import warnings
@@ -65,6 +66,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print values as JSON, which has no NaN: null in its place."""
+    typer.echo(json.dumps(json.loads(json.dumps(values), parse_constant=lambda _: None), indent=2))
 
 
 def facts(values: Mapping[str, str]) -> str:

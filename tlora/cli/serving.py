@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from functools import reduce
 from pathlib import Path
@@ -16,7 +15,7 @@ from tlora.cli.checks import check_positive, check_saved_result, check_saved_res
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Device, Json, OtherAdapter, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, facts, table
+from tlora.cli.output import Report, facts, print_json, table
 from tlora.utils.defaults import ENERGY, CombineMethod, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
 from tlora.utils.files import check_place
@@ -53,7 +52,7 @@ def inspect(
     use, engines = inspection.rank_use(), inspection.engines()
     if as_json:
         records = {"modules": inspection.to_frame().to_dict("records"), "engines": engines.to_dict("records")}
-        typer.echo(json.dumps({"base": inspection.meta.model, **records}, indent=2))
+        print_json({"base": inspection.meta.model, **records})
         return
     ranks, scalings = inspection.ranks.values(), inspection.scalings.values()
     about = {
@@ -88,8 +87,8 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
     difference = difference_of_bases(one, two)
     found = None if difference else compare_adapters(one, two, (Path(adapter).name, Path(other).name))
     if as_json:
-        modules = [] if found is None else json.loads(found.to_frame().to_json(orient="records"))  # NaN is no JSON
-        typer.echo(json.dumps({"difference of bases": difference, "modules": modules}, indent=2))
+        modules = [] if found is None else found.to_frame().to_dict("records")
+        print_json({"difference of bases": difference, "modules": modules})
         return
     if found is None:
         typer.echo(facts({"base": f"not the same: {difference}"}))

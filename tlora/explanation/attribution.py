@@ -206,18 +206,7 @@ class Attribution(ModuleResult):
         return pd.concat([module_frame(self.targets.values()), use, pd.DataFrame(parts)], axis=1)[list(self.columns)]
 
     def largest(self, count: int = LARGEST) -> pd.DataFrame:
-        """Return the rows of the modules that contributed most, for or against, the largest first.
-
-        Parameters
-        ----------
-        count : int
-            Most modules; the cost of leaving out is known of the first ten.
-
-        Returns
-        -------
-        pandas.DataFrame
-            As `to_frame`.
-        """
+        """Return the ``count`` rows of `to_frame` that contributed most, for or against, the largest first."""
         frame = self.to_frame()
         order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order[:count]]

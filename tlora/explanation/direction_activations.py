@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
 
@@ -130,10 +130,7 @@ class DirectionActivations(ModuleResult):
     has_first: bool
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "kind": "label of the subspace",
         "direction": "number of the direction, from 1 on",
         "deviation": "standard deviation of the inputs along the direction",

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.results import Meta
 
 
@@ -60,10 +60,7 @@ class DirectionOutputs(ModuleResult):
     correlation: dict[str, Float[Tensor, " kinds"]]
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "kind": "label of the subspace",
         "direction": "number of the direction, from 1 on",
         "promoted": "texts of the tokens of the highest logits, one after the other",

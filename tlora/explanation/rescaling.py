@@ -132,18 +132,7 @@ class Rescaling(ModuleResult):
         return float(point.losses[name].sum() / self.counts[name].sum())
 
     def lost(self, point: RescaledPoint) -> float:
-        """Largest change of the loss of a set of texts at a point, nats per token.
-
-        Parameters
-        ----------
-        point : RescaledPoint
-            One of ``points``.
-
-        Returns
-        -------
-        float
-            Compared with the base model; above 0 if the adapter made the texts less likely.
-        """
+        """Largest rise of the loss of a set of texts over the base at ``point``, nats per token."""
         texts = [name for name in self.counts if name != TASK]
         changes = [(point.losses[name] - self.base[name]).sum() / self.counts[name].sum() for name in texts]
         return max(map(float, changes))

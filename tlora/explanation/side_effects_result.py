@@ -152,34 +152,12 @@ class SideEffects(Result):
         return pd.concat(frames, ignore_index=True)
 
     def lost(self, count: int = 10) -> pd.DataFrame:
-        """Return the tokens that lost most, with the text before them; see ``token_columns``.
-
-        Parameters
-        ----------
-        count : int
-            Most tokens.
-
-        Returns
-        -------
-        pandas.DataFrame
-            The token that lost most first; no token that rose.
-        """
+        """Return the ``count`` tokens that lost most, the first one most; see ``token_columns``."""
         tokens = self.tokens()
         return tokens[tokens["rise"] < 0].nsmallest(count, "rise").reset_index(drop=True)
 
     def rose(self, count: int = 10) -> pd.DataFrame:
-        """Return the tokens that rose most, with the text before them; see ``token_columns``.
-
-        Parameters
-        ----------
-        count : int
-            Most tokens.
-
-        Returns
-        -------
-        pandas.DataFrame
-            The token that rose most first; no token that lost.
-        """
+        """Return the ``count`` tokens that rose most, the first one most; see ``token_columns``."""
         tokens = self.tokens()
         return tokens[tokens["rise"] > 0].nlargest(count, "rise").reset_index(drop=True)
 

@@ -44,7 +44,11 @@ class ModuleResult(Result):
         return {name: target.projection for name, target in self.targets.items()}
 
 
+PLACE_COLUMNS = {"module": "full module name", "layer": "index of the block", "projection": "role within the block"}
+"""The first columns of a table with one row for each module."""
+
+
 def module_frame(targets: Iterable[Target]) -> pd.DataFrame:
-    """The first columns of a table with one row for each module: ``module``, ``layer``, ``projection``."""
+    """The `PLACE_COLUMNS` of a table."""
     rows = [(target.name, target.layer, target.projection) for target in targets]
-    return pd.DataFrame(rows, columns=["module", "layer", "projection"])
+    return pd.DataFrame(rows, columns=list(PLACE_COLUMNS))

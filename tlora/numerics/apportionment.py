@@ -82,22 +82,8 @@ def apportion_by_gain(
     as long as the budget pays for a member below its ceiling. With unit costs no other choice gains more in all, and
     the budget is met exactly. Ties go to the member with the fewest units, then to the first.
 
-    Parameters
-    ----------
-    gains : sequence of sequence of float
-        What the first, second, ... unit of each member gains: not negative, descending, at least up to its ceiling.
-    budget : int
-        Upper bound on the total cost; at least that of the floors.
-    low, high : sequence of int
-        Least and most units of each member.
-    costs : sequence of int, optional
-        Cost of one unit of each member, 1 by default.
-
-    Returns
-    -------
-    list of int
-        Units, in the order of ``gains``. The unspent rest of the budget is less than the cost of one unit of any member
-        below its ceiling.
+    ``gains`` are what the first, second, ... unit of each member gains: not negative, descending, at least up to its
+    ceiling. The rest is as for `apportion`, and so is what comes back.
     """
     prices, units = [1] * len(gains) if costs is None else costs, list(low)
     _spend(units, budget, high, prices, lambda i: (-gains[i][units[i]] / prices[i], units[i]))

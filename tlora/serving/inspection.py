@@ -82,22 +82,9 @@ class Inspection(Result):
         return AdapterLayout(self.config, self.ranks).scalings
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
-        """Compare the rank of each module with the directions that its update uses.
+        """Compare the rank of each module with the directions that hold the share ``energy`` of its update.
 
-        Parameters
-        ----------
-        energy : float
-            Share of the update's squared Frobenius norm that the used directions hold, in (0, 1].
-
-        Returns
-        -------
-        pandas.DataFrame
-            One row a module, as from `TrainingRun.rank_use`.
-
-        Raises
-        ------
-        ValueError
-            If ``energy`` is not in (0, 1].
+        As `TrainingRun.rank_use`.
         """
         return rank_use(self.singular_values, energy)
 

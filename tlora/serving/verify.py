@@ -89,15 +89,11 @@ def _load_export(model: PeftModel, path: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def _second_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
     """Add the exported adapter as a second, active one; restore the modes of modules afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with evaluation_mode(model):
         with temporary_seed(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
         model.set_adapter(_EXPORTED)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager

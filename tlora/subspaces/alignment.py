@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.weights import SIMILARITY_THRESHOLD, fingerprint_similarity
 from tlora.numerics.linalg import nested_overlap, overlap_by_rank, principal_angles
 from tlora.results import Meta
@@ -68,10 +68,7 @@ class Alignment(ModuleResult):
     determined: dict[str, int]
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "rank": "directions compared",
         "overlap": "mean squared cosine of the principal angles: 1 the same subspace, 0 orthogonal",
         "random": "expected overlap of two random subspaces, rank / d_in",

@@ -16,7 +16,7 @@ from torch import Tensor
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
 from tlora.models.hooks import Recorder
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.models.weights import model_name
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
@@ -90,10 +90,7 @@ class GradientCapture(ModuleResult):
     resamples: int
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "kind": "label of the subspace",
         "rank": "dimension of the subspace",
         "captured": "share of the squared gradient within the subspace; NaN if the module gets no gradient",

@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from tlora.calibration.spectrum import Spectrum, sort_descending
-from tlora.models.module_result import ModuleResult, module_frame
+from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target, target_modules
 from tlora.models.weights import check_same_model
 from tlora.results import Meta
@@ -63,10 +63,7 @@ class Subspaces(ModuleResult):
     fingerprints: dict[str, Tensor]
     meta: Meta
 
-    columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "layer": "index of the block",
-        "projection": "role within the block",
+    columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "rank": "rows of the basis",
         "numerical_rank": "rows determined by the matrix; the rest is a seeded completion",
         "first_singular_value": "largest singular value of the decomposed matrix",

@@ -125,22 +125,9 @@ class TrainingRun(Result):
         return values
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
-        """Compare the rank of each module with the directions that its update uses.
+        """Compare the rank of each module with the directions that its update uses; see ``rank_columns``.
 
-        Parameters
-        ----------
-        energy : float
-            Share of the update's squared Frobenius norm that the used directions hold, in (0, 1].
-
-        Returns
-        -------
-        pandas.DataFrame
-            One row a module; see ``rank_columns``. A module whose update is zero uses nothing.
-
-        Raises
-        ------
-        ValueError
-            If ``energy`` is not in (0, 1].
+        These hold the share ``energy`` of its squared Frobenius norm, in (0, 1]. An update that is zero uses none.
         """
         return updates.rank_use(self.singular_values(), energy)
 

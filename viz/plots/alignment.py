@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from tlora.allocation.footprint import range_text
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.utils.defaults import KINDS
@@ -72,7 +73,7 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
     mean = style.percent(frame["overlap"].mean())
     detail = style.sentence(
         f"{style.percent(low['overlap'])} ({style.place(low)}) to {style.percent(top['overlap'])} ({style.place(top)})",
-        _by_chance(frame["random"]),
+        f"by chance {range_text(frame['random'], style.percent)}",
         "cells: percent" if written else "",
         style.source(alignment.meta),
     )
@@ -92,11 +93,6 @@ def _color_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> No
         bar.ax.plot(
             0, value, marker=">", markersize=6, markeredgewidth=0, clip_on=False, transform=beside, **style.ink()
         )
-
-
-def _by_chance(random: pd.Series) -> str:
-    ends = dict.fromkeys((style.percent(random.min()), style.percent(random.max())))
-    return f"by chance {' to '.join(ends)}"
 
 
 def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:

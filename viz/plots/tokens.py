@@ -57,7 +57,6 @@ def plot_tokens(
     *,
     label: str = "value",
     detail: str = "",
-    marks: Iterable[int] = (),
     limit: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -73,8 +72,6 @@ def plot_tokens(
         What the values are, with their unit.
     detail : str
         Line below the title, such as where the text comes from.
-    marks : iterable of int
-        Positions of tokens to draw a frame around.
     limit : float, optional
         Absolute value of the darkest colors, to compare pictures; by default the largest one of ``values``.
     ax : matplotlib.axes.Axes, optional
@@ -108,7 +105,7 @@ def plot_tokens(
     style.headline(ax, _headline(shown, numbers), detail)
     style.figure_of(ax).draw_without_rendering()  # gives the axes their size, with the title above
     width, height = (extent / style.figure_of(ax).dpi for extent in ax.bbox.size)
-    lines = draw_tokens(ax, texts, numbers, norm, marks, (width, math.inf if own else height))
+    lines = draw_tokens(ax, texts, numbers, norm, (width, math.inf if own else height))
     if own:
         style.figure_of(ax).set_figheight(1.5 - height + lines * LINE * FONT_SIZE / 72)
     return ax
@@ -194,7 +191,7 @@ def _draw_end(ax: Axes, line: int, rows: pd.DataFrame, norm: CenteredNorm, colum
         places.append(Place(line, column + len(before), len(token)))
         column += len(before + token + times) + 2
     if tokens:
-        _draw(ax, tokens, np.array(values), places, norm, FONT_SIZE, set())
+        _draw(ax, tokens, np.array(values), places, norm, FONT_SIZE)
 
 
 def _reads_headline(ax: Axes, activations: DirectionActivations, module: str, kinds: list[str], need: bool) -> None:
@@ -214,7 +211,6 @@ def draw_tokens(
     texts: Sequence[str],
     values: np.ndarray,
     norm: CenteredNorm,
-    marks: Iterable[int],
     inches: tuple[float, float],
 ) -> int:
     """Draw tokens into axes of this width and height, in the largest font in which all fit; return the lines."""
@@ -222,7 +218,7 @@ def draw_tokens(
     size, places = _arrange(texts, shown, *inches)
     lines = places[-1].line + 1
     ax.set(xlim=(0, int(72 * inches[0] / (CHARACTER * size))), ylim=(lines, 0))
-    _draw(ax, shown, values, places, norm, size, set(marks))
+    _draw(ax, shown, values, places, norm, size)
     return lines
 
 
@@ -248,7 +244,7 @@ def draw_strip(strip: Axes, tokens: Sequence[str], positions: Sequence[int], val
     shown = shown[start:]
     if start:
         texts, shown = ["…", *texts], np.concatenate([[0.0], shown])
-    draw_tokens(strip, texts, shown, CenteredNorm(0, halfrange=strip_limit(values)), (), (width, STRIP))
+    draw_tokens(strip, texts, shown, CenteredNorm(0, halfrange=strip_limit(values)), (width, STRIP))
 
 
 def visible(token: str) -> str:
@@ -291,13 +287,10 @@ def _draw(
     places: Sequence[Place],
     norm: CenteredNorm,
     size: float,
-    marks: set[int],
 ) -> None:
     colors = style.DIVERGING(norm(values))
     boxes = [Rectangle((place.column, place.line + 0.08), place.width, 0.84) for place in places]
     ax.add_collection(PatchCollection(boxes, facecolors=colors, edgecolors="0.85", linewidths=0.4))
-    frames = [box for n, box in enumerate(boxes) if n in marks]
-    ax.add_collection(PatchCollection(frames, facecolors="none", edgecolors="black", linewidths=1.3))
     for token, place, color in zip(shown, places, colors, strict=True):
         ink = "white" if color[:3] @ (0.299, 0.587, 0.114) < 0.5 else "black"
         _write(ax, token, place.column, place.line, size, color=ink)

@@ -142,7 +142,6 @@ function attributionPart(parent, part, { model, ask }) {
       base.textContent = p(one.base);
       adapter.textContent = p(one.adapter);
       at.textContent = !off.length ? "" : now ? p(now.values) : "\u2026";
-      at.classList.toggle("wait", off.length > 0 && !now);
       if (now) fill(at, (now.values[choice.measure][i] - one.adapter[choice.measure][i]) / most); else at.removeAttribute("style");
       if (now && !now.unchanged[i]) make("b", { title: "first choice" }, at, ` \u2192 ${visible(now.choices?.[i] ?? "another")}`);
     });
@@ -268,12 +267,7 @@ function attributionPart(parent, part, { model, ask }) {
     event.preventDefault();
     event.stopPropagation(); // the keys of the other map are not meant
   });
-  strip.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...strip.querySelectorAll("button")];
-    if (!step) return;
-    all[(all.indexOf(event.target) + step + all.length) % all.length].focus();
-    event.preventDefault();
-  });
+  onArrows(strip);
 
   // --- What the kernel says.
   function follow() {

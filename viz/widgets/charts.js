@@ -25,6 +25,17 @@ function describe(element, sentence) {
 }
 const explained = (element, words = element.textContent) => describe(element, GLOSSARY[words.toLowerCase()]);
 
+function onArrows(row, then = () => {}) { // the arrow keys go from button to button of a row
+  row.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...row.querySelectorAll("button")].filter((one) => !one.hidden);
+    if (!step) return;
+    const target = all[(all.indexOf(event.target) + step + all.length) % all.length];
+    then(target);
+    target.focus();
+    event.preventDefault();
+  });
+}
+
 function explainer(root) { // one box for all sentences of a widget
   const box = make("div", { class: "tip term", "aria-hidden": "true" }, root);
   const hide = () => { box.style.display = "none"; };

@@ -8,7 +8,6 @@ from typing import Any
 
 import anywidget
 import traitlets
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tlora.training.callbacks import ModuleRecorder
 from viz.glossary import explanations
@@ -50,21 +49,14 @@ class TrainingFollower(ModuleRecorder):
         """End training after the current step."""
         self._stopping.set()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Note the losses."""
         self.planned = state.max_steps
         for name, losses in (("loss", self.losses), ("eval_loss", self.evaluations)):
             if logs and name in logs:
                 losses.append((state.global_step, float(logs[name])))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step if it is due, and end training if asked to."""
         super().on_step_end(args, state, control, **kwargs)
         control.should_training_stop |= self.stopped

@@ -14,7 +14,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from viz import style
 from viz.plots import heatmap
@@ -145,9 +145,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
             return
         self._handle = display(self._picture(), raw=True, display_id=True)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start over."""
         self.losses, self.evaluations = [], []
         self._first = state.global_step
@@ -158,15 +156,13 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self._show("training", state)
         self._next = 0.0  # the first loss at once
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step and draw if that is due, and end training if the button was pressed."""
         super().on_step_end(args, state, control, **kwargs)
         if time.perf_counter() >= self._next:
             self._show("stopping" if self.stopped else "training", state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw how it ended."""
         super().on_train_end(args, state, control, **kwargs)
         self._set_button("Stop", disabled=True)

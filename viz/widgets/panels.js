@@ -140,13 +140,7 @@ function panelTabs(parent, about, model, ask) {
     const button = describe(make("button", { type: "button", role: "tab", "data-panel": panel.name }, list, panel.title), panel.about.split(/(?<=\.) /)[0]);
     button.addEventListener("click", () => open(model.get("panel") === panel.name ? "" : panel.name));
   });
-  list.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...list.children];
-    if (!step) return;
-    const target = all[(all.indexOf(event.target) + step + all.length) % all.length];
-    open(target.dataset.panel);
-    target.focus();
-  });
+  onArrows(list, (target) => open(target.dataset.panel));
   function draw() {
     const name = model.get("panel"), panel = about.panels.find((one) => one.name === name);
     for (const button of list.children) {

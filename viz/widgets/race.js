@@ -30,7 +30,7 @@ function racePanel(parent, { about, model, ask, width }) {
     current = now.race;
     obstacle = current.obstacle;
     for (const input of [steps, rate]) input.parentElement.hidden = !given.learning_rate && !given.steps && !given.seconds;
-    plan.textContent = obstacle || `${current.arms.join(" and ")}, ` + (steps.value || !given.seconds ? "on the same batches" : steps.placeholder !== "auto" ? `${steps.placeholder} steps each` : `as many steps as fit into about ${Math.round(given.seconds / 60)} minutes`);
+    plan.textContent = obstacle || `${current.arms.join(" and ")}, ` + (steps.value || !given.seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(given.seconds / 60)} minutes`);
     ready();
   }
   function follow() {
@@ -40,7 +40,6 @@ function racePanel(parent, { about, model, ask, width }) {
     winner.hidden = !state.winner;
     verdict.textContent = state.said ?? "";
     basis.textContent = state.basis ?? "";
-    if (state.steps && !steps.value) { steps.placeholder = state.steps; tell({ race: current }); }
     if (stops.children.length !== (running ? names.length : 0) || [...stops.children].some((stop, i) => stop.dataset.arm !== names[i])) {
       stops.replaceChildren();
       for (const name of running ? names : []) {

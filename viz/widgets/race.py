@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapters.attach import copy_base
 from tlora.comparison.race import FEWEST_STEPS, held_out_split, race
@@ -30,9 +29,7 @@ class FollowedArm(TrainingFollower):
         self.running = False
         self.answers: pd.DataFrame | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin with no losses and no request to stop."""
         super().on_train_begin(args, state, control, **kwargs)
         self.losses = []
@@ -40,16 +37,14 @@ class FollowedArm(TrainingFollower):
         self.planned, self.running = state.max_steps, True
         self._report()
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # type: ignore[override]
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Note the losses, and report them if it is time to."""
         super().on_log(args, state, control, **kwargs)
         if time.monotonic() >= self._next:
             self._report()
             self._next = time.monotonic() + PAUSE
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the end, and have the adapter answer."""
         super().on_train_end(args, state, control, **kwargs)
         self.running = False

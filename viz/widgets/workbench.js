@@ -310,13 +310,7 @@ function render({ model, el }) {
     const element = explained(make("button", { type: "button", role: "tab", "data-tab": t.name }, tablist, t.title), t.of === "ranks" ? "rank" : t.name === "overlap" ? "overlap" : t.title);
     element.addEventListener("click", () => show(t.name));
   }
-  tablist.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tablist.children].filter((one) => !one.hidden);
-    if (!step) return;
-    const target = all[(all.indexOf(event.target) + step + all.length) % all.length];
-    show(target.dataset.tab);
-    target.focus();
-  });
+  onArrows(tablist, (target) => show(target.dataset.tab));
   function show(name) { model.set("tab", name); model.save_changes(); paint(); }
   const said = make("div", { class: "said", "aria-live": "polite" }, side), charts = moduleCharts(about, { spectrum: 0 });
   side.appendChild(charts.root);

@@ -22,10 +22,11 @@ GROUPS = (AllocationFlags, AdapterFlags, TrainingFlags)
 def test_a_recipe_sets_its_arguments(recipe):
     groups = apply_recipe(recipe, *(group() for group in GROUPS))
     options = {name: value for group in groups for name, value in vars(group).items()}
-    arguments = {name: value for name, value in RECIPES[recipe].flat().items() if name not in RECIPES[recipe].calibrate}
+    chosen = RECIPES[recipe]
+    arguments = {**(chosen.task_subspaces or {}), **chosen.allocate, **chosen.attach, **chosen.train}
     assert arguments == {name: options[name] for name in arguments}
-    assert groups[GROUPS.index(AdapterFlags)].needs == RECIPES[recipe].calibrate
-    assert options["init"] == (RECIPES[recipe].task_subspaces is not None)
+    assert groups[GROUPS.index(AdapterFlags)].needs == chosen.calibrate
+    assert options["init"] == (chosen.task_subspaces is not None)
     assert {name for name, value in options.items() if value is None} <= {
         *("alpha", "max_rank", "a_learning_rate", "freeze_a_after", "max_steps", "eval_limit"),
     }

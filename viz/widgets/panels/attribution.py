@@ -69,7 +69,7 @@ def attribution_panel(results: Results, live: bool = False) -> list[dict[str, An
 def largest_modules(attribution: Attribution, caption: str) -> Part:
     """A table of the modules that contributed most."""
     top = attribution.largest()
-    top = top.assign(interval=intervals(top, "low", "high", number) if len(attribution.samples) > 1 else "\u2013")
+    top = top.assign(interval=intervals(top, "low", "high", number))
     return table(top, caption, COLUMNS, folded=True)
 
 

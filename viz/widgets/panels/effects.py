@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, Rescaling
 from tlora.explanation.side_effects_result import SideEffects
 from viz import style
@@ -58,7 +56,7 @@ def effects_panel(results: Results, texts: bool = True) -> list[dict[str, Any]]:
 
 def _texts(effects: SideEffects) -> list[Part]:
     sets = effects.sets()
-    sets = sets.assign(interval=_intervals(sets))
+    sets = sets.assign(interval=intervals(sets, "low", "high", change))
     samples = [
         {
             "set": one.set,
@@ -84,7 +82,7 @@ def _texts(effects: SideEffects) -> list[Part]:
 
 def _curve(rescaling: Rescaling) -> Part:
     frame = rescaling.to_frame()
-    frame = frame.assign(interval=_intervals(frame))
+    frame = frame.assign(interval=intervals(frame, "low", "high", change))
     by_point = dict(iter(frame.groupby("point", sort=False)))
     gone = {p.label: {name for name, factor in p.factors.items() if not factor} for p in rescaling.points}
     parts = [point.label for point in rescaling.points if point.kind == PART]
@@ -109,9 +107,3 @@ def _curve(rescaling: Rescaling) -> Part:
     ]
     start = next(n for n, point in enumerate(rescaling.points) if point.kind == SCALE and point.scale == 1)
     return {"kind": "rescaling", "points": points, "start": start, "limit": rescaling.limit}
-
-
-def _intervals(frame: pd.DataFrame) -> list[str]:
-    """The interval of each row; a dash for one text."""
-    ends = zip(intervals(frame, "low", "high", change), frame["low"].notna(), strict=True)
-    return [words if known else style.DASH for words, known in ends]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,8 +77,9 @@ def shorten_all(values: ArrayLike, digits: int = 3) -> list[float | None]:
 
 
 def intervals(frame: pd.DataFrame, low: str, high: str, form: Callable[[float], str]) -> list[str]:
-    """The interval of each row in words: ``"3.1 % to 4.2 %"``."""
-    return [f"{form(a)} to {form(b)}" for a, b in zip(frame[low], frame[high], strict=True)]
+    """The interval of each row in words, ``"3.1 % to 4.2 %"``; a dash where there is none, as of one sample."""
+    ends = zip(frame[low], frame[high], strict=True)
+    return [style.DASH if math.isnan(a) else f"{form(a)} to {form(b)}" for a, b in ends]
 
 
 def count(number: int, noun: str) -> str:
