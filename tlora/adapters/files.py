@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tlora.adapters.updates import EXPERTS, rewrites_base
 from tlora.results import Meta, read_result
-from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import digest, read_json, replace_files
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
@@ -73,8 +73,13 @@ def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def refuse_other_writer(folder: str | os.PathLike[str], writer: str) -> None:
-    """Refuse to replace an adapter that was not written by the same function; training replaces an untrained start."""
+    """Refuse a model's folder, and to replace what another function wrote; training replaces an untrained start."""
     place = Path(folder)
+    if (place / MODEL_CONFIG).is_file() and writer != EXPORT:
+        raise FileExistsError(
+            f"{folder} holds a model ({MODEL_CONFIG}), which would be loaded with the adapter from then on: choose "
+            "another folder"
+        )
     there = _initial_record(place).get(WRITER, "another program")
     if (place / RUN).exists():
         there = TRAINING
@@ -266,7 +271,12 @@ class AdapterLayout:
         return scalings
 
     def unsupported_part(self, known: Collection[str] = ()) -> str:
-        """First part that is neither ``A``, ``B`` nor a saved module of a known name; empty if there is none."""
+        """First part that is neither ``A``, ``B`` nor a saved module of a known name; empty if there is none.
+
+        Changed weights of the base count: ``A`` and ``B`` alone, on the base as it is, compute something else.
+        """
+        if rewrites_base(self.config):
+            return f"init_lora_weights={self.config['init_lora_weights']!r}"
         if self.config.get("bias", "none") != "none":
             return f"bias={self.config['bias']!r}"
         if self.config.get("use_dora"):
@@ -279,7 +289,7 @@ class AdapterLayout:
         stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
         if stray:
             return f"{stray[0]}, which is neither A nor B"
-        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
+        key = next((key for key in ("target_parameters", *COMPUTES_MORE) if self.config.get(key)), "")
         return key and f"{key}={self.config[key]!r}"
 
 

@@ -70,6 +70,8 @@ def explain(
 def _explain_answer(
     adapted: Any, tokenizer: Any, prompt: str, answer: str | None, output: Path | None, report: Report
 ) -> None:
+    from tlora.explanation.attribution import HEAD
+
     with report.step("explaining the answer"):
         result = tlora.attribute(adapted, prompt, answer, tokenizer=tokenizer, progress=report.progress)
     (sample,) = result.samples
@@ -80,7 +82,8 @@ def _explain_answer(
         numbers = [f"{row.rise:+.2f}", f"{row.base:.2f}", f"{row.adapter:.2f}", f"{row.base_rank:,}"]
         rows.append([_line(str(row.token)), *numbers, _line(str(row.base_choice))])
     typer.echo(f"{table(rows)}\n")
-    typer.echo(f"{table([_HEADER, *map(_module_row, result.largest().itertuples())])}\n")
+    head = [[HEAD, "", f"{result.head:+.2f}", "", "", ""]] if result.head else []
+    typer.echo(f"{table([_HEADER, *map(_module_row, result.largest().itertuples()), *head])}\n")
     _draw(output, "plot_attribution", result)
     typer.echo(result.sentence)
 

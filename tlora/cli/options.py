@@ -289,7 +289,9 @@ class AllocationFlags:
             f"{DIRECTIONS} times the rank or --max-rank. Default: the recipe's."
         ),
     ] = None
-    adapt_ranks: Annotated[bool | None, _allocation("Ranks by what --by says, or the nominal rank for all.")] = None
+    adapt_ranks: Annotated[
+        bool | None, _allocation("Ranks by what --by says, or the nominal rank for all that are as large.")
+    ] = None
     adapt_scales: Annotated[bool | None, _allocation("Scales by sensitivity, or the nominal alpha for all.")] = None
 
     def limit_to(self, kind: Kind | None, calibration: Mapping[str, Any]) -> AllocationFlags:

@@ -27,6 +27,8 @@ HEAD = "head and biases"
 CHANGES = ("same", "within three", "beyond")
 """Classes of a token by the rank that the adapter's first choice has in the base model: 1, 2 or 3, and more."""
 CONFIDENCE = 0.95
+VISIBLE_GAP = 0.05
+"""From which share on the sentence says that contributions do not add up."""
 LARGEST = 10
 """Modules that are always left out, one at a time: those that contribute most."""
 
@@ -190,6 +192,11 @@ class Attribution(ModuleResult):
         return float(np.mean([float(sample.rise[0].sum()) for sample in self.samples]))
 
     @property
+    def head(self) -> float:
+        """Nats that a trained head, embedding, norm or bias adds, mean over samples; in no row of `to_frame`."""
+        return float(np.mean([float((sample.start - sample.base)[0].sum()) for sample in self.samples]))
+
+    @property
     def gap(self) -> float:
         """The tokens' gaps in log-probability relative to their rises, both as sums of absolute values."""
         gaps, rises = (sum(float(x[0].abs().sum()) for x in parts) for parts in zip(*_gaps(self.samples), strict=True))
@@ -227,8 +234,8 @@ class Attribution(ModuleResult):
         """
         require_choice(by, "by", get_args(Level))
         rows = [{by: label} | self._row(label, names) for label, names in groups(self.targets, by).items()]
-        heads = [sample.start - sample.base for sample in self.samples]
-        if any(bool(head.any()) for head in heads):
+        if self.head:
+            heads = [sample.start - sample.base for sample in self.samples]
             values = [np.array([float(head[measure].sum()) for head in heads]) for measure in (0, 1)]
             rows.append({by: HEAD} | _mean_row(*values))
         return pd.DataFrame(rows)
@@ -320,14 +327,21 @@ class Attribution(ModuleResult):
 
     @property
     def sentence(self) -> str:
-        """The finding, what the other modules make up for, and the same in log-odds."""
+        """The finding, what the others make up for, the same in log-odds, a trained head, and a gap if there is one."""
         top = self.largest(1).iloc[0]
         spared = top["contribution"] - top["cost"]
         rest = f", so the other modules make up for {spared:.2f}" if spared > 0 else ""
         odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
+        head = f" Besides the modules, {HEAD} added {self.head:+.2f} nats." if self.head else ""
+        gap = ""
+        if self.gap > VISIBLE_GAP:
+            gap = (
+                f" The contributions do not add up here: they miss what the tokens gained by {self.gap:.0%}, even at "
+                f"{max(sample.points for sample in self.samples)} points, so go by the costs."
+            )
         return (
             f"{self.headline}{rest}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
-            f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}."
+            f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}.{head}{gap}"
         )
 
     def _row(self, label: str, names: Sequence[str]) -> dict[str, float]:

@@ -8,7 +8,6 @@ from operator import attrgetter
 from typing import Literal
 
 from tlora.adapters.files import AdapterLayout
-from tlora.adapters.updates import rewrites_base
 from tlora.utils.defaults import EngineName
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,11 +37,8 @@ def scale_by_tensor_rank(adapter: AdapterLayout) -> dict[str, float]:
 
 def vllm_refusal(adapter: AdapterLayout) -> str:
     """Say what vLLM does not accept; empty if it accepts the adapter."""
-    config = adapter.config
     if part := adapter.unsupported_part(known=("classifier", "score")):
         return part
-    if rewrites_base(config):
-        return f"init_lora_weights={config['init_lora_weights']!r}"
     if max(adapter.ranks.values()) > VLLM_RANKS[-1]:
         return f"rank {max(adapter.ranks.values())}, above {VLLM_RANKS[-1]}"
     return ""

@@ -24,12 +24,10 @@ from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
 from tlora.serving.uniform_lora import MERGED, PlainLora, fill_layers, pad_to_rank, plain_lora, target_suffixes
 from tlora.utils.defaults import EngineName, Format
-from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD
+from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import check_place, read_json, replace_files
 from tlora.utils.packages import require
 from tlora.utils.validation import require_choice
-
-MODEL_CONFIG = "config.json"
 
 _GGUF_FIELDS = {"general.architecture", "general.type", "general.file_type", "adapter.type", "adapter.lora.alpha"}
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from tlora.adapters.lora_layers import lora_modules, removal, require_one_lora, without_noise
 from tlora.models.forward import evaluation_mode
 from tlora.models.loading import load_model
-from tlora.serving.export import MODEL_CONFIG, gguf_file
+from tlora.serving.export import gguf_file
 from tlora.serving.llama_cpp import read_gguf
 from tlora.serving.uniform_lora import Factors
-from tlora.utils.file_names import ADAPTER_CONFIG
+from tlora.utils.file_names import ADAPTER_CONFIG, MODEL_CONFIG
 from tlora.utils.reproducibility import temporary_seed
 
 _EXPORTED = "exported"

@@ -6,6 +6,7 @@ from pathlib import Path
 RESULT_SUFFIX = ".safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
 EXPORT_RECORD = "export.json"
 """Says of which format an exported folder is, and which files are part of it."""
 

@@ -1,6 +1,7 @@
 """An adapter's two files are checked before anything is made of them: what a config asks for would be allocated."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_an_adapter_is_replaced_only_by_the_function_that_wrote_it(there: str, t
             WRITERS[writer](tmp_path)
             assert tlora.load(tmp_path, tiny_model("llama")) is not None
         assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("writer", WRITERS.keys() - {"another program"})
+def test_no_adapter_is_written_into_the_folder_of_a_model(writer: str, tmp_path: Path) -> None:
+    """transformers would load the adapter with that model from then on."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    before = stamps(tmp_path)
+    with pytest.raises(FileExistsError, match=re.escape(str(tmp_path))):
+        WRITERS[writer](tmp_path)
+    assert stamps(tmp_path) == before
 
 
 def stamps(folder: Path) -> dict[Path, tuple[bytes, int]]:

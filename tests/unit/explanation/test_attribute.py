@@ -211,6 +211,32 @@ def test_a_cut_module_is_what_compress_makes_of_it(calibrated, tmp_path):
         torch.testing.assert_close(sample.switched[f"{name} rank 0"], sample.switched[name], rtol=1e-5, atol=1e-6)
 
 
+def test_what_a_trained_head_adds_is_said():
+    model, rows, attribution = explain("bert")
+    with model.disable_adapter():
+        base = [values(model, rows, row) for row in rows.test]
+    headed = without(model, attribution.names)
+    added = np.mean(
+        [(values(headed, rows, row) - of_base)[0].sum() for row, of_base in zip(rows.test, base, strict=True)]
+    )
+    assert attribution.head == pytest.approx(added, abs=1e-9)
+    assert f"head and biases added {added:+.2f} nats" in attribution.sentence
+    whole = attribution.to_frame()["contribution"].sum() + attribution.head
+    assert whole == pytest.approx(attribution.rise, abs=0.02 * abs(attribution.rise))
+
+
+def test_contributions_that_do_not_add_up_are_said():
+    model, rows = adapter("llama"), task("llama")
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data *= 1e6  # as after a training that diverged
+    attribution = tlora.attribute(model, rows, limit=1, answers=False, progress=False)
+    missed = abs(attribution.contributions().sum() - attribution.rise) / abs(attribution.rise)
+    assert missed > 0.05
+    assert "do not add up" in attribution.sentence
+    assert "do not add up" not in explain("llama", limit=1)[2].sentence
+
+
 def test_points_are_doubled_until_the_gap_is_small():
     model = adapter("t5", tiny_model("t5", tie_word_embeddings=False))  # its ReLU has kinks
     assert model.config.feed_forward_proj == "relu"

@@ -32,6 +32,14 @@ def layers(model: PeftModel) -> dict[str, torch.nn.Module]:
     return {name: m for name, m in modules.items() if hasattr(m, "lora_A")}
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_rewrote_its_base_is_read_by_peft_alone(tmp_path, start):
+    adapter(tmp_path, init_lora_weights=start, alpha_pattern={}, rank_pattern={})
+    engines = tlora.inspect(tmp_path).engines().set_index("engine")["refused"]
+    assert list(engines.index[engines == ""]) == ["PEFT 0.15 and later"]
+    assert all(start in why for why in engines.drop("mlx-lm 0.32") if why)
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_scales_and_singular_values_are_those_of_peft(tmp_path, rslora):
     model = adapter(tmp_path, use_rslora=rslora)
