@@ -13,6 +13,7 @@ from tlora.cli.command_line import flatten_options
 from tlora.cli.loading import load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
 from tlora.cli.output import Report, draw_into, facts, load_viz, table
+from tlora.utils.files import check_place
 
 
 @flatten_options
@@ -58,6 +59,10 @@ def explain(
 
     if (prompt is None) == (not text):
         raise ValueError("give --prompt for one answer, or --text for other text")
+    if text and answer is not None:
+        raise ValueError("--answer belongs to --prompt: leave it out with --text")
+    if output:
+        check_place(output)
     report = Report(quiet)
     with report.step(f"loading {adapter}"):
         adapted, tokenizer = load_adapted(adapter_folder(adapter), model, placement)

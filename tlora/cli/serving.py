@@ -302,7 +302,7 @@ def export(
     from tlora.serving.export import check_export_place, choose_format, gguf_file
     from tlora.serving.verify import PROMPTS, export_difference
 
-    report, kind, folder = Report(quiet), choose_format(format, engine), adapter_folder(adapter)
+    report, kind, folder = Report(quiet), choose_format(format, engine, output), adapter_folder(adapter)
     base, _ = base_name(folder, model)
     place = gguf_file(output) if kind == "gguf" else output
     check_export_place(place, kind, [folder, base], overwrite)

@@ -58,7 +58,7 @@ def export(
         ``"peft"``: PEFT's own files with one rank for all modules (smaller ones are padded with zeros), the same
         modules in every layer, ``lora_alpha = r``, and a config that old versions read. ``"gguf"``: an adapter for
         llama.cpp. ``"merged"``: the whole model with its tokenizer, the adapter folded into its weights. By default
-        what the engine reads, or ``"peft"`` without engine.
+        what the engine reads; without engine ``"gguf"`` for a file that ends in .gguf, and otherwise ``"peft"``.
     engine : {"peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"}, optional
         Check the adapter against the limits of this engine, and pad it to a rank that the engine allows.
     dtype : str or torch.dtype, optional
@@ -91,7 +91,7 @@ def export(
     >>> tlora.export(adapted, "whole", format="merged").name
     'whole'
     """
-    kind, server = choose_format(format, engine), None if engine is None else SERVERS[engine]
+    kind, server = choose_format(format, engine, Path(folder)), None if engine is None else SERVERS[engine]
     precision = None if dtype is None else floating_dtype(dtype)
     require_one_lora(model, "export")
     path = gguf_file(Path(folder)) if kind == "gguf" else Path(folder)
@@ -107,13 +107,14 @@ def export(
     return _export_peft(model, plain, path, precision, server.padded_rank(plain.rank) if server else plain.rank)
 
 
-def choose_format(format: str | None, engine: EngineName | None) -> Format:
-    """Return the format to write for an engine."""
+def choose_format(format: str | None, engine: EngineName | None, path: Path) -> Format:
+    """Return the format to write for an engine, or into a file that ends in .gguf."""
     if format is not None:
         require_choice(format, "format", get_args(Format))
     if engine is not None:
         require_choice(engine, "engine", list(SERVERS))
-    reads = "peft" if engine is None else SERVERS[engine].reads
+    by_name: Format = "gguf" if path.suffix == ".gguf" else "peft"
+    reads = by_name if engine is None else SERVERS[engine].reads
     if engine is not None and format not in (None, "merged", reads):
         raise ValueError(f"{engine} reads adapters as '{reads}', not as '{format}': leave out the format")
     if (format or reads) == "gguf":

@@ -29,6 +29,8 @@ def test_somebody_elses_adapter_is_explained_in_one_call():
     assert image.imread("picture.png").shape[2] == 4
     assert result.stderr == ""
     done("explain theirs --prompt 'w4 w5' --answer 'w9 w8' --output page.html --quiet")
+    assert "--answer belongs to --prompt" in invoke("explain theirs --text code --answer w4").stderr
+    assert "cannot write" in invoke("explain theirs --prompt w4 --output page.html/page.html").stderr
     assert '"kind":"attribution"' in Path("page.html").read_text()
 
 

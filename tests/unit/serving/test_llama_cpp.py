@@ -138,7 +138,7 @@ def test_another_file_is_not_replaced(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for path in before:
         with pytest.raises(FileExistsError, match=path.name):
-            tlora.export(adapted_of("llama"), path, format="gguf")
+            tlora.export(adapted_of("llama"), path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -45,6 +45,7 @@ def test_versions_are_those_that_decide_the_numbers() -> None:
 def test_the_core_needs_no_extra_and_what_does_names_it() -> None:
     code = """
 import torch, viz
+from pathlib import Path
 from tlora.models.loading import resolve
 from tlora.serving.export import choose_format
 from tlora.tasks.reasoning_gym import generator_names
@@ -56,7 +57,7 @@ batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids
 calibration = tlora.calibrate(model, [batch])
 subspaces = tlora.task_subspaces(model, calibration, max_rank=4)
 tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, rank=2, max_rank=4))
-for ask in (lambda: viz.plot_spectrum, generator_names, lambda: choose_format("gguf", None)):
+for ask in (lambda: viz.plot_spectrum, generator_names, lambda: choose_format("gguf", None, Path("adapter"))):
     try:
         ask()
     except ModuleNotFoundError as error:
