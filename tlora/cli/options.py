@@ -240,7 +240,7 @@ class CalibrationFlags:
         CovarianceForm, _calibration("Covariances whole, or as sketches: a fraction of the memory for a wide model.")
     ] = COVARIANCE
     sketch_size: Annotated[
-        int, _calibration("Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
+        int, _calibration("Columns of a sketch, that of kind fisher too: twice the largest rank is plenty.", min=1)
     ] = SKETCH_SIZE
 
     def arguments(self) -> dict[str, Any]:
