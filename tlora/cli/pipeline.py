@@ -189,7 +189,7 @@ def calibrate(
     following: dict[str, Any] = {"calibration": output, "output": output.with_name("alloc")}
     if not fisher:
         following["recipe"] = "tlora-paper"
-    conclude_step(ctx, output, next_command(ctx, "allocate", following))
+    conclude_step(ctx, result_file(output), next_command(ctx, "allocate", following))
 
 
 @flatten_options
@@ -233,7 +233,7 @@ def allocate(
     typer.echo(allocation_text(allocation, bool(start.freeze_a)))
     following = ctx.params | made_by.get("placement", {}) | data | {"model": calibrated.meta.model}
     following |= {"calibration": calibration, "allocation": output, "output": output.with_name("adapter")}
-    conclude_step(ctx, output, next_command(ctx, "train", following | {"overwrite": False}))
+    conclude_step(ctx, result_file(output), next_command(ctx, "train", following | {"overwrite": False}))
 
 
 @flatten_options
