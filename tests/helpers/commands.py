@@ -80,7 +80,7 @@ def done(line: str) -> Result:
     return result
 
 
-def next_command(text: str) -> str:
+def next_command(text: str, name: str = "next") -> str:
     """The command that another one names as the next, without ``tlora``."""
-    (line,) = [line for line in text.splitlines() if line.startswith("next ")]
-    return line.removeprefix("next").strip().removeprefix("tlora ")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return line.removeprefix(name).strip().removeprefix("tlora ")

@@ -61,8 +61,8 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
 
 
 def again(ctx: typer.Context) -> str:
-    """Return the line that repeats a command."""
-    return format_command(ctx.command, ctx.params)
+    """Return the line that repeats a command; one that resumed trains from the start, to the same adapter."""
+    return format_command(ctx.command, ctx.params | {"resume": None})
 
 
 def next_command(ctx: typer.Context, name: str, values: Mapping[str, Any]) -> str:

@@ -635,6 +635,8 @@ def conclude(
     shutil.rmtree(work if ctx.command.name == "run" else work / CHECKPOINTS, ignore_errors=True)
     if work.exists() and not any(work.iterdir()):
         work.rmdir()
+    if work in ctx.params.get("allocation", output).parents:
+        summary["kept"] = f"{work}, with the calibration and the allocation that the line above reads"
     following = {"adapter": output, "task": ctx.params["task"], "base": True}
     if run.evaluated_on == "test":
         line = next_command(ctx, "evaluate", following)

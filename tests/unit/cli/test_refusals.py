@@ -2,6 +2,7 @@
 
 import errno
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -184,10 +185,18 @@ def test_training_that_is_interrupted_is_saved_and_can_be_resumed(break_training
     assert tlora.TrainingRun.load("out").interrupted
     line = next_command(result.stdout)
     assert "--resume --overwrite" in line
-    done(line)
+    resumed = done(line).stdout
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
     assert {path.stem for path in Path("out-unfinished").iterdir()} == {"calibration", "allocation"}
+    assert next_command(resumed, "kept").startswith("out-unfinished")
+
+    again = next_command(resumed, "again")
+    assert tlora.TrainingRun.load("out").meta.recipe["command"] == f"tlora {again}"
+    shutil.rmtree("out")
+    done(again)
+    assert adapter_bytes("out") == adapter_bytes("whole")
+    assert "kept " not in done(f"{RUN} {QUICK} --output out --overwrite").stdout
 
 
 def test_a_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
