@@ -111,7 +111,7 @@ def run(
     base, task = load_base(model, data, placement, report)
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
-    with note_what_is_kept(ctx, output):
+    with note_what_is_kept(ctx, output) as kept:
         adapted, results = start_adapter(
             base, task, calibrating, allocating, start, data.seed, origin, report, work, read
         )
@@ -120,12 +120,11 @@ def run(
         if not save_calibration:
             results.pop("subspaces", None)
         run_on_first(lambda: save_run(trained, results, output))
+        kept["saved"] = str(output)
         run_on_first(lambda: save_options(ctx, output))
-    if save_calibration and not trained.interrupted:
-        run_on_first(lambda: (work / CALIBRATION).rename(output / RESULTS / CALIBRATION))
-    if activations is not None:
-        run_on_first(lambda: load_viz().report(output, output / READS, activations=activations))
-    run_on_first(lambda: conclude(ctx, trained, results, output, report))
+        if activations is not None:
+            run_on_first(lambda: load_viz().report(output, output / READS, activations=activations))
+        run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
 
 @flatten_options
@@ -336,7 +335,7 @@ def train(
         )
     if not resume:
         run_on_first(lambda: shutil.rmtree(work / CHECKPOINTS, ignore_errors=True))
-    with note_what_is_kept(ctx, output):
+    with note_what_is_kept(ctx, output) as kept:
         known = max(map(len, allocated.energies.values()), default=0)  # the directions that the ranks were chosen from
         subspaces = decompose_on(base, calibrated, start.directions, data.seed, report, known or allocated)
         adapted, results = attach_adapter(base, calibrated, allocated, subspaces, start, data.seed, report)
@@ -346,7 +345,8 @@ def train(
             adapted, task, training, work, data.seed, describe_origin(ctx, data, placement), report, resume
         )
         run_on_first(lambda: save_run(trained, results, output))
-    run_on_first(lambda: conclude(ctx, trained, results, output, report))
+        kept["saved"] = str(output)
+        run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
 
 def unfinished(output: Path) -> Path:
@@ -581,12 +581,13 @@ def save_options(ctx: typer.Context, output: Path) -> None:
 
 
 @contextlib.contextmanager
-def note_what_is_kept(ctx: typer.Context, output: Path) -> Iterator[None]:
-    """Add to an error what is kept of the run, and how to resume it."""
+def note_what_is_kept(ctx: typer.Context, output: Path) -> Iterator[dict[str, str]]:
+    """Add to an error what is kept of the run, and how to resume it; the block adds what it has saved."""
+    saved: dict[str, str] = {}
     try:
-        yield
+        yield saved
     except BaseException as error:
-        if kept := describe_kept(ctx, output):
+        if kept := saved | describe_kept(ctx, output):
             error.add_note(facts(kept))
         raise
 
@@ -631,6 +632,8 @@ def conclude(
         typer.echo(facts(summary | describe_kept(ctx, output)))
         raise typer.Exit(130)
     work = unfinished(output)
+    if ctx.params.get("save_calibration"):
+        (work / CALIBRATION).rename(output / RESULTS / CALIBRATION)
     # Of a resumed run the calibration and the allocation stay: the user has named them.
     shutil.rmtree(work if ctx.command.name == "run" else work / CHECKPOINTS, ignore_errors=True)
     if work.exists() and not any(work.iterdir()):

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
+from tlora.cli import pipeline
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -197,6 +198,28 @@ def test_training_that_is_interrupted_is_saved_and_can_be_resumed(break_training
     done(again)
     assert adapter_bytes("out") == adapter_bytes("whole")
     assert "kept " not in done(f"{RUN} {QUICK} --output out --overwrite").stdout
+
+
+@pytest.mark.parametrize("steps", [3, None], ids=["a second time", "after training"])
+@pytest.mark.parametrize("options", ["", "--save-calibration"])
+def test_an_interruption_while_the_pictures_are_drawn_names_the_adapter_and_resumes(
+    steps, options, break_training, monkeypatch
+):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    if steps:
+        break_training(KeyboardInterrupt(), steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "draw_pictures", interrupt)
+        result = invoke(f"{RUN} --lr 0.01 --output out {options}")
+    break_training()
+    assert (result.exit_code, "\ninterrupted\nsaved  out\nkept   out-unfinished\n" in result.stderr) == (130, True)
+    assert tlora.TrainingRun.load("out").interrupted == bool(steps)
+    done(next_command(result.stderr))
+    done(f"{RUN} --lr 0.01 --output whole")
+    assert adapter_bytes("out") == adapter_bytes("whole")
+    assert tlora.TrainingRun.load("out").after == tlora.TrainingRun.load("whole").after
 
 
 def test_a_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
