@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from jinja2 import Template
 from peft import PeftModel
 
+from tlora.adapters.attach import attach_options
 from tlora.adapters.files import (
     BASE,
     FROZEN_A,
@@ -74,39 +76,47 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     trained = next((name for name, module in modules.items() if module.b.any()), None)
     if trained is not None:
         raise ValueError(f"B of {trained} is not zero, so the adapter was trained: save it with save_pretrained()")
+    frozen_a = not any(module.a.requires_grad for module in modules.values())
     record = {
         WRITER: SAVE_INITIAL,
         BASE: {name: values.tolist() for name, values in base_fingerprints(adapted).items()},
-        FROZEN_A: not any(module.a.requires_grad for module in modules.values()),
+        FROZEN_A: frozen_a,
     }
     earlier = earlier_files(folder)
     with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
         write_adapter(fresh, adapter_tensors(adapted), adapter_config(adapted), record)
         if PAGE in earlier or not Path(folder, PAGE).exists():  # a page of the user stays
-            (fresh / PAGE).write_text(_page(adapted, modules, Path(folder)), encoding="utf-8")
+            (fresh / PAGE).write_text(_page(adapted, modules, Path(folder), frozen_a), encoding="utf-8")
     return Path(folder)
 
 
-def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path) -> str:
+def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path, frozen_a: bool) -> str:
     base = adapted.config._name_or_path or "BASE"
-    return _TEXT.format(
+    start, how = "", attach_options(adapted)
+    if how is not None:
+        start = "at random" if how["kind"] is None else f"along directions of kind {how['kind']}"
+    return Template(_TEXT, trim_blocks=True, keep_trailing_newline=True).render(
         base=base,
         folder=folder.as_posix(),
         auto=type(adapted.get_base_model()).__name__,
         modules=len(modules),
         ranks=ranks_text(module.rank for module in modules.values()),
-        b=sum(module.b.numel() for module in modules.values()),
-        both=sum(module.a.numel() + module.b.numel() for module in modules.values()),
+        start=start,
+        frozen=frozen_a,
+        b=f"{sum(module.b.numel() for module in modules.values()):,}",
+        both=f"{sum(module.a.numel() + module.b.numel() for module in modules.values()):,}",
     )
 
 
 _TEXT = (
     PAGE_TITLE
-    + """{base}
+    + """{{ base }}
 
-{modules} modules with {ranks}, written by `tlora` before training. `B` is zero: until a trainer continues from here,
-the model computes what the base computes. `B` has {b:,} parameters, `A` and `B` together have {both:,}.
+{{ modules }} modules with {{ ranks }}, written by `tlora` before training. `B` is zero: until a trainer continues from
+here, the model computes what the base computes.{{ " `A` starts " ~ start ~ "." if start }}
+`B` has {{ b }} parameters, `A` and `B` together have {{ both }}.
 
+{% if frozen %}
 | trainer | `A` stays frozen |
 |---|---|
 | `tlora.load`, `tlora.train` | as it was attached |
@@ -115,18 +125,25 @@ the model computes what the base computes. `B` has {b:,} parameters, `A` and `B`
 | axolotl | with a plugin that returns `[tlora.FreezeA()]` from `add_callbacks_pre_trainer` |
 | LLaMA-Factory | no |
 
-If `A` is trained too, it starts from the same directions and takes its share of the optimizer's memory.
+If `A` is trained too, it takes its share of the optimizer's memory.
+{% else %}
+`A` and `B` are both trained, by `tlora.train` and by every trainer below.
+{% endif %}
 
 ## PEFT
 
 ```python
 from peft import PeftModel
-from transformers import {auto}
+from transformers import {{ auto }}
+{% if frozen %}
 import tlora
+{% endif %}
 
-base = {auto}.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{folder}", is_trainable=True)
+base = {{ auto }}.from_pretrained("{{ base }}")
+model = PeftModel.from_pretrained(base, "{{ folder }}", is_trainable=True)
+{% if frozen %}
 tlora.freeze_a(model)  # omit to train A too
+{% endif %}
 ```
 
 ## TRL
@@ -136,14 +153,14 @@ The model as above, and no `peft_config`:
 ```python
 from trl import SFTTrainer
 
-trainer = SFTTrainer(model, train_dataset=rows, callbacks=[tlora.FreezeA()])
+trainer = SFTTrainer(model, train_dataset=rows{{ ", callbacks=[tlora.FreezeA()]" if frozen }})
 ```
 
 ## LLaMA-Factory
 
 ```yaml
-model_name_or_path: {base}
-adapter_name_or_path: {folder}
+model_name_or_path: {{ base }}
+adapter_name_or_path: {{ folder }}
 stage: sft
 do_train: true
 finetuning_type: lora
@@ -155,9 +172,9 @@ Do not set `create_new_adapter`: it merges this adapter and trains a random one.
 ## axolotl
 
 ```yaml
-base_model: {base}
+base_model: {{ base }}
 adapter: lora
-lora_model_dir: {folder}
+lora_model_dir: {{ folder }}
 ```
 
 `lora_r`, `lora_alpha`, `lora_target_modules` and the patterns have no effect: the adapter in the folder has its own.

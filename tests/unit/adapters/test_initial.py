@@ -67,18 +67,29 @@ def test_a_trained_adapter_is_never_replaced_and_an_untrained_one_with_its_page(
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def test_the_page_holds_lines_that_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("freeze_a", [True, False])
+@pytest.mark.parametrize("is_random", [True, False])
+def test_the_page_holds_lines_that_work(
+    freeze_a: bool, is_random: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_model("llama").save_pretrained("base")
     model, subspaces, allocation = prepare()
     model.config._name_or_path = "base"
-    adapted = tlora.attach(model, subspaces, allocation)
+    adapted = tlora.attach(model, None if is_random else subspaces, allocation, freeze_a)
     tlora.save_initial(adapted, "start")
+    text = Path("start/README.md").read_text()
+    assert ("`A` starts at random." in text, "`A` starts along directions of kind wc." in text) == (
+        is_random,
+        not is_random,
+    )
+    assert ("freeze" in text.lower()) == freeze_a
     peft, trl = blocks(Path("start"), "python")
     there: dict[str, Any] = {}
     exec(peft, there)
     assert torch.equal(logits(there["model"], tiny_batch("llama")), logits(adapted, tiny_batch("llama")))
-    assert {n.split(".")[-3] for n, p in there["model"].named_parameters() if p.requires_grad} == {"lora_B"}
+    trained = {n.split(".")[-3] for n, p in there["model"].named_parameters() if p.requires_grad}
+    assert trained == ({"lora_B"} if freeze_a else {"lora_A", "lora_B"})
     compile(trl, "page", "exec")
     factory, axolotl = map(yaml.safe_load, blocks(Path("start"), "yaml"))
     assert (factory["model_name_or_path"], factory["adapter_name_or_path"]) == ("base", "start")
