@@ -20,7 +20,7 @@ from viz.widgets.panels.allocation import by_projection, compared_with_lora
 from viz.widgets.panels.parts import Part, count
 from viz.widgets.panels.rank_use import ENERGY, used_rank
 from viz.widgets.panels.reproduce import attach_arguments, caveat, commands, num_labels_argument, python_calls, versions
-from viz.widgets.panels.training import metrics_table
+from viz.widgets.panels.training import ending, metrics_table
 from viz.widgets.results import Results, load_results
 
 PICTURE = Path("pictures", "allocation.png")
@@ -75,6 +75,7 @@ def card(folder: str | os.PathLike[str]) -> str:
         plain=len(ranks) < 2 and attach_arguments(results).get("kind", "wc") is None,
         ranks=ranks,
         frozen=run is not None and run.frozen_a,
+        ending=ending(run) if run else "",
         head=config.get("task_type") == "SEQ_CLS",
         example=run.meta.recipe.get("example") if run else None,
         split=run.evaluated_on if run else "",

@@ -112,11 +112,13 @@ def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
 def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     """Return the size of the adapter, and what its training took."""
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
+    done, planned = run.meta.recipe["steps"]
+    steps = f"{done:,} of {planned:,}" if ending else f"{done:,}"
     size = size_text(sum(tensor.nbytes for tensor in run.adapter.values()))
     trained = _parameters(run.trainable_parameters, run.frozen_a)
     return {
         "adapter": f"{len(run.ranks)} modules, {ranks_text(run.ranks.values())}, {size}",
-        "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
+        "trained": f"{trained}, in {steps} steps, {run.seconds:.0f} s{ending}",
         "peak": size_text(run.peak_bytes) if run.peak_bytes else "",
     }
 

@@ -175,7 +175,7 @@ def train(
     validation = evenly_spaced_rows(held_out, evaluation_limit or LOSS_SAMPLES) if held_out else None
     recorder, callbacks = _with_recorder(callbacks)
     # A run is displayed, and uploaded with the adapter: no token of a hub is recorded.
-    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
+    recipe: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     recipe |= {name: value for name, value in arguments.items() if not name.endswith("_token")}
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _start(data, model) | phases.options()
     recipe["evaluated_samples"] = _evaluated_samples(data, evaluation_limit)
@@ -214,6 +214,7 @@ def train(
             except KeyboardInterrupt:
                 warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=2)
     _warn(ending, trainer, lora_modules(model))
+    recipe["steps"] = [trainer.state.global_step, trainer.state.max_steps]  # done and planned
     plain = json.loads(json.dumps(recipe, default=str))
     return TrainingRun(
         history=history_frame(trainer.state.log_history),

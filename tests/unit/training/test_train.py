@@ -175,6 +175,7 @@ def test_interrupt_returns_the_run_so_far() -> None:
     with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
         run = train(model, held_out(), callbacks=[callback], **QUICK)
     assert (callback.ends, run.interrupted, run.diverged, run.after) == (1, True, False, {})
+    assert run.meta.recipe["steps"] == [2, 4]
     assert run.history["step"].tolist() == [1, 2]
     assert run.before
     assert condition(model) == before

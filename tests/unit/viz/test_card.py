@@ -81,6 +81,14 @@ def test_shares_have_wilson_intervals_and_an_example_is_shown(found, tmp_path):
     assert "The reference:\n\n```text\nfan=stop\n```" in body
 
 
+def test_a_training_that_was_stopped_says_after_how_many_steps(found, text, tmp_path):
+    assert "Training" not in text
+    meta = dataclasses.replace(found["run"].meta, recipe={"evaluated_on": "test", "steps": [4, 400]})
+    for ending, words in (("interrupted", "interrupted after 4 of 400"), ("diverged", "stopped after 4 of 400")):
+        run = dataclasses.replace(found["run"], meta=meta, **{ending: True})
+        assert words in parts(card(save({"run": run}, tmp_path / ending)))[1].split("## ")[0]
+
+
 def test_ranks_and_costs_are_those_of_the_allocation(text, found):
     allocation = found["allocation"]
     ranks = {row[0]: row[2] for row in table(parts(text)[1], "projection")[1:]}

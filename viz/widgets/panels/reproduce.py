@@ -25,7 +25,7 @@ UNKNOWN_START = (
 TRAINED_BEFORE = "The adapter was trained before this run, which is not shown here."
 NOT_ARGUMENTS = (
     "resume", "evaluated_on", "attach", "b_began_at_zero", "command", "data", "num_labels", "classes",
-    "evaluated_samples", "example",
+    "evaluated_samples", "example", "steps",
 )  # fmt: skip
 """What the recipe of a run holds in addition to the arguments of `tlora.train`."""
 

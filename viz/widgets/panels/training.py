@@ -25,16 +25,20 @@ def training_panel(results: Results) -> list[dict[str, Any]]:
         return []
     metrics = metrics_table(run) if run.before or run.after else text("No metrics were taken before and after.")
     about = "How the loss fell, and the metrics of the task before and after."
-    parts = [*_ending(run), *_losses(run), metrics, _circumstances(results, run), *_history(run)]
+    stopped = [text(ending(run))] if ending(run) else []
+    parts = [*stopped, *_losses(run), metrics, _circumstances(results, run), *_history(run)]
     return panel("training", "Training", about, parts)
 
 
-def _ending(run: TrainingRun) -> list[Part]:
+def ending(run: TrainingRun) -> str:
+    """How a training ended that did not make all of its steps; empty for one that did."""
+    steps = run.meta.recipe.get("steps")
+    after = "after {:,} of {:,} steps".format(*steps) if steps else "before its last step"
     if run.diverged:
-        return [
-            text("Training stopped: the loss or a gradient was not finite. The adapter is that of the step before.")
-        ]
-    return [text("Training was interrupted before its last step.")] if run.interrupted else []
+        return (
+            f"Training stopped {after}: the loss or a gradient was not finite. The adapter is that of the step before."
+        )
+    return f"Training was interrupted {after}." if run.interrupted else ""
 
 
 def _losses(run: TrainingRun) -> list[Part]:

@@ -123,6 +123,10 @@ def test_training() -> None:
     ("changes", "words"),
     [
         ({"interrupted": True, "after": {}}, "Training was interrupted before its last step"),
+        (
+            {"interrupted": True, "meta": dataclasses.replace(SMALL.run.meta, recipe={"steps": [4, 4000]})},
+            "Training was interrupted after 4 of 4,000 steps",
+        ),
         ({"diverged": True, "after": {}}, "the loss or a gradient was not finite"),
         ({"before": {}, "after": {}}, "No metrics were taken before and after"),
         ({"trainable_parameters": 10**6}, "of them outside the allocation"),
