@@ -37,14 +37,18 @@ def base_name(folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def load_adapted(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
-    """Return the base with the adapter on it, and its tokenizer."""
+    """Return the base with the adapter on it, its classes named as in training, and its tokenizer."""
     from tlora.adapters.files import read_training_record, validate_adapter
     from tlora.adapters.load import saved_classes
 
     name, where = base_name(folder, model)
-    labels = saved_classes(folder, *validate_adapter(folder, "tlora"), read_training_record(folder))
+    record = read_training_record(folder)
+    labels = saved_classes(folder, *validate_adapter(folder, "tlora"), record)
     with explain_base(folder, model):
         base, tokenizer = tlora.load_model(name, num_labels=labels, **placement.arguments(), **where)
+    if classes := record.meta and record.meta.recipe.get("classes"):
+        base.config.id2label = dict(enumerate(classes))
+        base.config.label2id = {name: index for index, name in enumerate(classes)}
     return tlora.load(folder, base), tokenizer
 
 

@@ -62,6 +62,18 @@ def test_other_text_and_an_adapter_that_leaves_more_of_it():
     assert image.imread("scales.png").shape[2] == 4
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_class_is_named_as_in_the_training():
+    done("run --model bert --task labels.jsonl --samples 6 --rank 2 --lr 0.01 --output out")
+    base, tokenizer = tlora.load_model("bert", num_labels=3)
+    attribution = tlora.attribute(tlora.load("out", base), "w4 w11 w22", "LABEL_1", tokenizer=tokenizer, progress=False)
+    result = done("explain out --prompt 'w4 w11 w22' --answer b --quiet")
+    (line,) = [line.split() for line in result.stdout.splitlines() if line.startswith("“b” ")]
+    (row,) = attribution.tokens().itertuples()
+    assert [float(number) for number in line[1:4]] == pytest.approx([row.rise, row.base, row.adapter], abs=0.006)
+    assert "'a' or 'b' or 'c'" in invoke("explain out --prompt 'w4 w11 w22' --answer LABEL_1").stderr
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
