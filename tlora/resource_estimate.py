@@ -619,7 +619,7 @@ def _largest(steps: SimulatedModel, setup: Setup, kind: str, memory: float) -> t
     once, twice, room = wider - peak, longer - 2 * peak + wider, max(memory - 2 * peak + wider, 0)
     constant, quadratic = max(2 * once - twice, 0), max(twice - 2 * once, 0) / 2
     linear, left = once - constant - quadratic, max(room - constant, 0)
-    times = 2 * left / (linear + math.sqrt(linear**2 + 4 * quadratic * left))
+    times = 2 * left / (linear + math.sqrt(linear**2 + 4 * quadratic * left)) if left else 0
     longest, _ = position_limit(steps.model) or (math.inf, "")
     length = int(min(longest, setup.length * times))
     if length > 2 * setup.length:  # attention may have become a larger part
@@ -904,7 +904,7 @@ def batch_loss(model: Any, setup: Setup) -> Tensor:
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     labels = torch.zeros(setup.batch_size, setup.labels, dtype=torch.long)
     if model.config.is_encoder_decoder:
-        inputs["labels"] = labels
+        inputs["decoder_input_ids"] = labels  # shifting labels needs a start token, which a bare config may lack
     elif has_argument(model, "logits_to_keep"):
         inputs["logits_to_keep"] = setup.labels
     logits = model(**inputs).logits

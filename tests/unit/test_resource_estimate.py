@@ -10,8 +10,12 @@ from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     LlamaConfig,
+    LlavaConfig,
     MambaConfig,
     MixtralConfig,
+    T5Config,
+    ViTConfig,
+    WhisperConfig,
     XmodConfig,
 )  # fmt: skip
 
@@ -204,6 +208,30 @@ def test_models_that_go_by_values_and_modules_that_do_not_run_are_named():
         estimate(XmodConfig(**sizes, **heads, default_language="en_XX"), 2, **SMALL, num_labels=2)
     with pytest.raises(RuntimeError, match="dt_proj did not run"):
         estimate(MambaConfig(**sizes, state_size=4), 2, **SMALL)
+
+
+def test_models_of_images_and_sound_are_refused_in_one_sentence():
+    for config in (ViTConfig(), LlavaConfig(), WhisperConfig()):
+        with pytest.raises(ValueError, match="images or sound are not supported") as error:
+            estimate(config, 2, **SMALL)
+        assert f"'{config.model_type}'" in str(error.value)
+        assert len(str(error.value)) < 250
+
+
+def test_a_config_without_a_start_token_takes_what_one_with_it_takes():
+    """As ``T5Config()`` makes it; the token is chosen when a model is trained, and has no size."""
+    whole = tiny_config("t5")
+    bare = T5Config(**{key: each for key, each in whole.to_dict().items() if key != "decoder_start_token_id"})
+    assert not hasattr(bare, "decoder_start_token_id")
+    assert estimate(bare, 2, **SMALL).bytes == estimate(whole, 2, **SMALL).bytes
+
+
+def test_nothing_fits_into_less_than_the_weights():
+    """In a step of a few tokens of a small vocabulary, most bytes may grow with the square of the length."""
+    config = tiny_config("t5", num_layers=2, num_heads=8)
+    choices = estimate(config, 2, samples=4, length=512, batch_size=8, memory=1e3).choices
+    assert (choices["batch_size"] == 0).all()
+    assert (choices["length"] == 0).all()
 
 
 def test_speed_is_that_of_a_product():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -11,6 +12,23 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
+
+RENAMED = {
+    "train": "train_samples",
+    "validation": "validation_samples",
+    "test": "test_samples",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "evaluation_limit": "eval_limit",
+}
+"""Arguments of the library that have another name as options."""
+
+QUOTE = "'"
+ARGUMENT = re.compile(
+    r"""(?<![\w./'"(-])(?P<name>[a-z]\w*)  # not in a call, a quote or a path
+    (?: =(?P<value>'[^']*'|[\w.+-]*\w) | =(?=[\s,;:)]|$) | (?![\w./('"=-]) )""",
+    re.VERBOSE,
+)
+"""An argument as the library writes it, with or without a value."""
 
 
 def flatten_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +66,7 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
         value = values.get(parameter.name)
         if value is None or value == parameter.default or parameter.name in ("quiet", "config"):
             continue
-        flag = next((name for name in parameter.opts if name.startswith("--")), "")
+        flag = _flag(parameter)
         if parameter.param_type_name == "argument":
             words += map(str, value if isinstance(value, list | tuple) else [value])
         elif isinstance(value, list | tuple):
@@ -58,6 +76,31 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
         else:
             words += [flag, str(value)]
     return shlex.join(words)
+
+
+def in_options(text: str, command: Any) -> str:
+    """Return a text of the library with the options of a command in place of arguments.
+
+    ``max_rank=8`` becomes ``--max-rank 8``, and so do ``max_rank`` and ``max_rank=``. Words with neither underscore nor
+    equals sign stay, as do calls, quotes, paths, and arguments that the command has no option for.
+    """
+    options = {parameter.name: parameter for parameter in command.params if parameter.param_type_name == "option"}
+
+    def spell(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        option = options.get(RENAMED.get(name, name))
+        if option is None or (match[0] == name and "_" not in name):
+            return match[0]
+        if option.is_flag and value == "False":
+            return option.secondary_opts[0] if option.secondary_opts else f"no {_flag(option)}"
+        return _flag(option) if value is None or option.is_flag else f"{_flag(option)} {value.strip(QUOTE)}"
+
+    return ARGUMENT.sub(spell, text)
+
+
+def _flag(parameter: Any) -> str:
+    """The name of an option on the command line, empty for an argument."""
+    return next((name for name in parameter.opts if name.startswith("--")), "")
 
 
 def again(ctx: typer.Context) -> str:

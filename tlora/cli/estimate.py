@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ import typer
 import tlora
 from tlora.allocation.footprint import KINDS, TRAININGS, size_text
 from tlora.cli.checks import check_positive, check_task
-from tlora.cli.command_line import next_command
+from tlora.cli.command_line import in_options, next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
 from tlora.cli.output import facts, print_json, show_own_warnings, table
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE, Dtype
@@ -103,7 +104,7 @@ def estimate(
         typer.echo(f"\nTraining in {size_text(limit)}, the cheapest first:\n{_choices_table(resources)}")
     if limit and resources.changes:
         rows = [["change, one after the other", "most memory", "what it costs"]]
-        rows += [[change["change"], size_text(change["bytes"]), change["costs"]] for change in resources.changes]
+        rows += [[_change(ctx, each["change"]), size_text(each["bytes"]), each["costs"]] for each in resources.changes]
         ending = "" if resources.changes[-1]["bytes"] <= limit else ", which is still too little"
         typer.echo(f"\nTo fit LoRA and its calibration into {size_text(limit)}{ending}:\n{table(rows)}")
     if following := _next_command(ctx, resources):
@@ -140,11 +141,20 @@ def _yes(is_true: bool) -> str:
     return "yes" if is_true else "no"
 
 
+def _change(ctx: typer.Context, text: str) -> str:
+    """Return a change in the options of tlora run; what it has no option for is there in Python alone."""
+    run = ctx.find_root().command.commands["run"]  # type: ignore[attr-defined]
+    bare = text.removeprefix("quantization_config=BitsAndBytesConfig(").removesuffix(")")
+    return text if "=" in (change := in_options(bare, run)) else change
+
+
 def _next_command(ctx: typer.Context, resources: tlora.ResourceEstimate) -> str:
     """Return the line that trains what fits and takes the least time; LoRA without a limit, nothing if none fits."""
     if ctx.params["bits"] == 8:  # which tlora run has no option for
         return ""
     values = ctx.params | {"task": ctx.params["task"] or "TASK", "load_in_4bit": ctx.params["bits"] == 4}
+    if (config := Path(values["model"])).is_file() and config.suffix == ".json":
+        values["model"] = str(config.parent) if any(config.parent.glob("*.safetensors")) else "MODEL"
     if resources.memory is not None:
         chosen = resources.choices[resources.choices["fits"] & resources.choices["training"].isin(KINDS)]
         if chosen.empty:

@@ -208,6 +208,17 @@ def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def choose_architecture(config: PretrainedConfig, num_labels: int | None) -> Any:
     """Choose the auto class to load with, and write ``num_labels`` into the config if it is given."""
+    auto = _choose_auto_class(config, num_labels)
+    with_own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in auto._model_mapping and auto.__name__ not in with_own_code:
+        raise ValueError(
+            f"transformers has no {auto.__name__} for a config of type {config.model_type!r}: models of images or "
+            "sound are not supported, take one that reads text and writes or classifies it"
+        )
+    return auto
+
+
+def _choose_auto_class(config: PretrainedConfig, num_labels: int | None) -> Any:
     if config.is_encoder_decoder:
         if num_labels is None:
             return AutoModelForSeq2SeqLM

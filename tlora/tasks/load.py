@@ -162,10 +162,11 @@ def default_length(tokenizer: PreTrainedTokenizerBase) -> int:
 def load_task_for_model(model: str, task: str, **options: Any) -> Task:
     """Load a task in the tokens of a base model, named as for `tlora.load_model`, in the form that suits the model."""
     config = load_config(model)
+    writes_text = is_generative(config)  # first of all, since it refuses models that are not of text
     tokenizer = set_length_limit(load_tokenizer(model), config)
     architecture = "seq2seq" if config.is_encoder_decoder else None
     loaded = load_task(task, tokenizer, **({"architecture": architecture} | options))
-    if loaded.kind == "generation" and not is_generative(config):
+    if loaded.kind == "generation" and not writes_text:
         raise ValueError(
             f"{model} is an encoder and writes no text, which {task} asks for: take a task with labels, such as "
             "rotten_tomatoes, or a causal model"

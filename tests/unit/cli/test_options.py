@@ -9,7 +9,7 @@ import yaml
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke
-from tlora.cli.command_line import format_command
+from tlora.cli.command_line import format_command, in_options
 from tlora.cli.main import app
 from tlora.cli.options import AdapterFlags, AllocationFlags, TrainingFlags, apply_recipe
 from tlora.recipes import RECIPES
@@ -62,6 +62,23 @@ def test_options_without_effect_are_refused(recipe, group, name):
     groups = [group if isinstance(group, kind) else kind() for kind in GROUPS]
     with pytest.raises(ValueError, match=name):
         apply_recipe(recipe, *groups)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("take test=0 and validation=0", "take --test-samples 0 and --validation-samples 0"),
+        ("a larger train=: or more", "a larger --train-samples: or more"),
+        ("max_rank is 4, raise max_rank", "--max-rank is 4, raise --max-rank"),
+        ("covariance='sketch', gradient_accumulation_steps=8.", "--covariance sketch, --gradient-accumulation 8."),
+        ("freeze_a=True, freeze_a=False", "--freeze-a, --no-freeze-a"),
+        ("rank 8 by seed, recipe tlora", "rank 8 by seed, recipe tlora"),
+        ("data/max_rank.jsonl of 'max_rank', tlora.load(max_rank=3)", None),
+        ("target_modules=['q_proj'], format='merged', optim='sgd'", None),
+    ],
+)
+def test_arguments_of_the_library_are_told_as_options(text, expected):
+    assert in_options(text, COMMANDS["run"]) == (expected or text)
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")

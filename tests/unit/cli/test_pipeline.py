@@ -9,9 +9,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import typer
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
@@ -20,6 +27,7 @@ from tests.helpers.results import same
 from tlora.calibration.covariance import SketchedCovariance
 from tlora.calibration.spectrum import Spectrum
 from tlora.cli import pipeline
+from tlora.cli.main import app
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 DRAW_PICTURES = pipeline.draw_pictures
@@ -184,6 +192,22 @@ def test_an_estimate_measures_the_data_and_names_the_training_that_fits():
     assert next_command(plain).startswith("run --model llama --task pairs.jsonl --dtype float32 --rank 2")
     resources = json.loads(done("estimate --model llama --data pairs.jsonl --memory 1 --teraflops 1 --json").stdout)
     assert resources["choices"][0]["training"] == "B"
+
+
+def test_an_estimate_names_options_that_a_run_takes():
+    known = {name for p in typer.main.get_command(app).commands["run"].params for name in (*p.opts, *p.secondary_opts)}
+    wide = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4)
+    wide.save_pretrained("wide")
+    told = done("estimate --model wide --memory 0.1 --length 256 --sketch-size 8 --teraflops 1").stdout
+    named = re.findall(r"--[\w-]+", told.partition("To fit")[2])
+    assert {"--covariance", "--batch-size", "--gradient-accumulation"} <= {*named} <= known
+
+
+def test_an_estimate_of_a_config_names_the_model_that_it_belongs_to():
+    told = done("estimate --model llama/config.json --teraflops 1").stdout
+    assert next_command(told).startswith("run --model llama ")
+    Path("alone.json").write_text(Path("llama/config.json").read_text())
+    assert next_command(done("estimate --model alone.json --teraflops 1").stdout).startswith("run --model MODEL ")
 
 
 def test_ranks_stay_within_a_sketch():

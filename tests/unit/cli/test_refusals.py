@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTConfig
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
@@ -65,6 +65,14 @@ def computes_nothing(monkeypatch):
 )
 def test_run_refuses_before_it_computes(options, name):
     assert name in refusal(f"run {options} --output out")
+
+
+@pytest.mark.usefixtures("computes_nothing")
+def test_a_model_of_images_is_refused_alike_by_run_and_estimate():
+    ViTConfig().save_pretrained("vit")
+    told = refusal("estimate --model vit --teraflops 1")
+    assert "images or sound are not supported" in told
+    assert refusal("run --model vit --task pairs.jsonl --output out --quiet").endswith(told)
 
 
 @pytest.mark.usefixtures("computes_nothing")
