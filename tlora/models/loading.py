@@ -146,6 +146,11 @@ def is_generative(config: PretrainedConfig) -> bool:
 
 def _load_padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     tokenizer = _load(AutoTokenizer, location, name)
+    if len(tokenizer) == len(set(tokenizer.all_special_ids)):  # transformers makes an empty one if it finds no files
+        raise ValueError(
+            f"{str(name)!r} has no tokenizer files: save the tokenizer of the model that it was made from into the "
+            f"folder, tokenizer.save_pretrained({str(name)!r})"
+        )
     tokenizer.name_or_path = str(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from logging.handlers import BufferingHandler
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,7 @@ def cut(path):
         (lambda f: (f / "config.json").write_text('{"model_type": "nonsense"}'), ValueError, "config .*nonsense"),
         (lambda f: (f / "tokenizer.json").unlink(), ValueError, "tokenizer"),
         (lambda f: cut(f / "model.safetensors"), ValueError, "model of"),
+        (lambda f: [save(f, "qwen2"), *map(Path.unlink, f.glob("tokenizer*"))], ValueError, "has no tokenizer files"),
         (lambda f: (f / "config.json").unlink(), FileNotFoundError, "config.json"),
         (lambda f: [(f / "config.json").unlink(), (f / "adapter_config.json").touch()], FileNotFoundError, "adapter"),
         (lambda f: [(f / "config.json").unlink(), (f / "a.gguf").write_bytes(b"PK")], ValueError, r"a\.gguf"),
