@@ -194,6 +194,11 @@ class Rescaling(ModuleResult):
         point = self.best if point is None else point
         ranks = {name: rank for name, rank in self.ranks.items() if point.factors[name]}
         if not ranks:
+            if all(self.loss(other, TASK) >= self.loss(point, TASK) for other in self.points):
+                raise ValueError(
+                    "the adapter lowers the loss on its task at no scale, so there is nothing to write: pass the task "
+                    "that it was trained on"
+                )
             raise ValueError(f"{point.label} is the base model: raise the limit, or pass another point")
         scalings = {name: self.scalings[name] * point.factors[name] for name in ranks}
         gone = tuple(f"{PREFIX}{name}.lora_" for name in self.ranks if name not in ranks)

@@ -1,5 +1,6 @@
 """Every point against the merged model with other scalings, and what is written against the model that was measured."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_nothing_is_written_of_the_base_or_over_another_adapter(tmp_path):
     with pytest.raises(FileExistsError):
         rescaling.save_adapter(tmp_path / "theirs", rescaling.points[4])
     assert Path(tmp_path, "theirs", "adapter_model.safetensors").read_bytes() == before
+
+
+def test_an_adapter_that_makes_its_task_worse_at_every_scale_is_not_one_for_a_higher_limit(tmp_path):
+    _, _, rescaling = measure("llama", limit=10.0)
+    counts = rescaling.counts["task"]
+    for slope, said in ((1, "at no scale"), (-1, "raise the limit")):
+        points = [
+            replace(point, losses=point.losses | {"task": counts * (2.0 + slope * point.scale)})
+            for point in rescaling.points
+        ]
+        with pytest.raises(ValueError, match=said):
+            replace(rescaling, points=points).save_adapter(tmp_path / "new", points[0])
 
 
 @pytest.mark.parametrize(
