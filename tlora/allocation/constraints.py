@@ -200,10 +200,11 @@ def _check_budget(
         if pins:
             ways.append(f"raise pinned ranks by {total - room:,} {unit} in all")
         ways = ways or [f"take a rank of {rank} or less, and lower min_rank to it"]
-        sizes = "the directions of the subspaces" if has_energies else "the sizes of the matrices"
+        limiting = ["max_rank"] * (options.max_rank is not None) + ["pinned ranks"] * bool(pins)
+        limiting.append("the directions of the subspaces" if has_energies else "the sizes of the matrices")
         raise ValueError(
-            f"max_rank, pinned ranks and {sizes} have room for {room:,} {unit}, rank "
-            f"{options.rank} makes {total:,}: {', or '.join(ways)}"
+            f"{' and '.join(limiting)} have room for {room:,} {unit}, rank {options.rank} makes {total:,}: "
+            f"{', or '.join(ways)}"
         )
 
 

@@ -78,8 +78,8 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def in_options(text: str, command: Any) -> str:
-    """Return a text of the library with the options of a command in place of arguments.
+def in_options(text: str, command: Any, defaults: Mapping[str, Any] | None = None) -> str:
+    """Return a text of the library with the options of a command in place of arguments, and say which are defaults.
 
     ``max_rank=8`` becomes ``--max-rank 8``, and so do ``max_rank`` and ``max_rank=``. Words with neither underscore nor
     equals sign stay, as do calls, quotes, paths, and arguments that the command has no option for.
@@ -93,7 +93,10 @@ def in_options(text: str, command: Any) -> str:
             return match[0]
         if option.is_flag and value == "False":
             return option.secondary_opts[0] if option.secondary_opts else f"no {_flag(option)}"
-        return _flag(option) if value is None or option.is_flag else f"{_flag(option)} {value.strip(QUOTE)}"
+        if option.is_flag or value is None:
+            return _flag(option)
+        is_default = value == str((defaults or {}).get(option.name))
+        return f"{_flag(option)} {value.strip(QUOTE)}{' (the default)' if is_default else ''}"
 
     return ARGUMENT.sub(spell, text)
 

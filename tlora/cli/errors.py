@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 from safetensors import SafetensorError
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from tlora.cli.command_line import in_options
 from tlora.cli.output import is_first_process, show_own_warnings
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
@@ -37,15 +38,32 @@ class Commands(TyperGroup):
                 warnings.simplefilter("ignore")
                 show_own_warnings()
                 warnings.showwarning = _show_warning
-            try:
+            with _errors(ctx):
                 return super().invoke(ctx)
-            except (typer.Exit, typer.Abort, BrokenPipeError):  # after `| head` typer ends quietly
-                raise
-            except EXPECTED as error:
-                if is_debug:
-                    raise
-                _show(f"error: {error_text(error)}", error)
-                raise typer.Exit(2) from None
+
+
+class Command(TyperCommand):
+    """Shows errors in the words of its own options; `Commands` shows those of reading them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _errors(ctx):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _errors(ctx: Any) -> Iterator[None]:
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # after `| head` typer ends quietly
+        raise
+    except EXPECTED as error:
+        if ctx.find_root().params.get("debug"):
+            raise
+        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        defaults = {name: ctx.params[name] for name, source in sources.items() if source and source.name == "DEFAULT"}
+        _show(f"error: {in_options(error_text(error), ctx.command, defaults)}", error)
+        raise typer.Exit(2) from None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlora.cli.errors import Commands
+from tlora.cli.errors import Command, Commands
 from tlora.cli.estimate import estimate
 from tlora.cli.evaluate import evaluate, report
 from tlora.cli.explain import explain
@@ -59,4 +59,4 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     text, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples\n--------\n")
-    app.command(help=text, epilog=f"Examples:\n\n{examples}")(command)
+    app.command(cls=Command, help=text, epilog=f"Examples:\n\n{examples}")(command)

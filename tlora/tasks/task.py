@@ -144,8 +144,8 @@ class Task:
                 require_positive_int(value, name)
         if samples > len(self.train):
             raise ValueError(
-                f"{samples} calibration samples asked for, the training split of {self.name!r} has "
-                f"{len(self.train)}: ask for fewer, or load the task with a larger train="
+                f"samples={samples} asks for more than the {len(self.train)} training samples of {self.name!r}: take "
+                f"samples={len(self.train)} or fewer, or more training samples"
             )
         indices = np.random.default_rng(self.seed).permutation(len(self.train))[:samples]
         rows = list(self.train.select(indices))

@@ -278,7 +278,7 @@ def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraMo
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
         warnings.warn(
             f"B is still zero after {ending.step} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
-            "the learning rate was zero (a single step is all warm-up: pass warmup_steps=0)",
+            "the learning rate was zero (a single step is all warm-up: take more, or in Python warmup_steps=0)",
             stacklevel=3,
         )
 

@@ -51,7 +51,11 @@ def computes_nothing(monkeypatch):
         ("--model llama --task family_relationship", "'family_relationships'"),
         ("--model bert --task pairs.jsonl", "bert"),
         (f"{DATA} --config nowhere.yaml", "nowhere.yaml"),
-        (f"{DATA} --samples 33", "33"),
+        (f"{DATA} --samples 33", "take --samples 32 or fewer"),
+        (f"{DATA} --train-samples 20", "--samples 32 (the default) asks for more than the 20"),
+        (f"{DATA} --test-samples 40", "--test-samples 40 takes 40 of 40 samples and leaves 0 for train and validation"),
+        ("--model llama --task one.jsonl", "with --test-samples 0 and --validation-samples 0"),
+        (f"{DATA} --rank 8 --max-rank 4", "error: --max-rank and the sizes of the matrices have room"),
         (f"{DATA} --recipe tlora --covariance sketch --sketch-size 4 --rank 5", "--sketch-size"),
         (f"{DATA} --rank 33", "rank"),
         (f"{DATA} --rank many", "--rank"),
@@ -60,10 +64,11 @@ def computes_nothing(monkeypatch):
         (f"{DATA} --recipe tlora-trained --freeze-a-after 20", "--freeze-a-after"),
         (f"{DATA} --kind wcw", "--kind"),
         (f"{DATA} --device tpu", "--device"),
-        (f"{DATA} --report-to nowhere", "report_to"),
+        (f"{DATA} --report-to nowhere", "--report-to"),
     ],
 )
 def test_run_refuses_before_it_computes(options, name):
+    Path("one.jsonl").write_text('{"prompt": "w4", "completion": "w5"}\n')
     assert name in refusal(f"run {options} --output out")
 
 
@@ -97,6 +102,7 @@ def test_run_replaces_no_folder_of_others():
         ("allocate calib --kind g --output other", "--gradient"),
         (f"train {DATA} --calibration calib --allocation alloc --recipe tlora-paper --output other", "--kind fisher"),
         (f"race {DATA} --arm uniform --arm lora", "uniform"),
+        (f"race {DATA} --arm lora", "--arm lora is the only arm"),
         (f"train {DATA} --allocation alloc --output other", "--calibration"),
         (f"train {DATA} --calibration calib --allocation alloc --output adapter", "--overwrite"),
         (f"train {DATA} --calibration calib --allocation alloc --output other --resume", "checkpoint"),

@@ -71,7 +71,7 @@ def test_calibration_batches_come_from_training_and_are_always_the_same(task):
 @pytest.mark.parametrize(
     ("samples", "options", "named"),
     [
-        (7, {}, "7 calibration samples"),
+        (7, {}, "samples=7 asks for more than the 6"),
         (0, {}, "samples=0"),
         (2, {"batch_size": 0}, "batch_size=0"),
         (6, {"max_tokens": 0}, "max_tokens=0"),
