@@ -68,7 +68,7 @@ def inspect(
     for row in engines.itertuples():
         effects[str(row.engine)] = f"does not take it: {row.refused}" if row.refused else "as trained"
         if row.wrong:
-            scaled = f"scaled {row.smallest:.2g} to {row.largest:.2g} times"
+            scaled = f"scaled {range_text((row.smallest, row.largest), '{:.2g}'.format)} times"
             effects[str(row.engine)] = f"{row.wrong} of {len(ranks)} modules {scaled}"
     typer.echo(f"{facts(about)}\n\n{table(rows)}\n\n{facts(effects)}\n")
     if engines["wrong"].any() or len(set(ranks)) > 1:
@@ -96,21 +96,28 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
     frame = found.to_frame()
     both = frame[(frame["rank_first"] > 0) & (frame["rank_second"] > 0)]
     alone = {adapter: int((frame["rank_second"] == 0).sum()), other: int((frame["rank_first"] == 0).sum())}
+    energies = [sum(float(grams[0, at, at]) for grams in found.grams.values()) for at in (0, 1)]
+    idle = [name for name, energy in zip((adapter, other), energies, strict=True) if not energy]
+    compared = both.dropna()  # an update of zero has no directions
     overlaps = {
-        side: f"{both[side].mean():.1%} overlap on average, {both[f'{side}_random'].mean():.1%} by chance"
+        side: f"{compared[side].mean():.1%} overlap on average, {compared[f'{side}_random'].mean():.1%} by chance"
         for side in ("reads", "writes")
-        if len(both)
+        if len(compared)
     }
     about = {
         "base": f"the same: {found.meta.model}",
         "modules": ", ".join([f"{len(both)} in both", *(f"{n} in {name} alone" for name, n in alone.items() if n)]),
         "A": f"the same in {int(both['same_a'].sum())} of {len(both)} modules",
         **overlaps,
-        "updates": f"cosine {both['cosine_first'].mean():+.2f} on average",
-        "size": f"squared norm of all updates {found.overall[0]:.2g} times as large in {other}",
+        "updates": f"cosine {compared['cosine_first'].mean():+.2f} on average" if len(compared) else "",
+        "size": "" if idle else f"squared norm of all updates {found.overall[0]:.2g} times as large in {other}",
+        "zero": ", ".join(f"all updates of {name}: it changes nothing" for name in dict.fromkeys(idle)),
     }
+    if idle:
+        typer.echo(facts(about))
+        return
     rows = [["most overlap", "ranks", "reads", "writes", "cosine"]]
-    for row in both.assign(overlap=both["reads"] * both["writes"]).nlargest(5, "overlap").itertuples():
+    for row in compared.assign(overlap=compared["reads"] * compared["writes"]).nlargest(5, "overlap").itertuples():
         ranks = f"{row.rank_first} and {row.rank_second}"
         rows.append([str(row.module), ranks, f"{row.reads:.1%}", f"{row.writes:.1%}", f"{row.cosine_first:+.2f}"])
     following = {"adapters": [adapter, other], "output": with_suffix(adapter, f"-and-{Path(other).name}")}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import transformers
+from peft import LoraConfig, get_peft_model
 
 import tlora
 from tests.helpers.commands import RUN, done, invoke
@@ -115,6 +116,24 @@ def test_two_adapters_are_compared_and_combined():
     assert f"up to {max(expected.errors.values()):.1%} of a module's update" in text
     assert "--overwrite" in invoke("combine trained other both").stderr
     done("combine trained other both --overwrite --method ties")
+
+
+@pytest.mark.usefixtures("other")
+def test_an_adapter_of_zeros_is_said_to_change_nothing():
+    done("init llama --data pairs.jsonl --samples 1 --rank 2 --output start")
+    for line in ("inspect trained start", "inspect start trained", "inspect start start"):
+        text = done(line).stdout
+        assert "all updates of start: it changes nothing" in text
+        assert "nan" not in text
+        assert "combine" not in text
+
+
+def test_an_engine_that_halves_every_module_is_said_to_halve_it():
+    adapter = get_peft_model(
+        tlora.load_model("llama")[0], LoraConfig(target_modules=["q_proj"], r=4, lora_alpha=4, use_rslora=True)
+    )
+    adapter.save_pretrained("stable")  # scaled by alpha / 2, where an engine that ignores it scales by alpha / 4
+    assert "scaled 0.5 times" in done("inspect stable").stdout
 
 
 @pytest.mark.usefixtures("other")
