@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -59,9 +60,13 @@ def check_adapter(adapter: str | None) -> str | None:
     folder = Path(adapter)
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.+)?", adapter):
         return adapter
+    if not folder.exists():
+        raise FileNotFoundError(f"no adapter in {adapter}: there is no such folder")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no adapter in {adapter}: it holds no {name}")
+        if not os.access(folder / name, os.R_OK):
+            raise PermissionError(f"{folder / name} cannot be read: give yourself the permission (chmod u+r)")
     return adapter
 
 

@@ -117,6 +117,8 @@ def test_run_replaces_no_folder_of_others():
         ("compress nowhere/ small --rank 1", "no adapter in nowhere/"),
         ("compress adapter other --rank 1 --energy 0.5", "--energy"),
         ("compress adapter adapter --rank 1 --overwrite", "adapter"),
+        ("inspect nowhere", "no adapter in nowhere: there is no such folder"),
+        ("inspect llama", "no adapter in llama: it holds no adapter_config.json"),
         ("inspect adapter nowhere", "no adapter in nowhere"),
         ("combine adapter nowhere=0.5 both", "no adapter in nowhere"),
         ("combine adapter=1 adapter --overwrite", "adapter is read"),
@@ -135,6 +137,12 @@ def test_an_error_about_a_base_names_the_adapter_that_names_it():
     Path("llama").rename("elsewhere")
     for line in ("evaluate adapter --task pairs.jsonl", "export adapter whole --format merged"):
         assert "named by adapter/adapter_config.json: pass --model" in refusal(line)
+
+
+@pytest.mark.usefixtures("stages")
+def test_an_adapter_that_cannot_be_read_is_not_called_damaged(monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "adapter_model.safetensors")  # root may read
+    assert "adapter_model.safetensors cannot be read" in refusal("inspect adapter")
 
 
 def test_earlier_results_are_replaced_on_request():
