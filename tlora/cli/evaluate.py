@@ -89,6 +89,11 @@ def _compare_with_training(adapter: str, task: str, loaded: tlora.Task, trained:
     from tlora.tasks.load import digest_task
 
     classes = trained.recipe.get("classes")
+    if classes and not loaded.classes:
+        raise ValueError(
+            f"{adapter} distinguishes {', '.join(classes)}, and {task} has no labels: give it the columns text and "
+            "label"
+        )
     if classes and classes != list(loaded.classes):
         raise ValueError(
             f"{adapter} distinguishes {', '.join(classes)}, in this order, and {task} has "

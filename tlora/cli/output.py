@@ -113,12 +113,12 @@ def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     """Return the size of the adapter, and what its training took."""
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     done, planned = run.meta.recipe["steps"]
-    steps = f"{done:,} of {planned:,}" if ending else f"{done:,}"
+    steps = f"{done:,} of {planned:,} steps" if ending else f"{done:,} step{'s' * (done != 1)}"
     size = size_text(sum(tensor.nbytes for tensor in run.adapter.values()))
     trained = _parameters(run.trainable_parameters, run.frozen_a)
     return {
         "adapter": f"{len(run.ranks)} modules, {ranks_text(run.ranks.values())}, {size}",
-        "trained": f"{trained}, in {steps} steps, {run.seconds:.0f} s{ending}",
+        "trained": f"{trained}, in {steps}, {run.seconds:.0f} s{ending}",
         "peak": size_text(run.peak_bytes) if run.peak_bytes else "",
     }
 

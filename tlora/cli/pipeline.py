@@ -430,7 +430,7 @@ def calibrate_on(
     each = max(1, calibrating.samples // Processes.current().count)  # so that every process has a batch
     batches = task.calibration(calibrating.samples, min(BATCH_SIZE, each))
     options: dict[str, Any] = {**needs, "checkpoint": checkpoint, "progress": report.progress}
-    with report.step(f"calibrating on {calibrating.samples} samples"):
+    with report.step(f"calibrating on {calibrating.samples} sample{'s' * (calibrating.samples > 1)}"):
         calibration = tlora.calibrate(model, batches, **calibrating.arguments(), **options)
     if calibrating.tokens == "task":
         report.say(f"  left out: {constant_text(calibration.meta.recipe['constant_tokens'], task.tokenizer)}")

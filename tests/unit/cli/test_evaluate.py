@@ -72,3 +72,11 @@ def test_the_report_is_written_next_to_the_adapter():
     page = Path("out/report.html").read_bytes()
     assert done("report out --output pages/one.html --quiet").stderr == ""
     assert Path("pages/one.html").read_bytes() == page
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_task_without_labels_is_no_task_for_a_classifier():
+    told = done(f"run --model llama --task labels.jsonl --samples 1 {QUICK} --output classes")
+    assert "calibrating on 1 sample\n" in told.stderr
+    assert "in 1 step, " in told.stdout
+    assert "a, b, c, and pairs.jsonl has no labels" in invoke("evaluate classes --task pairs.jsonl").stderr
