@@ -116,7 +116,7 @@ def test_an_adapter_is_replaced_only_by_the_function_that_wrote_it(there: str, t
         assert (tmp_path / "README.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize("writer", WRITERS.keys() - {"another program"})
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "another program"])
 def test_no_adapter_is_written_into_the_folder_of_a_model(writer: str, tmp_path: Path) -> None:
     """transformers would load the adapter with that model from then on."""
     tiny_model("llama").save_pretrained(tmp_path)
