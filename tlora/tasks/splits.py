@@ -112,9 +112,10 @@ def _check_enough(rows: int, unsized: Sequence[str], train: int | None, test: in
     """Refuse to hold out the only samples: each split without a size, and training, takes at least one."""
     parts = unsized if train == 0 else ["train", *unsized]
     if rows < len(parts) and test:
+        way = f", or pass {' and '.join(f'{name}=0' for name in unsized)}" if rows else ""
         raise ValueError(
             f"test={test} takes {test} of {rows + test} samples and leaves {rows} for {' and '.join(parts)}: ask for "
-            "fewer"
+            f"fewer{way}"
         )
     if rows < len(parts):
         counted = "1 sample" if rows == 1 else f"{rows} samples"

@@ -142,10 +142,10 @@ class Task:
         for name, value in (("samples", samples), ("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value is not None:
                 require_positive_int(value, name)
-        if samples > len(self.train):
+        if samples > (known := len(self.train)):
+            way = f"take samples={known} or fewer, or more training samples" if known else "it needs a training split"
             raise ValueError(
-                f"samples={samples} asks for more than the {len(self.train)} training samples of {self.name!r}: take "
-                f"samples={len(self.train)} or fewer, or more training samples"
+                f"samples={samples} asks for more than the {known} training samples of {self.name!r}: {way}"
             )
         indices = np.random.default_rng(self.seed).permutation(len(self.train))[:samples]
         rows = list(self.train.select(indices))
