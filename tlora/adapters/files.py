@@ -29,7 +29,9 @@ from tlora.utils.files import digest, read_json, replace_files
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
-COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
+COMPUTES_MORE = (
+    "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication",
+)  # fmt: skip
 """Keys of ``adapter_config.json`` with which the update is not ``s B A``."""
 
 PREFIX = "base_model.model."
@@ -60,7 +62,7 @@ def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
         raise ValueError(
             f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
         )
-    for key in ("use_dora", "target_parameters", *COMPUTES_MORE):
+    for key in ("use_dora", *COMPUTES_MORE):
         if config.get(key):
             raise ValueError(f"{key}={config[key]!r} computes more than W + s B A: {way_out}")
 
@@ -289,7 +291,7 @@ class AdapterLayout:
         stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
         if stray:
             return f"{stray[0]}, which is neither A nor B"
-        key = next((key for key in ("target_parameters", *COMPUTES_MORE) if self.config.get(key)), "")
+        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
         return key and f"{key}={self.config[key]!r}"
 
 

@@ -40,6 +40,14 @@ def test_an_adapter_that_rewrote_its_base_is_read_by_peft_alone(tmp_path, start)
     assert all(start in why for why in engines.drop("mlx-lm 0.32") if why)
 
 
+def test_lora_of_a_parameter_is_read_by_peft_alone(tmp_path):
+    """`export` and `compress` refuse it, too."""
+    parameters = {"target_modules": ["q_proj"], "target_parameters": ["mlp.down_proj.weight"]}
+    adapter(tmp_path, **parameters, alpha_pattern={}, rank_pattern={})
+    engines = tlora.inspect(tmp_path).engines().set_index("engine")["refused"]
+    assert list(engines.index[engines == ""]) == ["PEFT 0.15 and later"]
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_scales_and_singular_values_are_those_of_peft(tmp_path, rslora):
     model = adapter(tmp_path, use_rslora=rslora)
