@@ -44,6 +44,6 @@ class ComputedAdapter:
         Raises
         ------
         FileExistsError
-            If the folder holds an adapter that this method did not write.
+            If the folder holds a model, or an adapter that this method did not write.
         """
         return save_computed(folder, self._writer, self.adapter, self.config, self.fingerprints)

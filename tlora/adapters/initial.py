@@ -57,7 +57,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     ValueError
         If there is no LoRA adapter, or it was trained: some ``B`` is not zero.
     FileExistsError
-        If the folder holds an adapter that this function did not write.
+        If the folder holds a model, or an adapter that this function did not write.
 
     Notes
     -----

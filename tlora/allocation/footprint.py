@@ -67,6 +67,11 @@ def size_text(count: float) -> str:
     return f"{count:.3g} GB"
 
 
+def count_text(number: int, noun: str) -> str:
+    """A number and its noun: ``"1 sample"``, ``"32 samples"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def range_text(values: Collection[float], write: Callable[[float], str] = "{:.3g}".format) -> str:
     """The least and the largest of some numbers, as ``write`` writes them: "0.5 to 2", or "1" if they are the same."""
     return " to ".join(dict.fromkeys(map(write, (min(values), max(values)))))

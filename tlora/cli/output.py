@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import range_text, ranks_text, size_text
+from tlora.allocation.footprint import count_text, range_text, ranks_text, size_text
 from tlora.utils.files import replace_file
 
 
@@ -113,7 +113,7 @@ def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     """Return the size of the adapter, and what its training took."""
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     done, planned = run.meta.recipe["steps"]
-    steps = f"{done:,} of {planned:,} steps" if ending else f"{done:,} step{'s' * (done != 1)}"
+    steps = f"{done:,} of {planned:,} steps" if ending else count_text(done, "step")
     size = size_text(sum(tensor.nbytes for tensor in run.adapter.values()))
     trained = _parameters(run.trainable_parameters, run.frozen_a)
     return {

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
+from tlora.allocation.footprint import count_text
 from tlora.cli.checks import check_model, check_saved_result
 from tlora.cli.command_line import again, flatten_options, next_command, with_suffix
 from tlora.cli.loading import load_base
@@ -430,7 +431,7 @@ def calibrate_on(
     each = max(1, calibrating.samples // Processes.current().count)  # so that every process has a batch
     batches = task.calibration(calibrating.samples, min(BATCH_SIZE, each))
     options: dict[str, Any] = {**needs, "checkpoint": checkpoint, "progress": report.progress}
-    with report.step(f"calibrating on {calibrating.samples} sample{'s' * (calibrating.samples > 1)}"):
+    with report.step(f"calibrating on {count_text(calibrating.samples, 'sample')}"):
         calibration = tlora.calibrate(model, batches, **calibrating.arguments(), **options)
     if calibrating.tokens == "task":
         report.say(f"  left out: {constant_text(calibration.meta.recipe['constant_tokens'], task.tokenizer)}")

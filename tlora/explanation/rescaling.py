@@ -189,7 +189,7 @@ class Rescaling(ModuleResult):
         ValueError
             If the point is the base model: nothing would be left.
         FileExistsError
-            If the folder holds an adapter that this method did not write.
+            If the folder holds a model, or an adapter that this method did not write.
         """
         point = self.best if point is None else point
         ranks = {name: rank for name, rank in self.ranks.items() if point.factors[name]}

@@ -148,8 +148,8 @@ class TrainingRun(Result):
         Raises
         ------
         FileExistsError
-            If ``path`` is a file, or holds an adapter that no training of tlora wrote. The run is as it was: save it in
-            another folder.
+            If ``path`` is a file, or holds a model, or an adapter that no training of tlora wrote. The run is as it
+            was: save it in another folder.
         """
         refuse_other_writer(path, TRAINING)
         with replace_files(path, last=ADAPTER_CONFIG, earlier=earlier_files(path)) as folder:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from tlora.allocation.footprint import count_text
 from viz import style
 
 Part = dict[str, Any]
@@ -82,10 +83,6 @@ def intervals(frame: pd.DataFrame, low: str, high: str, form: Callable[[float], 
     return [style.DASH if math.isnan(a) else f"{form(a)} to {form(b)}" for a, b in ends]
 
 
-def count(number: int, noun: str) -> str:
-    """A number and its noun: ``"1 sample"``, ``"32 samples"``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
+count = count_text
 number, percent, whole = style.number, style.percent, style.whole
 """How cells are written; NaN becomes a dash."""
