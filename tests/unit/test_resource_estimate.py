@@ -59,7 +59,7 @@ def live_peak(config, rank, batch_size, length):
 
 @pytest.mark.parametrize("multi_query", [True, False])
 def test_training_takes_what_torch_holds(multi_query):
-    """With one key for all queries the CPU has no flash attention: a matrix of tokens by tokens is kept."""
+    """With one key for all queries some versions of torch keep a matrix of tokens by tokens."""
     config = FalconConfig(
         hidden_size=256, num_hidden_layers=4, num_attention_heads=8, vocab_size=1000, multi_query=multi_query
     )

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
@@ -134,25 +135,41 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **kwargs: Any
 ) -> Tensor:
     """Use the CPU's flash kernel whenever the CPU would; torch does not choose it for tensors without data."""
-    options = dict(zip(("dropout_p", "is_causal"), more, strict=False)) | kwargs
-    dropout, causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
-    is_learned = attn_mask is not None and attn_mask.requires_grad
-    own = slice(1 if options.get("enable_gqa") else 2)  # without it, other numbers of heads are broadcast
-    is_broadcast = not query.shape[own] == key.shape[own] == value.shape[own]
-    if dropout > 0 or is_learned or is_broadcast or query.ndim != 4 or query.shape[-1] != value.shape[-1]:
+    options = {"dropout_p": 0.0, "is_causal": False}
+    options |= dict(zip(options, more, strict=False)) | kwargs
+    if not chooses_flash(query, key, value, attn_mask, **options):
         return ATTENTION(query, key, value, attn_mask, *more, **kwargs)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    result: Tensor = FLASH(query, key, value, dropout, causal, attn_mask=attn_mask, scale=options.get("scale"))[0]
+    arguments = (query, key, value, options["dropout_p"], options["is_causal"])
+    result: Tensor = FLASH(*arguments, attn_mask=attn_mask, scale=options.get("scale"))[0]
     return result
+
+
+def chooses_flash(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, **options: Any) -> bool:
+    """Whether torch would choose its flash kernel on the CPU for tensors of these shapes.
+
+    The rules differ between versions of torch: whether one key head for all queries suits the kernel, for example. So
+    torch itself is asked.
+    """
+    with _disable_current_modes():  # the simulation would take the data away
+        mask = None if attn_mask is None else _on_cpu(attn_mask)
+        choice = torch._fused_sdp_choice(_on_cpu(query), _on_cpu(key), _on_cpu(value), mask, **options)
+    return choice == int(SDPBackend.FLASH_ATTENTION.value)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Return a CPU tensor of the same shape and type, all of whose rows are one row in memory."""
+    row = torch.empty(tensor.shape[-1:], dtype=tensor.dtype)
+    return row.expand(tensor.shape).requires_grad_(tensor.requires_grad)
 
 
 @contextlib.contextmanager
 def simulation_mode() -> Iterator[Simulation]:
     """Create tensors with shapes but no data inside the block, so nothing is computed, whatever their size.
 
-    Operations choose their kernels as on the CPU. Attention is therefore a matrix of tokens by tokens only if the heads
-    of queries and keys differ in number and are not grouped, as in Falcon's multi-query attention.
+    Operations choose their kernels as on the CPU. Attention is therefore a matrix of tokens by tokens only if torch's
+    flash kernel does not take it, as with dropout.
     """
     was_enabled = gc.isenabled()
     gc.disable()  # its timing would change the peak, and it takes a third of the time

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.models import tiny_model
@@ -88,6 +89,48 @@ def test_attention_makes_no_matrix_of_tokens_by_tokens(checkpointed: bool) -> No
         size, _ = measure(simulation, lambda: (attend(x) if out is None else out).sum().backward())
     assert size < 10 * x.numel() * 4 < tokens**2
     assert attend(torch.zeros(1, 1, 2, 8)).device.type == "cpu"  # outside it is torch's own again
+
+
+class Kernels(TorchDispatchMode):
+    """Collect the names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+ATTENTIONS = {
+    "equal heads": ({}, {}),
+    "causal": ({}, {"is_causal": True}),
+    "one key for all queries": ({"key": (2, 1, 16, 32), "value": (2, 1, 16, 32)}, {}),
+    "grouped": ({"key": (2, 2, 16, 32), "value": (2, 2, 16, 32)}, {"enable_gqa": True}),
+    "dropout": ({}, {"dropout_p": 0.1}),
+    "mask": ({"attn_mask": (2, 1, 16, 16)}, {}),
+    "values of another size": ({"value": (2, 4, 16, 8)}, {}),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("case", ATTENTIONS)
+def test_attention_takes_the_kernel_that_the_cpu_takes(case: str, trained: bool) -> None:
+    """Asks a private function of torch: if it is gone, ask the one that torch itself asks in its place."""
+    shapes, options = ATTENTIONS[case]
+    shapes = {name: (2, 4, 16, 32) for name in ("query", "key", "value")} | shapes
+    flash = "_scaled_dot_product_flash_attention_for_cpu.default"
+    chosen = []
+    for context in (contextlib.nullcontext(), simulation_mode()):
+        with context, Kernels() as kernels:
+            tensors = {
+                name: torch.zeros(shape, requires_grad=trained and name != "attn_mask")
+                for name, shape in shapes.items()
+            }
+            functional.scaled_dot_product_attention(**tensors, **options)
+        chosen.append(flash in kernels.names)
+    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize(
