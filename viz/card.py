@@ -16,8 +16,9 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from tlora.models.loading import PACKAGED
 from tlora.utils.file_names import ADAPTER_CONFIG
+from tlora.utils.text import count_text
 from viz.widgets.panels.allocation import by_projection, compared_with_lora
-from viz.widgets.panels.parts import Part, count
+from viz.widgets.panels.parts import Part
 from viz.widgets.panels.rank_use import ENERGY, used_rank
 from viz.widgets.panels.reproduce import attach_arguments, caveat, commands, num_labels_argument, python_calls, versions
 from viz.widgets.panels.training import ending, metrics_table
@@ -71,7 +72,7 @@ def card(folder: str | os.PathLike[str]) -> str:
         title=results.title,
         base=base,
         task=results.task,
-        samples=count(allocation.meta.samples or 0, "sample") if allocation else "",
+        samples=count_text(allocation.meta.samples or 0, "sample") if allocation else "",
         plain=len(ranks) < 2 and attach_arguments(results).get("kind", "wc") is None,
         ranks=ranks,
         frozen=run is not None and run.frozen_a,

@@ -253,11 +253,3 @@ def percent(share: float) -> str:
     value = 100 * share
     half_up = math.floor(value + 0.5)  # as the browser rounds, so that picture and panel agree
     return f"{half_up} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours: ``"42 s"``, ``"7 min 12 s"``, ``"2 h 5 min"``."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tlora.adapters.computed_adapter import ComputedAdapter
 from tlora.adapters.files import COMBINE
-from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
+from tlora.utils.text import ranks_text
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -29,10 +29,10 @@ from tlora.adapters.lora_layers import (
     require_one_lora,
     without_noise,
 )
-from tlora.allocation.footprint import ranks_text
 from tlora.models.weights import base_fingerprints
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
+from tlora.utils.text import ranks_text
 
 
 def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:

@@ -10,11 +10,12 @@ from typing import ClassVar, SupportsIndex
 import pandas as pd
 
 from tlora.allocation.constraints import AllocationOptions, RankLimits, rank_limits
-from tlora.allocation.footprint import Footprint, footprint, ranks_text
+from tlora.allocation.footprint import Footprint, footprint
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
+from tlora.utils.text import ranks_text
 from tlora.utils.validation import check_type, require_positive_int
 
 

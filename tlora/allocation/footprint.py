@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 BYTES = 4
@@ -56,28 +56,3 @@ def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict
     """Size of an adapter of one rank (less in a smaller matrix), by the part of it that is trained (`KINDS`)."""
     ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
     return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in KINDS}
-
-
-def size_text(count: float) -> str:
-    """Bytes with three digits and a unit."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def count_text(number: int, noun: str) -> str:
-    """A number and its noun: ``"1 sample"``, ``"32 samples"``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def range_text(values: Collection[float], write: Callable[[float], str] = "{:.3g}".format) -> str:
-    """The least and the largest of some numbers, as ``write`` writes them: "0.5 to 2", or "1" if they are the same."""
-    return " to ".join(dict.fromkeys(map(write, (min(values), max(values)))))
-
-
-def ranks_text(ranks: Iterable[int]) -> str:
-    """Ranks in words: "rank 8", or "ranks 2 to 21"."""
-    low, high = min(ranks := list(ranks)), max(ranks)
-    return f"ranks {low} to {high}" if low < high else f"rank {low}"

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import KINDS, TRAININGS, size_text
+from tlora.allocation.footprint import KINDS, TRAININGS
 from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import in_options, next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
-from tlora.cli.output import facts, print_json, show_own_warnings, table
+from tlora.cli.output import print_json, show_own_warnings
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE, Dtype
+from tlora.utils.text import facts_text, size_text, table_text
 
 
 def estimate(
@@ -99,16 +100,16 @@ def estimate(
         kind = row.stage.removeprefix("training ")
         stage = f"training, {TRAININGS[kind]}: one step" if kind in TRAININGS else row.stage
         rows.append([stage, size_text(1e9 * row.gigabytes), stored, *work, *([_yes(row.fits)] if limit else [])])
-    typer.echo(f"{facts(about)}\n\n{table(rows)}")
+    typer.echo(f"{facts_text(about)}\n\n{table_text(rows)}")
     if limit:
         typer.echo(f"\nTraining in {size_text(limit)}, the cheapest first:\n{_choices_table(resources)}")
     if limit and resources.changes:
         rows = [["change, one after the other", "most memory", "what it costs"]]
         rows += [[_change(ctx, each["change"]), size_text(each["bytes"]), each["costs"]] for each in resources.changes]
         ending = "" if resources.changes[-1]["bytes"] <= limit else ", which is still too little"
-        typer.echo(f"\nTo fit LoRA and its calibration into {size_text(limit)}{ending}:\n{table(rows)}")
+        typer.echo(f"\nTo fit LoRA and its calibration into {size_text(limit)}{ending}:\n{table_text(rows)}")
     if following := _next_command(ctx, resources):
-        typer.echo(f"\n{facts({'next': following})}")
+        typer.echo(f"\n{facts_text({'next': following})}")
 
 
 def _measure_lengths(model: str, task: str) -> tuple[dict[str, Any], str]:
@@ -134,7 +135,7 @@ def _choices_table(resources: tlora.ResourceEstimate) -> str:
         work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"]
         answers = [_yes(row.gradient_checkpointing), size_text(1e9 * row.gigabytes), _yes(row.fits)]
         rows.append([TRAININGS[row.training], *answers, *sizes, *work])
-    return table(rows)
+    return table_text(rows)
 
 
 def _yes(is_true: bool) -> str:

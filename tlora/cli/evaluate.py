@@ -14,7 +14,8 @@ from tlora.cli.checks import check_adapter
 from tlora.cli.command_line import flatten_options, next_command, with_suffix
 from tlora.cli.loading import base_name, explain_base, load_base
 from tlora.cli.options import AdapterName, BaseModel, Data, Json, Placement, Quiet, TaskName, option
-from tlora.cli.output import Report, facts, load_viz, metrics_table, print_json
+from tlora.cli.output import Report, load_viz, print_json
+from tlora.utils.text import facts_text, metrics_text
 
 if TYPE_CHECKING:
     from tlora.results import Meta
@@ -65,9 +66,9 @@ def evaluate(
     if as_json:
         print_json({"task": loaded.name, "samples": samples, "metrics": metrics})
         return
-    typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
+    typer.echo(f"{metrics_text(metrics)}\n({samples} test samples of {loaded.name})\n")
     following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}
-    typer.echo(facts({"next": next_command(ctx, "export", following)}))
+    typer.echo(facts_text({"next": next_command(ctx, "export", following)}))
 
 
 def recorded_data(folder: Path, task: str) -> tuple[tlora.TrainingRun | None, Data, bool]:
@@ -137,4 +138,4 @@ def report(
     """
     with Report(quiet).step(f"reporting on {adapter}"):
         path = load_viz().report(adapter, output)
-    typer.echo(facts({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
+    typer.echo(facts_text({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))

@@ -12,8 +12,9 @@ from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_picture_or_page
 from tlora.cli.command_line import flatten_options
 from tlora.cli.loading import load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
-from tlora.cli.output import Report, draw_into, facts, load_viz, table
+from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.files import check_place
+from tlora.utils.text import facts_text, table_text
 
 
 @flatten_options
@@ -81,14 +82,16 @@ def _explain_answer(
         result = tlora.attribute(adapted, prompt, answer, tokenizer=tokenizer, progress=report.progress)
     (sample,) = result.samples
     said = dict(zip(("base answers", "adapter answers"), sample.generated, strict=True))
-    typer.echo(f"{facts({name: _line(text) for name, text in said.items()} | {'explained': _line(sample.answer)})}\n")
+    typer.echo(
+        f"{facts_text({name: _line(text) for name, text in said.items()} | {'explained': _line(sample.answer)})}\n"
+    )
     rows = [["token", "gain", "base", "adapter", "rank in base", "base's choice"]]
     for row in result.tokens().itertuples():
         numbers = [f"{row.rise:+.2f}", f"{row.base:.2f}", f"{row.adapter:.2f}", f"{row.base_rank:,}"]
         rows.append([_line(str(row.token)), *numbers, _line(str(row.base_choice))])
-    typer.echo(f"{table(rows)}\n")
+    typer.echo(f"{table_text(rows)}\n")
     head = [[HEAD, "", f"{result.head:+.2f}", "", "", ""]] if result.head else []
-    typer.echo(f"{table([_HEADER, *map(_module_row, result.largest().itertuples()), *head])}\n")
+    typer.echo(f"{table_text([_HEADER, *map(_module_row, result.largest().itertuples()), *head])}\n")
     _draw(output, "plot_attribution", result)
     typer.echo(result.sentence)
 
@@ -101,16 +104,16 @@ def _explain_texts(adapted: Any, tokenizer: Any, text: list[str], output: Path |
         losses = [f"{row.base_loss:.3f}", f"{row.adapter_loss:.3f}", f"{row.loss_change:+.3f}"]
         ends = f"{row.low:+.3f} to {row.high:+.3f}" if row.samples > 1 else "-"
         rows.append([row.set, str(row.samples), str(row.tokens), *losses, ends])
-    typer.echo(f"{table(rows)}\n")
+    typer.echo(f"{table_text(rows)}\n")
     for title, tokens in (("lost most", effects.lost(5)), ("gained most", effects.rose(5))):
         rows = [[title, "change", "base", "adapter", "set", "after"]]
         for row in tokens.itertuples():
             numbers = [f"{row.rise:+.2f}", f"{row.base:.2f}", f"{row.adapter:.2f}"]
             rows.append([_line(row.token), *numbers, row.set, _line(row.before[-24:])])
-        typer.echo(f"{table(rows)}\n")
+        typer.echo(f"{table_text(rows)}\n")
     if effects.attribution is not None:
         modules = map(_module_row, effects.attribution.largest(5).itertuples())
-        typer.echo(f"{table([_HEADER, *modules])}\n")
+        typer.echo(f"{table_text([_HEADER, *modules])}\n")
     _draw(output, "plot_side_effects", effects)
     typer.echo(f"{effects.headline}.")
 
@@ -122,7 +125,7 @@ def _draw(output: Path | None, plot: str, result: Any) -> None:
             viz.report(result, output)
         else:
             draw_into(output, viz, getattr(viz, plot)(result))
-        typer.echo(f"{facts({'saved': str(output)})}\n")
+        typer.echo(f"{facts_text({'saved': str(output)})}\n")
 
 
 _HEADER = ["module", "rank", "contributed", "cost", "log-odds", "cost"]

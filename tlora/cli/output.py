@@ -7,7 +7,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import count_text, range_text, ranks_text, size_text
 from tlora.utils.files import replace_file
+from tlora.utils.text import count_text, facts_text, range_text, ranks_text, size_text, table_text
 
 
 def is_first_process() -> bool:
@@ -58,38 +58,9 @@ class Report:
         self.say(f"  done in {time.perf_counter() - started:.1f} s")
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells in columns, the first aligned left and the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
-
-
 def print_json(values: Mapping[str, Any]) -> None:
     """Print values as JSON, which has no NaN: null in its place."""
     typer.echo(json.dumps(json.loads(json.dumps(values), parse_constant=lambda _: None), indent=2))
-
-
-def facts(values: Mapping[str, str]) -> str:
-    """Return names and values, one a line; empty values are left out."""
-    width = max(map(len, values))
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items() if value)
-
-
-def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Return metrics side by side; shares in percent."""
-    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
-    rows = [[name.replace("_", " "), *(_metric(name, m.get(name)) for m in columns.values())] for name in names]
-    return table([["", *columns], *rows])
-
-
-def _metric(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if name in ("loss", "perplexity", "train_loss") else f"{100 * value:.1f} %"
 
 
 def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
@@ -106,7 +77,7 @@ def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
         f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
         "trains": f"{trained}; plain LoRA of the same rank trains {allocation.lora.trainable_parameters:,}",
     }
-    return f"{table(rows)}\n\n{facts(spent)}\n"
+    return f"{table_text(rows)}\n\n{facts_text(spent)}\n"
 
 
 def run_facts(run: tlora.TrainingRun) -> dict[str, str]:

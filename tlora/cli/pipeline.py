@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import count_text
 from tlora.cli.checks import check_model, check_saved_result
 from tlora.cli.command_line import again, flatten_options, next_command, with_suffix
 from tlora.cli.loading import load_base
@@ -36,10 +35,11 @@ from tlora.cli.options import (
     module_selection,
     option,
 )
-from tlora.cli.output import Report, allocation_text, draw_into, facts, load_viz, metrics_table, run_facts, table
+from tlora.cli.output import Report, allocation_text, draw_into, load_viz, run_facts
 from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
 from tlora.utils.files import check_place, replace_file, replace_files
+from tlora.utils.text import count_text, facts_text, metrics_text, table_text
 
 DEFAULT_NOTE = (
     "recipe tlora: A is frozen, which saves memory, and in our study it learned as much as LoRA on three of four "
@@ -185,7 +185,7 @@ def calibrate(
         typer.echo(f"{page}: {activations.headline}\n")
     frame = calibration.sensitivity.to_frame().nlargest(5, "score")
     rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
-    typer.echo(f"{calibration!r}\n\n{table([['most sensitive', 'score', 'of all'], *rows])}\n")
+    typer.echo(f"{calibration!r}\n\n{table_text([['most sensitive', 'score', 'of all'], *rows])}\n")
     following: dict[str, Any] = {"calibration": output, "output": output.with_name("alloc")}
     if not fisher:
         following["recipe"] = "tlora-paper"
@@ -589,7 +589,7 @@ def note_what_is_kept(ctx: typer.Context, output: Path) -> Iterator[dict[str, st
         yield saved
     except BaseException as error:
         if kept := saved | describe_kept(ctx, output):
-            error.add_note(facts(kept))
+            error.add_note(facts_text(kept))
         raise
 
 
@@ -617,7 +617,7 @@ def describe_kept(ctx: typer.Context, output: Path) -> dict[str, str]:
 
 def conclude_step(ctx: typer.Context, output: Path, following: str) -> None:
     """Print what was saved, the command that made it, and the next one."""
-    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": following}))
+    typer.echo(facts_text({"saved": str(output), "again": again(ctx), "next": following}))
 
 
 def conclude(
@@ -626,11 +626,11 @@ def conclude(
     """Draw, remove what is no longer needed, and print the summary."""
     pictures = draw_pictures({**results, "training": run}, output, report)
     if run.before:
-        typer.echo(f"\n{metrics_table({'before': run.before, 'after': run.after})}")
+        typer.echo(f"\n{metrics_text({'before': run.before, 'after': run.after})}")
         typer.echo(f"(on {run.meta.recipe['evaluated_samples']} {run.evaluated_on} samples)\n")
     summary = run_facts(run) | {"saved": str(output), "pictures": pictures, "again": again(ctx)}
     if run.interrupted:
-        typer.echo(facts(summary | describe_kept(ctx, output)))
+        typer.echo(facts_text(summary | describe_kept(ctx, output)))
         raise typer.Exit(130)
     work = unfinished(output)
     if ctx.params.get("save_calibration"):
@@ -646,7 +646,7 @@ def conclude(
         line = next_command(ctx, "evaluate", following)
     else:
         line = next_command(ctx, "export", following | {"output": with_suffix(output, "-merged"), "format": "merged"})
-    typer.echo(facts(summary | {"next": line}))
+    typer.echo(facts_text(summary | {"next": line}))
     if run.diverged:
         raise typer.Exit(1)
 

@@ -14,9 +14,10 @@ from tlora.cli.checks import PICTURE_FORMATS, check_picture, check_positive
 from tlora.cli.command_line import again, flatten_options
 from tlora.cli.loading import load_base
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, draw_into, facts, load_viz, table
+from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.defaults import BATCH_SIZE, RECIPES
 from tlora.utils.files import check_place
+from tlora.utils.text import facts_text, table_text
 
 ARMS = ("tlora", "tlora-paper", "lora")
 RACE, ADAPTER = "race.safetensors", "adapter"
@@ -138,11 +139,11 @@ def race(
         cells = [f"{last['loss'].mean():.4f}", f"{result.learning_rates[arm]:.2g}", f"{result.parameters[arm]:,}"]
         rows.append([arm, *cells, f"{last['seconds'].mean():.0f}"])
     ending = "interrupted" if result.interrupted else "done"
-    typer.echo(f"{table(rows)}\n\n{ending}: {result.steps} steps planned for each, {result.seconds:.0f} s\n")
+    typer.echo(f"{table_text(rows)}\n\n{ending}: {result.steps} steps planned for each, {result.seconds:.0f} s\n")
     if output is not None:
         result.save(output / RACE)
         result.winner.save(output / ADAPTER)
-        typer.echo(f"{facts({'saved': str(output), 'again': again(ctx)})}\n")
+        typer.echo(f"{facts_text({'saved': str(output), 'again': again(ctx)})}\n")
     if picture:
         viz = load_viz()
         draw_into(picture, viz, viz.plot_race(result))

@@ -13,10 +13,11 @@ from tlora.cli.command_line import flatten_options, next_command
 from tlora.cli.evaluate import recorded_data
 from tlora.cli.loading import base_name, explain_base, load_base
 from tlora.cli.options import AdapterName, BaseModel, Overwrite, Placement, Quiet, TaskName, Texts, option
-from tlora.cli.output import Report, draw_into, facts, load_viz, table
+from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.defaults import Parts
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place
+from tlora.utils.text import facts_text, table_text
 
 
 @flatten_options
@@ -74,11 +75,11 @@ def rescale(
     rows = [["", "task loss", "other text"]]
     for point in rescaling.points:
         rows.append([point.label, f"{rescaling.loss(point, TASK):.4f}", f"{rescaling.lost(point):+.4f}"])
-    typer.echo(f"{table(rows)}\n")
+    typer.echo(f"{table_text(rows)}\n")
     rescaling.save_adapter(output)
     if picture:
         viz = load_viz()
         draw_into(picture, viz, viz.plot_rescaling(rescaling))
     best = rescaling.best
     saved = {"best": best.label, "saved": str(output), "picture": str(picture or "")}
-    typer.echo(facts(saved | {"next": next_command(ctx, "evaluate", {"adapter": output, "task": task})}))
+    typer.echo(facts_text(saved | {"next": next_command(ctx, "evaluate", {"adapter": output, "task": task})}))

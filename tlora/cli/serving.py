@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 
 import tlora
-from tlora.allocation.footprint import range_text, ranks_text, size_text
 from tlora.cli.checks import check_positive, check_saved_result, check_saved_results, parse_weight
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Device, Json, OtherAdapter, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, facts, print_json, table
+from tlora.cli.output import Report, print_json
 from tlora.utils.defaults import ENERGY, CombineMethod, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
 from tlora.utils.files import check_place
+from tlora.utils.text import facts_text, range_text, ranks_text, size_text, table_text
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""
@@ -70,10 +70,10 @@ def inspect(
         if row.wrong:
             scaled = f"scaled {range_text((row.smallest, row.largest), '{:.2g}'.format)} times"
             effects[str(row.engine)] = f"{row.wrong} of {len(ranks)} modules {scaled}"
-    typer.echo(f"{facts(about)}\n\n{table(rows)}\n\n{facts(effects)}\n")
+    typer.echo(f"{facts_text(about)}\n\n{table_text(rows)}\n\n{facts_text(effects)}\n")
     if engines["wrong"].any() or len(set(ranks)) > 1:
         following = {"adapter": adapter, "output": with_suffix(adapter, "-served")}
-        typer.echo(facts({"next": next_command(ctx, "export", following)}))
+        typer.echo(facts_text({"next": next_command(ctx, "export", following)}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
@@ -91,7 +91,7 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
         print_json({"difference of bases": difference, "modules": modules})
         return
     if found is None:
-        typer.echo(facts({"base": f"not the same: {difference}"}))
+        typer.echo(facts_text({"base": f"not the same: {difference}"}))
         return
     frame = found.to_frame()
     both = frame[(frame["rank_first"] > 0) & (frame["rank_second"] > 0)]
@@ -114,14 +114,16 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
         "zero": ", ".join(f"all updates of {name}: it changes nothing" for name in dict.fromkeys(idle)),
     }
     if idle:
-        typer.echo(facts(about))
+        typer.echo(facts_text(about))
         return
     rows = [["most overlap", "ranks", "reads", "writes", "cosine"]]
     for row in compared.assign(overlap=compared["reads"] * compared["writes"]).nlargest(5, "overlap").itertuples():
         ranks = f"{row.rank_first} and {row.rank_second}"
         rows.append([str(row.module), ranks, f"{row.reads:.1%}", f"{row.writes:.1%}", f"{row.cosine_first:+.2f}"])
     following = {"adapters": [adapter, other], "output": with_suffix(adapter, f"-and-{Path(other).name}")}
-    typer.echo(f"{facts(about)}\n\n{table(rows)}\n\n{facts({'next': next_command(ctx, 'combine', following)})}")
+    typer.echo(
+        f"{facts_text(about)}\n\n{table_text(rows)}\n\n{facts_text({'next': next_command(ctx, 'combine', following)})}"
+    )
 
 
 def compress(
@@ -183,8 +185,8 @@ def compress(
     }
     most = compression.to_frame().sort_values("rank", ascending=False, kind="stable").head(5).itertuples()
     rows = [[str(r.module), str(r.rank_before), str(r.rank), f"{r.error:.1%}"] for r in most]
-    typer.echo(f"{facts(summary)}\n\n{table([['most rank kept', 'before', 'kept', 'error'], *rows])}\n")
-    typer.echo(facts({"next": next_command(ctx, "inspect", {"adapter": output})}))
+    typer.echo(f"{facts_text(summary)}\n\n{table_text([['most rank kept', 'before', 'kept', 'error'], *rows])}\n")
+    typer.echo(facts_text({"next": next_command(ctx, "inspect", {"adapter": output})}))
 
 
 def combine(
@@ -264,7 +266,7 @@ def combine(
         "head": f"that of {combination.head}" if combination.head else "",
         "next": next_command(ctx, "inspect", {"adapter": output}),
     }
-    typer.echo(facts(summary))
+    typer.echo(facts_text(summary))
 
 
 def export(
@@ -328,7 +330,7 @@ def export(
         **({} if engine is None or kind == "merged" else serving_facts(path, base, engine)),
         "next": next_command(ctx, "inspect", {"adapter": path}) if kind == "peft" else "",
     }
-    typer.echo(facts(summary))
+    typer.echo(facts_text(summary))
 
 
 def serving_facts(path: Path, base: str, engine: EngineName) -> dict[str, str]:

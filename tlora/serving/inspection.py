@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tlora.adapters.files import AdapterLayout
 from tlora.adapters.updates import RANK_COLUMNS, rank_use
-from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES
 from tlora.utils.defaults import ENERGY
+from tlora.utils.text import ranks_text
 
 
 @dataclass(frozen=True, repr=False, eq=False)

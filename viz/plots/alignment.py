@@ -12,10 +12,10 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from tlora.allocation.footprint import range_text
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.utils.defaults import KINDS
+from tlora.utils.text import range_text
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap

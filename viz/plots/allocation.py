@@ -16,7 +16,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import range_text
+from tlora.utils.text import range_text
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap

@@ -6,8 +6,9 @@ from pathlib import PurePath
 
 from matplotlib.axes import Axes
 
-from tlora.allocation.footprint import TRAININGS, size_text
+from tlora.allocation.footprint import TRAININGS
 from tlora.resource_estimate import ResourceEstimate
+from tlora.utils.text import size_text
 from tlora.utils.validation import check_type
 from viz import style
 

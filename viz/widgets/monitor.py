@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from transformers import TrainerState
 
+from tlora.utils.text import duration_text
 from viz import style
 from viz.plots import heatmap
 from viz.widgets.base import PicturedWidget, has_front_end, hears_while_busy, png_bytes
@@ -80,8 +81,8 @@ class MonitorState:
         running = self.status == "training"
         return style.sentence(
             f"validation loss {self.evaluations[-1][1]:.3g}" if self.evaluations else "",
-            f"{style.duration(self.seconds)}{' so far' if running else ''}",
-            f"{style.duration(left)} left" if running and done else "",
+            f"{duration_text(self.seconds)}{' so far' if running else ''}",
+            f"{duration_text(left)} left" if running and done else "",
             f"updates at step {self.recorded:,}" if self.updates else "",
         )
 

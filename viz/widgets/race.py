@@ -12,6 +12,7 @@ import pandas as pd
 from tlora.adapters.attach import copy_base
 from tlora.comparison.race import FEWEST_STEPS, held_out_split, race
 from tlora.comparison.race_result import Race
+from tlora.utils.text import rough_duration_text
 from viz.widgets.curves import TrainingFollower
 
 PAUSE = 0.3
@@ -115,7 +116,7 @@ class LiveRace:
         steps = self._options.get("steps") or max(FEWEST_STEPS, int((self._options["seconds"] - rest) / step))
         rate = self._options.get("learning_rate")
         at = f" at learning rate {rate:g}" if isinstance(rate, float | int) else ""
-        self.status = f"{steps} steps each{at}, {roughly(steps * step + rest)}"
+        self.status = f"{steps} steps each{at}, {rough_duration_text(steps * step + rest)}"
         self._report()
         return steps
 
@@ -169,10 +170,3 @@ def describe_rates(race: Race) -> str:
     if len(rates) > 1:
         return f"Learning rates: {', '.join(f'{name} {rate:g}' for name, rate in race.learning_rates.items())}."
     return f"Both at learning rate {rates.pop():g}: larger scalings learn faster at one rate, so try another too."
-
-
-def roughly(seconds: float) -> str:
-    """A duration as one would say it: ``"about 50 seconds"``, ``"about 2 minutes"``."""
-    if seconds < 95:
-        return f"about {max(10, round(seconds, -1)):.0f} seconds"
-    return f"about {round(seconds / 60)} minutes"

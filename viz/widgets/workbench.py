@@ -21,7 +21,6 @@ from tlora.adapters.files import TRAINING as TRAINED
 from tlora.adapters.files import earlier_files, refuse_other_writer
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import size_text
 from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -39,6 +38,7 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import check_place, replace_file, replace_files
+from tlora.utils.text import size_text
 from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
 from viz.widgets.attribution import LiveAttribution

@@ -23,11 +23,6 @@ def test_percent(share, words):
     assert style.percent(share) == words
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(42.4, "42 s"), (431.2, "7 min 11 s"), (7500, "2 h 5 min")])
-def test_duration(seconds, words):
-    assert style.duration(seconds) == words
-
-
 def test_settings_are_restored_after_an_error():
     @style.styled
     def broken():

@@ -10,11 +10,11 @@ import numpy as np
 
 from tlora.subspaces.alignment import Alignment, align
 from tlora.subspaces.subspaces import Subspaces
+from tlora.utils.text import count_text
 from viz.widgets.panels.parts import (
     Column,
     Part,
     chart,
-    count,
     intervals,
     line,
     panel,
@@ -82,7 +82,7 @@ def capture_panel(results: Results) -> list[dict[str, Any]]:
         ("random", "by chance", percent),
         ("best", "at best", percent),
     ]
-    samples = count(len(capture.total), "held-out sample")
+    samples = count_text(len(capture.total), "held-out sample")
     axes = {"label": "rank", "log": True}, {"label": "share of the squared gradient", "percent": True}
     frame = frame.assign(interval=intervals(frame, "low", "high", percent))
     parts: list[Part] = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import BYTES, Footprint, size_text, uniform_footprints
+from tlora.allocation.footprint import BYTES, Footprint, uniform_footprints
 from tlora.resource_estimate import ResourceEstimate
+from tlora.utils.text import size_text
 from viz.plots.allocation import left_out
 from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, texts, whole
 from viz.widgets.results import Results

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from tlora.explanation.attribution import CHANGES, Attribution, ExplainedAnswer
+from tlora.utils.text import count_text
 from viz.widgets.panels.parts import (
     Column,
     Part,
-    count,
     intervals,
     number,
     panel,
@@ -78,7 +78,7 @@ def changed_tokens(attribution: Attribution) -> str:
     counts = attribution.tokens()["change"].value_counts()
     same, near, beyond = (int(counts.get(change, 0)) for change in CHANGES)
     return (
-        f"Of {count(same + near + beyond, 'answer token')}, the adapted model's first choice is the base's at "
+        f"Of {count_text(same + near + beyond, 'answer token')}, the adapted model's first choice is the base's at "
         f"{same:,}, its second or third at {near:,}, and further down at {beyond:,}."
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from viz.widgets.panels.parts import count, facts, panel
+from tlora.utils.text import count_text
+from viz.widgets.panels.parts import facts, panel
 from viz.widgets.results import Results
 
 TOKENS = {"all": "all but padding", "labels": "labeled ones", "task": "all but what the samples share"}
@@ -15,10 +16,10 @@ def data_panel(results: Results) -> list[dict[str, Any]]:
     calibrated, run = results.calibrated, results.run
     values = {"base model": results.model, "task": results.task}
     if calibrated and calibrated.samples:
-        values["calibration"] = count(calibrated.samples, "sample")
+        values["calibration"] = count_text(calibrated.samples, "sample")
         values["tokens in the covariance"] = TOKENS.get(results.calibration_recipe.get("tokens", ""), "")
     if run and run.meta.samples:
-        values["training"] = count(run.meta.samples, "sample")
+        values["training"] = count_text(run.meta.samples, "sample")
     options = run.meta.recipe.get("data", {}) if run else {}
     for name, value in options.items():
         if value is not None and name not in ("task", "train_samples"):

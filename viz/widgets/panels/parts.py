@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from tlora.allocation.footprint import count_text
 from viz import style
 
 Part = dict[str, Any]
@@ -83,6 +82,5 @@ def intervals(frame: pd.DataFrame, low: str, high: str, form: Callable[[float], 
     return [style.DASH if math.isnan(a) else f"{form(a)} to {form(b)}" for a, b in ends]
 
 
-count = count_text
 number, percent, whole = style.number, style.percent, style.whole
 """How cells are written; NaN becomes a dash."""

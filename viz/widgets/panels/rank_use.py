@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from tlora.utils.defaults import ENERGY
-from viz.widgets.panels.parts import Column, Part, count, number, panel, percent, table, text, whole
+from tlora.utils.text import count_text
+from viz.widgets.panels.parts import Column, Part, number, panel, percent, table, text, whole
 from viz.widgets.results import Results
 
 ABOUT = (
@@ -30,11 +31,11 @@ def rank_use_panel(results: Results) -> list[dict[str, Any]]:
     use = results.run.rank_use(ENERGY)
     full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
     still = f", and {idle:,} did not move" if idle else ""
-    words = f"{used_rank(use)}. {full:,} of {count(len(use), 'module')} use all of their rank{still}."
+    words = f"{used_rank(use)}. {full:,} of {count_text(len(use), 'module')} use all of their rank{still}."
     parts: list[Part] = [text(words)]
     if results.places and set(use["module"]) <= results.places[0].keys():
         parts.append(_by_projection(use.assign(projection=use["module"].map(results.places[1]))))
-    caption = f"All {count(len(use), 'module')}"
+    caption = f"All {count_text(len(use), 'module')}"
     parts.append(table(use, caption, [("module", "module", str), *COLUMNS], folded=True))
     return panel("rank-use", "Rank use", ABOUT, parts)
 

@@ -10,7 +10,8 @@ import torch
 
 from tlora.explanation.direction_activations import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.utils.defaults import KINDS
-from viz.widgets.panels.parts import count, panel, percent, shorten_all, text
+from tlora.utils.text import count_text
+from viz.widgets.panels.parts import panel, percent, shorten_all, text
 from viz.widgets.results import Results
 
 ABOUT = (
@@ -67,7 +68,7 @@ def finding(activations: DirectionActivations) -> str:
     parts = []
     for kind, row in table.drop(CONTROL).iterrows():
         interval = f"{percent(row.low)} to {percent(row.high)}"
-        above = f"more than random directions in {int(row.above_random):,} of {count(int(row.modules), 'module')}"
+        above = f"more than random directions in {int(row.above_random):,} of {count_text(int(row.modules), 'module')}"
         parts.append(f"{kind} {percent(row.constant)} ({interval}), {above}")
     control = table.loc[CONTROL]
     return (

@@ -9,8 +9,9 @@ import pandas as pd
 from tlora.allocation.stability import ranking_stability
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import gini
+from tlora.utils.text import count_text
 from viz import style
-from viz.widgets.panels.parts import Column, Part, count, intervals, number, panel, percent, table, text, whole
+from viz.widgets.panels.parts import Column, Part, intervals, number, panel, percent, table, text, whole
 from viz.widgets.results import Results
 
 TOP = 15
@@ -41,7 +42,9 @@ def sensitivity_panel(results: Results) -> list[dict[str, Any]]:
     parts = [
         text(f"{concentration(frame)} {note}"),
         table(
-            top, f"The {len(top)} most sensitive of {count(len(frame), 'module')}", [("place", "module", str), *columns]
+            top,
+            f"The {len(top)} most sensitive of {count_text(len(frame), 'module')}",
+            [("place", "module", str), *columns],
         ),
         table(scores.by_projection(), "By projection", by_projection),
         *_stability(scores),
@@ -57,7 +60,7 @@ def scores_with_intervals(scores: Sensitivity) -> tuple[pd.DataFrame, str]:
     if len(scores.per_sample) < 2:
         return frame, "A single sample gives no intervals."
     ends = intervals(scores.intervals(), "low", "high", number)
-    samples = count(len(scores.per_sample), "sample")
+    samples = count_text(len(scores.per_sample), "sample")
     return frame.assign(interval=ends), f"Intervals are percentile bootstrap intervals over {samples}, one score each."
 
 

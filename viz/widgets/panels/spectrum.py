@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from viz.widgets.panels.parts import Column, count, number, panel, percent, table, whole
+from tlora.utils.text import count_text
+from viz.widgets.panels.parts import Column, number, panel, percent, table, whole
 from viz.widgets.results import Results
 
 ABOUT = (
@@ -27,7 +28,7 @@ def spectrum_panel(results: Results) -> list[dict[str, Any]]:
     frame = results.spectrum.to_frame()
     keys = [key for key, _, _ in COLUMNS]
     medians = frame.groupby("projection", sort=False)[keys].median().reset_index()
-    caption = f"All {count(len(frame), 'module')}"
+    caption = f"All {count_text(len(frame), 'module')}"
     parts = [
         table(medians, "By projection, medians over layers", [("projection", "projection", str), *COLUMNS]),
         table(frame, caption, [("module", "module", str), *COLUMNS], folded=True),

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tlora.allocation.footprint import size_text
 from tlora.numerics.statistics import share_interval
 from tlora.training.run import TrainingRun
+from tlora.utils.text import duration_text, is_share, metric_text, size_text
 from viz import style
 from viz.plots.training import split_in_words
 from viz.widgets.panels.parts import Column, Part, chart, facts, line, number, panel, table, text, texts, whole
@@ -68,12 +68,10 @@ def metrics_table(run: TrainingRun) -> Part:
 
 
 def metric(name: str, value: float, other: float = np.nan) -> str:
-    """A metric in words: in percent if it and the value it is compared with are shares."""
+    """A metric, in percent if it and the value it is compared with are shares; a dash for NaN."""
     if np.isnan(value):
         return style.DASH
-    if _is_share(name, value) and (np.isnan(other) or _is_share(name, other)):
-        return f"{100 * value:.1f} %"
-    return f"{value:.4g}".replace("-", style.MINUS)
+    return metric_text(name, value, other).replace("-", style.MINUS)
 
 
 def _interval(name: str, value: float, other: float, samples: int) -> str:
@@ -83,12 +81,8 @@ def _interval(name: str, value: float, other: float, samples: int) -> str:
     return f" ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _is_share(name: str, value: float) -> bool:
-    return not any(word in name for word in ("loss", "perplexity")) and 0 <= value <= 1
-
-
 def _change(name: str, before: float, after: float) -> str:
-    if _is_share(name, before) and _is_share(name, after):
+    if is_share(name, before) and is_share(name, after):
         return f"{100 * (after - before):+.1f} points".replace("-", style.MINUS)
     return "" if np.isnan(after - before) else f"{after - before:+.4g}".replace("-", style.MINUS)
 
@@ -101,7 +95,7 @@ def _circumstances(results: Results, run: TrainingRun) -> Part:
     head = f", {outside:,} of them outside the allocation" if outside > 0 else ""
     values = {
         "optimizer steps": f"{run.steps:,}" if run.steps else "none was logged",
-        "time": style.duration(run.seconds),
+        "time": duration_text(run.seconds),
         "peak memory": size_text(run.peak_bytes) if run.peak_bytes else "",
         "trained parameters": f"{run.trainable_parameters:,}{head}",
         "A": "frozen" if run.frozen_a else "trained",
