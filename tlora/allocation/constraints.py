@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -171,7 +171,7 @@ def _ways_to_spend_less(
     return ways or [f"min_rank or pinned ranks lower by {excess:,} {options.unit} in all"]
 
 
-def excluded_modules(exclude_modules: Sequence[str | int], targets: Mapping[str, Target]) -> set[str]:
+def excluded_modules(exclude_modules: Collection[str | int], targets: Mapping[str, Target]) -> set[str]:
     """Full names of the modules meant by names, projections or indices of layers."""
     excluded: set[str] = set()
     layers = {target.layer for target in targets.values()}

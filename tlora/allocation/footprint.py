@@ -53,7 +53,7 @@ def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *
 
 
 def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, Footprint]:
-    """Size of an adapter of one rank (less in a smaller matrix), by the part of it that is trained (`TRAINED_PARTS`)."""
+    """Size of an adapter of one rank (less in a smaller matrix), by the part of it that is trained."""
     ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
     return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in TRAINED_PARTS}
 

@@ -43,7 +43,7 @@ class AllocationOptions:
     max_rank: Limit | None = None
     min_rank: Limit = 1
     pinned: dict[str, int] = field(default_factory=dict)
-    exclude_modules: list[str | int] = field(default_factory=list)
+    exclude_modules: Collection[str | int] = field(default_factory=list)
     temperature: int | float = 1.0
     score: str = "mean"
     by: RanksBy = RANKS_BY

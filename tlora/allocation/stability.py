@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import kendalltau
 
 from tlora.allocation.allocation import Allocation
@@ -247,7 +247,7 @@ def _ranks(allocation: Allocation) -> NDArray[np.int64]:
     return np.array([allocation.ranks.get(name, 0) for name in allocation.scores])
 
 
-def _means_with_intervals(name: str, values: Sequence[Sequence[float]], confidence: float) -> pd.DataFrame:
+def _means_with_intervals(name: str, values: Sequence[ArrayLike], confidence: float) -> pd.DataFrame:
     """Means of rows of values, and the ends of the interval that holds the stated share of each row."""
     rows = np.array(values)
     low, high = interval(rows.T, confidence)

@@ -60,7 +60,9 @@ def state_from_allocation(allocation: Allocation) -> AllocationState:
 
 def change_options(state: AllocationState, changes: Mapping[str, Any], sensitivity: Sensitivity) -> AllocationState:
     """The state after these arguments of `tlora.allocate` change."""
-    return replace(state, options=name_excluded(replace(state.options, **changes), sensitivity))
+    changed = replace(state.options, **changes)
+    # A temperature of 1 becomes the default 1.0, as in the line of Python, which leaves defaults out.
+    return replace(state, options=name_excluded(AllocationOptions(**changed.arguments), sensitivity))
 
 
 def name_excluded(options: AllocationOptions, sensitivity: Sensitivity) -> AllocationOptions:
