@@ -58,16 +58,10 @@ def state_from_allocation(allocation: Allocation) -> AllocationState:
     return AllocationState(options, allocation.edits, allocation if allocation.energies else None)
 
 
-def change_options(state: AllocationState, changes: Mapping[str, Any], sensitivity: Sensitivity) -> AllocationState:
-    """The state after these arguments of `tlora.allocate` change."""
-    changed = replace(state.options, **changes)
-    # A temperature of 1 becomes the default 1.0, as in the line of Python, which leaves defaults out.
-    return replace(state, options=name_excluded(AllocationOptions(**changed.arguments), sensitivity))
-
-
-def name_excluded(options: AllocationOptions, sensitivity: Sensitivity) -> AllocationOptions:
-    """The options with the excluded modules by their full names."""
-    return replace(options, exclude_modules=excluded_modules(options.exclude_modules, sensitivity.targets))
+def normalize_options(options: AllocationOptions, sensitivity: Sensitivity) -> AllocationOptions:
+    """The options with excluded modules by their full names, and defaults as written (a temperature of 1 is 1.0)."""
+    excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
+    return AllocationOptions(**options.arguments | {"exclude_modules": excluded})
 
 
 def limit_ranks(options: AllocationOptions, bound: int | None, names: Collection[str]) -> AllocationOptions:

@@ -68,10 +68,9 @@ from viz.widgets.state import (
     allocation_code,
     apply_preset,
     browser_rule,
-    change_options,
     decide_ranks,
     limit_ranks,
-    name_excluded,
+    normalize_options,
     state_from_allocation,
 )
 
@@ -243,7 +242,7 @@ class Workbench(PicturedWidget):
         check_equal_lengths(self.names, subspaces)
         self._bound = None if subspaces is None else subspaces.max_rank
         directions = subspaces if subspaces is not None and subspaces.kind in GRADIENT_KINDS else None
-        initial = name_excluded(AllocationOptions(**dict(options, rank=rank)), self.sensitivity)
+        initial = normalize_options(AllocationOptions(**dict(options, rank=rank)), self.sensitivity)
         state = AllocationState(limit_ranks(initial, self._bound, self.names), directions=directions)
         self._allocation = self.allocate(state)
         self.state = replace(state, kept=self._allocation)
@@ -377,10 +376,10 @@ class Workbench(PicturedWidget):
         TypeError, KeyError, ValueError
             If `tlora.allocate` refuses them. Nothing changes then.
         """
-        state = change_options(self.state, options, self.sensitivity)
+        changed = normalize_options(replace(self.state.options, **options), self.sensitivity)
         if "max_rank" in options:
-            state = replace(state, options=limit_ranks(state.options, self._bound, self.names))
-        self._move(state)
+            changed = limit_ranks(changed, self._bound, self.names)
+        self._move(replace(self.state, options=changed))
         if "score" in options:  # its tab shows them
             self.widget.about = self._about()
 
