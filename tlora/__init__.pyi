@@ -18,7 +18,6 @@ from .calibration.calibration import Calibration as Calibration
 from .calibration.covariance import Covariance as Covariance
 from .calibration.spectrum import Spectrum as Spectrum
 from .calibration.sensitivity import Sensitivity as Sensitivity
-from .allocation.stability import RankingStability as RankingStability
 from .allocation.stability import ranking_stability as ranking_stability
 from .subspaces.task_subspaces import task_subspaces as task_subspaces
 from .subspaces.subspaces import Subspaces as Subspaces
@@ -28,8 +27,8 @@ from .subspaces.gradient_capture import gradient_capture as gradient_capture
 from .subspaces.gradient_capture import GradientCapture as GradientCapture
 from .allocation.allocate import allocate as allocate
 from .allocation.allocation import Allocation as Allocation
-from .allocation.stability import AllocationStability as AllocationStability
 from .allocation.stability import allocation_stability as allocation_stability
+from .allocation.stability import rank_intervals as rank_intervals
 from .adapters.config import lora_config as lora_config
 from .adapters.attach import attach as attach
 from .adapters.attach import detach as detach

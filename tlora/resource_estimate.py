@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tlora.allocation.footprint import AS_BASE, BYTES, FULL, KINDS, uniform_footprints
+from tlora.allocation.footprint import AS_BASE, BYTES, FULL, TRAINED_PARTS, uniform_footprints
 from tlora.calibration.calibration import Options
 from tlora.models.forward import has_argument, position_limit
 from tlora.models.hooks import ObservationError, observe_gradients
@@ -42,7 +42,7 @@ STAGES = {
     "calibration, covariances whole": CALIBRATION,
     "calibration, covariances sketched": CALIBRATION,
     "subspaces": "",
-} | {f"training {kind}": kind for kind in (*KINDS, AS_BASE, FULL)}
+} | {f"training {kind}": kind for kind in (*TRAINED_PARTS, AS_BASE, FULL)}
 """The stages, and the kind of step that each runs, if it runs the model."""
 
 OPTIMIZER_STATES = {
@@ -374,7 +374,7 @@ class Setup:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Kinds of training with an adapter; one of the base's type differs if that is not float32."""
-        return (*KINDS, AS_BASE) if self.precision != torch.float32 else KINDS
+        return (*TRAINED_PARTS, AS_BASE) if self.precision != torch.float32 else TRAINED_PARTS
 
     def adapter_dtype(self, kind: str) -> torch.dtype:
         """Type of the adapter in a kind of training."""
@@ -509,7 +509,7 @@ def _stage_bytes(steps: SimulatedModel, setup: Setup, name: str) -> int:
         return weights + _subspace_bytes(steps, setup)
     if kind == CALIBRATION:
         return weights + steps.run(setup, kind).peak + _statistics_bytes(steps, setup, name.endswith("sketched"))
-    adapter = uniform_footprints(steps.shapes, setup.rank)[KINDS[kind != "B"]]
+    adapter = uniform_footprints(steps.shapes, setup.rank)[TRAINED_PARTS[kind != "B"]]
     states = setup.state_bytes(setup.adapter_dtype(kind).itemsize) * adapter.trainable_parameters
     head = (2 * BYTES + setup.state_bytes(BYTES)) * steps.head  # its float32 copy, the gradient and states
     return weights + steps.run(setup, kind).peak + states + head

@@ -110,15 +110,11 @@ def stability(model: Any, task: tlora.Task, options: Any) -> None:
     with timed(f"calibration, {options.stability} samples"):
         sensitivity = tlora.calibrate(model, task.calibration(options.stability)).sensitivity
     below = [count for count in COUNTS if count < options.stability]
-    show("Ranking of the modules by fewer samples", tlora.ranking_stability(sensitivity, below).to_frame())
+    show("Ranking of the modules by fewer samples", tlora.ranking_stability(sensitivity, below).drop(columns="top"))
     allocation = tlora.allocate(sensitivity, rank=options.ranks[0])
-    rows = []
-    for count in COUNTS:
-        moved = tlora.allocation_stability(sensitivity, allocation, samples=count).moved
-        ends = dict(zip(("low", "high"), moved.quantile(moved.new_tensor([0.025, 0.975])).tolist(), strict=True))
-        rows.append({"samples": count, "moved": float(moved.mean()), **ends})
+    moved = tlora.allocation_stability(sensitivity, allocation, COUNTS)
     title = f"Part of the ranks (rank {options.ranks[0]}) that an allocation from fewer samples puts elsewhere"
-    show(title, pd.DataFrame(rows))
+    show(title, moved.rename(columns={"moved_low": "low", "moved_high": "high"}))
 
 
 def trained(

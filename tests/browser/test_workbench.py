@@ -30,7 +30,7 @@ one, other = (subspaces(scores, "wc", torch.Generator().manual_seed(seed)) for s
 workbench = viz.Workbench(scores, one, other=other)
 workbench.display()
 """
-WORK = "import time\nwhile workbench.state.temperature > 0: time.sleep(0.001); sum(range(20_000))"
+WORK = "import time\nwhile workbench.state.options.temperature > 0: time.sleep(0.001); sum(range(20_000))"
 PRINT = "print(workbench.code('scores'))"
 RANKS = "[...document.querySelectorAll('.tlora .cell')].sort((a, b) => a.dataset.k - b.dataset.k)" + (
     ".map((cell) => Number(cell.getAttribute('aria-label').match(/rank (\\d+)/)[1]))"

@@ -48,7 +48,7 @@ def _members(thing: type) -> Iterator[str]:
         member = getattr(thing, name, None)
         if name.startswith(("_", "on_")):  # ours alone, and what the Trainer calls
             continue
-        if inspect.isroutine(member):
+        if callable(member):
             yield f"{name}{_signature(member)}"
         elif name.endswith("columns"):
             yield f"{name}: {', '.join(member)}"

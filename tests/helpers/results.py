@@ -33,7 +33,6 @@ from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.stability import AllocationStability, RankingStability, allocation_stability, ranking_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -171,16 +170,6 @@ def spectrum() -> Spectrum:
     return truncated(calibration().spectrum(), 6)
 
 
-def stability_of_ranking() -> RankingStability:
-    """Of four samples."""
-    return ranking_stability(calibration().sensitivity, top=3, repeats=10)
-
-
-def stability_of_allocation() -> AllocationStability:
-    """Of four samples."""
-    return allocation_stability(calibration().sensitivity, allocation(), resamples=10)
-
-
 @cache
 def race() -> Race:
     """Two arms with two seeds."""
@@ -226,10 +215,8 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "DirectionOutputs": lambda: direction_outputs(base(), kinds(), batch=tiny_batch("llama")),
     "GradientCapture": capture,
     "Inspection": inspection,
-    "AllocationStability": stability_of_allocation,
     "Interference": interference,
     "Race": race,
-    "RankingStability": stability_of_ranking,
     "Rescaling": rescaling,
     "ResourceEstimate": resources,
     "SideEffects": effects,

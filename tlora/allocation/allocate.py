@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, SupportsIndex, get_args
+from typing import Any, Protocol, SupportsIndex
 
 from torch import Tensor
 
 from tlora.allocation.allocation import Allocation, apportion_ranks
-from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modules, rank_limits
-from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
+from tlora.allocation.constraints import excluded_modules, rank_limits
+from tlora.allocation.options import AllocationOptions
+from tlora.calibration.sensitivity import Sensitivity, check_scores
 from tlora.models.targets import Target
-from tlora.utils.defaults import BUDGET, GRADIENT_KINDS, RANKS_BY, SCALING, Budget, RanksBy, Scaling
-from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
+from tlora.utils.defaults import GRADIENT_KINDS, RanksBy
+from tlora.utils.validation import check_type
 
 
 class Directions(Protocol):
@@ -36,19 +36,19 @@ class Directions(Protocol):
 def allocate(
     sensitivity: Sensitivity,
     rank: SupportsIndex,
-    alpha: int | float | None = None,
-    scaling: str = SCALING,
-    budget: str = BUDGET,
-    adapt_ranks: bool = True,
-    adapt_scales: bool = True,
-    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
+    alpha: int | float | None = AllocationOptions.alpha,
+    scaling: str = AllocationOptions.scaling,
+    budget: str = AllocationOptions.budget,
+    adapt_ranks: bool = AllocationOptions.adapt_ranks,
+    adapt_scales: bool = AllocationOptions.adapt_scales,
+    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = AllocationOptions.max_rank,
     *,
-    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
+    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = AllocationOptions.min_rank,
     pinned: Mapping[str, SupportsIndex] | None = None,
     exclude_modules: str | int | Collection[str | int] = (),
-    temperature: int | float = 1.0,
-    score: str = "mean",
-    by: RanksBy = RANKS_BY,
+    temperature: int | float = AllocationOptions.temperature,
+    score: str = AllocationOptions.score,
+    by: RanksBy = AllocationOptions.by,
     subspaces: Directions | Allocation | None = None,
 ) -> Allocation:
     """Give more rank and a larger scale to the modules the loss is more sensitive to.
@@ -138,21 +138,35 @@ def allocate(
     np.True_
     """
     check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
-    options = _parse_options(
-        rank=rank,
-        alpha=alpha,
-        scaling=scaling,
-        budget=budget,
-        adapt_ranks=adapt_ranks,
-        adapt_scales=adapt_scales,
-        max_rank=max_rank,
-        min_rank=min_rank,
-        pinned=pinned,
-        exclude_modules=exclude_modules,
-        temperature=temperature,
-        score=score,
-        by=by,
-    )
+    options: dict[str, Any] = {
+        "rank": rank,
+        "alpha": alpha,
+        "scaling": scaling,
+        "budget": budget,
+        "adapt_ranks": adapt_ranks,
+        "adapt_scales": adapt_scales,
+        "max_rank": max_rank,
+        "min_rank": min_rank,
+        "pinned": pinned,
+        "exclude_modules": exclude_modules,
+        "temperature": temperature,
+        "score": score,
+        "by": by,
+    }
+    return apply_options(sensitivity, AllocationOptions(**options), subspaces)
+
+
+def apply_options(
+    sensitivity: Sensitivity,
+    options: AllocationOptions,
+    subspaces: Directions | Allocation | None = None,
+    edits: Mapping[str, int] | None = None,
+) -> Allocation:
+    """Return the allocation of these options, with the ranks in ``edits`` set by hand, as `Allocation.edit` sets them.
+
+    The options have to be possible without the edits too.
+    """
+    options = replace(options, alpha=options.nominal_alpha)
     excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
     scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
     check_scores(scores)
@@ -164,7 +178,9 @@ def allocate(
     elif subspaces is not None:
         recipe["kind"] = subspaces.kind
     meta = replace(sensitivity.meta, recipe=recipe)
-    return apportion_ranks(sensitivity.targets, scores, options, {}, meta, energies)
+    if edits:
+        rank_limits(options, list(scores), sensitivity.targets, {}, energies)
+    return apportion_ranks(sensitivity.targets, scores, options, dict(edits or {}), meta, energies)
 
 
 def _direction_energies(
@@ -203,48 +219,6 @@ def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: 
 
     Needs no scores and no weights, so that impossible limits are refused before a calibration, as `allocate` would.
     """
-    checked = _parse_options(rank=rank, **options)
+    checked = AllocationOptions(**dict(options, rank=rank))
     excluded = excluded_modules(checked.exclude_modules, targets)
     rank_limits(checked, [name for name in targets if name not in excluded], targets, {}, {})
-
-
-def _parse_options(
-    rank: SupportsIndex,
-    alpha: int | float | None = None,
-    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
-    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
-    pinned: Mapping[str, SupportsIndex] | None = None,
-    exclude_modules: str | int | Collection[str | int] = (),
-    temperature: int | float = 1.0,
-    **choices: Any,
-) -> AllocationOptions:
-    """The arguments of `allocate` as plain values within their ranges."""
-    allowed_values = {
-        "scaling": get_args(Scaling), "budget": get_args(Budget), "score": SCORES, "by": get_args(RanksBy)
-    }  # fmt: skip
-    for name, allowed in allowed_values.items():
-        if name in choices:
-            require_choice(choices[name], name, allowed)
-    nominal = require_positive_int(rank, "rank")
-    return AllocationOptions(
-        rank=nominal,
-        alpha=nominal if alpha is None else require_positive(alpha, "alpha"),
-        max_rank=None if max_rank is None else _parse_limit("max_rank", max_rank),
-        min_rank=_parse_limit("min_rank", min_rank, least=0),
-        pinned={name: require_positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
-        exclude_modules=_parse_modules(exclude_modules),
-        temperature=require_fraction(temperature, "temperature"),
-        **choices,
-    )
-
-
-def _parse_limit(name: str, value: SupportsIndex | Mapping[str, SupportsIndex], least: int = 1) -> Limit:
-    if isinstance(value, Mapping):
-        return {module: require_positive_int(number, f"{name} of {module}", least) for module, number in value.items()}
-    return require_positive_int(value, name, least)
-
-
-def _parse_modules(value: str | int | Collection[str | int]) -> list[str | int]:
-    """Names and layers as a list whose order does not depend on a set's."""
-    items = list(value) if isinstance(value, Collection) and not isinstance(value, str) else [value]
-    return sorted((item if isinstance(item, str) else operator.index(item) for item in items), key=str)

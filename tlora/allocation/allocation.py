@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, SupportsIndex
 
 import pandas as pd
 
-from tlora.allocation.constraints import AllocationOptions, RankLimits, rank_limits
+from tlora.allocation.constraints import RankLimits, rank_limits
 from tlora.allocation.footprint import Footprint, footprint
+from tlora.allocation.options import AllocationOptions
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
@@ -96,7 +98,7 @@ class Allocation(ModuleResult):
     @property
     def alpha(self) -> int | float:
         """Nominal alpha: the lower bound of ``alpha_i``."""
-        return self.options.alpha
+        return self.options.nominal_alpha
 
     @property
     def budget(self) -> str:
@@ -117,7 +119,7 @@ class Allocation(ModuleResult):
     def decided_by(self) -> dict[str, str]:
         """What decided each rank: score, captured (energy) or uniform, floor, ceiling, pinned or edited."""
         rule = self.options.by if self.options.adapt_ranks else "uniform"
-        reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks(), rule)
+        reasons = self.limits.reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks, rule)
         by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand
         return {name: decisions[name] for name in self.ranks}
@@ -178,6 +180,7 @@ class Allocation(ModuleResult):
                 edits.pop(name, None)
         return apportion_ranks(self.targets, self.scores, self.options, edits, self.meta, self.energies)
 
+    @cached_property
     def limits(self) -> RankLimits:
         """Least and most rank of every module that is not excluded, in model order, and the budget."""
         return rank_limits(self.options, list(self.scores), self.targets, self.edits, self.energies)
@@ -220,7 +223,7 @@ class Allocation(ModuleResult):
     def to_frame(self) -> pd.DataFrame:
         """One row for each module with an adapter; see ``columns``."""
         scores = list(self.scores.values())
-        ideal = dict(zip(self.scores, self._ideal_ranks(), strict=True))
+        ideal = dict(zip(self.scores, self._ideal_ranks, strict=True))
         alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
         return module_frame(self.targets[name] for name in self.ranks).assign(
             score=[self.scores[name] for name in self.ranks],
@@ -301,6 +304,7 @@ class Allocation(ModuleResult):
         table = pd.DataFrame({label: [getattr(size, name) for name in names] for label, size in sizes.items()}, names)
         return table.assign(ratio=table["allocation"] / table["lora"])
 
+    @cached_property
     def _ideal_ranks(self) -> list[float]:
         costs = self.options.costs([self.targets[name] for name in self.scores])
         total = self.budget_total
@@ -308,7 +312,7 @@ class Allocation(ModuleResult):
             known = [len(self.energies[name]) for name in self.scores]
             full = [min(self.shapes[name]) for name in self.scores]
             limits = RankLimits([0] * len(known), known, costs, total)
-            ranks = self.options.share_ranks(limits, self.scores, self.energies)
+            ranks = limits.share_ranks(self.options, self.scores, self.energies)
             return [math.inf if rank == k < d else rank for rank, k, d in zip(ranks, known, full, strict=True)]
         weights = self.options.rank_weights(list(self.scores.values()))
         cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
@@ -336,10 +340,12 @@ def apportion_ranks(
 ) -> Allocation:
     """Work out ranks and scalings from the scores, or energies, of the modules that are not excluded."""
     limits = rank_limits(options, list(scores), targets, edits, energies)
-    apportioned = options.share_ranks(limits, scores, energies)
+    apportioned = limits.share_ranks(options, scores, energies)
     ranks = {name: rank for name, rank in zip(scores, apportioned, strict=True) if rank}
     divisors = ranks if options.scaling == "allocated" else dict.fromkeys(ranks, options.rank)
     alphas = dict(zip(scores, options.alphas(list(scores.values())), strict=True))
     scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
     meta = replace(meta, recipe=meta.recipe | asdict(options) | {"edits": edits})
-    return Allocation(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies)
+    allocation = Allocation(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies)
+    vars(allocation)["limits"] = limits  # what the property would compute again
+    return allocation

@@ -1,78 +1,17 @@
-"""The options of an allocation, the rank limits they leave to every module, and whether these can be met."""
+"""The rank limits that the options of an allocation leave to every module, and whether these can be met."""
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from tlora.allocation.options import AllocationOptions
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import apportion, apportion_by_gain, total_cost
 
-Limit = int | dict[str, int]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class AllocationOptions:
-    """The arguments of `tlora.allocate`; see there for what each of them does."""
-
-    rank: int
-    alpha: int | float
-    scaling: str = "nominal"
-    budget: str = "ranks"
-    adapt_ranks: bool = True
-    adapt_scales: bool = True
-    max_rank: Limit | None = None
-    min_rank: Limit = 1
-    pinned: dict[str, int] = field(default_factory=dict)
-    exclude_modules: list[str | int] = field(default_factory=list)
-    temperature: int | float = 1.0
-    score: str = "mean"
-    by: str = "score"
-
-    def costs(self, targets: Iterable[Target]) -> list[int]:
-        """Cost of one rank of each module: 1, or its ``d_out`` if the budget counts parameters."""
-        return [1 if self.budget == "ranks" else target.d_out for target in targets]
-
-    def budget_total(self, targets: Mapping[str, Target]) -> int:
-        """What the uniform allocation costs: the nominal rank times the cost of one rank of every module."""
-        return self.rank * sum(self.costs(targets.values()))
-
-    def rank_weights(self, scores: Sequence[float]) -> list[float]:
-        """The numbers that ranks are in proportion to: scores to the temperature, or equal without ``adapt_ranks``."""
-        return [score**self.temperature if self.adapt_ranks else 1.0 for score in scores]
-
-    @property
-    def is_by_energy(self) -> bool:
-        """Whether ranks follow the captured energy."""
-        return self.adapt_ranks and self.by == "captured"
-
-    def share_ranks(
-        self, limits: RankLimits, scores: Mapping[str, float], energies: Mapping[str, Sequence[float]]
-    ) -> list[int]:
-        """Ranks within the limits by the rule that ``by`` names, in the order of ``scores``."""
-        if self.is_by_energy:
-            return limits.apportion([energies[name] for name in scores], apportion_by_gain)
-        return limits.apportion(self.rank_weights(list(scores.values())))
-
-    def alphas(self, scores: Sequence[float]) -> list[int | float]:
-        """``alpha_i`` of each module: ``max(alpha, round(alpha M S_i / sum_j S_j))``, or ``alpha`` for all.
-
-        ``round`` is Python's (half to even), as in the authors' code.
-        """
-        if not self.adapt_scales:
-            return [self.alpha] * len(scores)
-        weights = [score**self.temperature for score in scores]
-        total = math.fsum(weights)
-        return [max(self.alpha, round(self.alpha * len(weights) * weight / total)) for weight in weights]
-
-    @property
-    def unit(self) -> str:
-        """What the budget counts, in words."""
-        return "ranks" if self.budget == "ranks" else "trainable parameters"
 
 
 @dataclass(frozen=True)
@@ -91,6 +30,14 @@ class RankLimits:
         module's directions.
         """
         return rule(values, self.budget, self.low, self.high, self.costs)
+
+    def share_ranks(
+        self, options: AllocationOptions, scores: Mapping[str, float], energies: Mapping[str, Sequence[float]]
+    ) -> list[int]:
+        """Ranks within the limits by the rule that ``options.by`` names, in the order of ``scores``."""
+        if options.is_by_energy:
+            return self.apportion([energies[name] for name in scores], apportion_by_gain)
+        return self.apportion(options.rank_weights(list(scores.values())))
 
     def reasons(self, ranks: Sequence[int], ideal: Sequence[float], rule: str) -> list[str]:
         """What decided each rank: a ``"floor"`` above its ideal, a ``"ceiling"`` below it, or the ``rule``."""
@@ -121,7 +68,7 @@ def rank_limits(
         _check_names(what, [name], targets, "module")
         if name not in allocated:
             raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
-    ceilings = [_ceiling(options, targets[name], energies.get(name)) for name in allocated]
+    ceilings = [rank_ceiling(options, targets[name], energies.get(name)) for name in allocated]
     spans = [_span(options, name, ceiling, pins.get(name)) for name, ceiling in zip(allocated, ceilings, strict=True)]
     low, high = [span[0] for span in spans], [span[1] for span in spans]
     costs = options.costs([targets[name] for name in allocated])
@@ -131,31 +78,32 @@ def rank_limits(
     return limits
 
 
-def _floor(options: AllocationOptions, name: str) -> int:
+def rank_floor(options: AllocationOptions, name: str) -> int:
     """Least rank of a module that is not pinned."""
     return options.min_rank.get(name, 1) if isinstance(options.min_rank, dict) else options.min_rank
 
 
-class _Ceiling(NamedTuple):
+class Ceiling(NamedTuple):
     """Most rank of a module, pinned or not, and what sets it."""
 
     rank: int
     why: str
 
 
-def _ceiling(options: AllocationOptions, target: Target, energies: Sequence[float] | None) -> _Ceiling:
-    ceilings = [_Ceiling(min(target.d_out, target.d_in), f"its matrix of {target.d_out} x {target.d_in}")]
+def rank_ceiling(options: AllocationOptions, target: Target, energies: Sequence[float] | None) -> Ceiling:
+    """Most rank of a module: by the size of its matrix, ``max_rank``, and what is known of its directions."""
+    ceilings = [Ceiling(min(target.d_out, target.d_in), f"its matrix of {target.d_out} x {target.d_in}")]
     limit = options.max_rank.get(target.name) if isinstance(options.max_rank, dict) else options.max_rank
     if limit is not None:
-        ceilings.append(_Ceiling(limit, "max_rank"))
+        ceilings.append(Ceiling(limit, "max_rank"))
     if energies is not None:
-        ceilings.append(_Ceiling(len(energies), "its basis in the subspaces"))
+        ceilings.append(Ceiling(len(energies), "its basis in the subspaces"))
     return min(ceilings, key=lambda ceiling: ceiling.rank)
 
 
-def _span(options: AllocationOptions, name: str, ceiling: _Ceiling, pin: tuple[str, int] | None) -> tuple[int, int]:
+def _span(options: AllocationOptions, name: str, ceiling: Ceiling, pin: tuple[str, int] | None) -> tuple[int, int]:
     """Least and most rank of one module."""
-    what, floor = ("min_rank", _floor(options, name)) if pin is None else pin
+    what, floor = ("min_rank", rank_floor(options, name)) if pin is None else pin
     if floor > ceiling.rank:
         raise ValueError(
             f"{what} asks for rank {floor} of {name}, which {ceiling.why} limits to {ceiling.rank}: at most "
@@ -223,7 +171,7 @@ def _ways_to_spend_less(
     return ways or [f"min_rank or pinned ranks lower by {excess:,} {options.unit} in all"]
 
 
-def excluded_modules(exclude_modules: Sequence[str | int], targets: Mapping[str, Target]) -> set[str]:
+def excluded_modules(exclude_modules: Collection[str | int], targets: Mapping[str, Target]) -> set[str]:
     """Full names of the modules meant by names, projections or indices of layers."""
     excluded: set[str] = set()
     layers = {target.layer for target in targets.values()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 BYTES = 4
 """Bytes of one float32 number; adapters are trained and saved in float32."""
 
-KINDS = ("B", "A and B")
+TRAINED_PARTS = ("B", "A and B")
 """The part of an adapter that is trained: by TLoRA, by LoRA."""
 
 AS_BASE = "A and B, adapter as base"
@@ -53,6 +53,6 @@ def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *
 
 
 def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, Footprint]:
-    """Size of an adapter of one rank (less in a smaller matrix), by the part of it that is trained (`KINDS`)."""
+    """Size of an adapter of one rank (less in a smaller matrix), by the part of it that is trained."""
     ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
-    return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in KINDS}
+    return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in TRAINED_PARTS}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import KINDS, TRAININGS
+from tlora.allocation.footprint import TRAINED_PARTS, TRAININGS
 from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import in_options, next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
@@ -157,7 +157,7 @@ def _next_command(ctx: typer.Context, resources: tlora.ResourceEstimate) -> str:
     if (config := Path(values["model"])).is_file() and config.suffix == ".json":
         values["model"] = str(config.parent) if any(config.parent.glob("*.safetensors")) else "MODEL"
     if resources.memory is not None:
-        chosen = resources.choices[resources.choices["fits"] & resources.choices["training"].isin(KINDS)]
+        chosen = resources.choices[resources.choices["fits"] & resources.choices["training"].isin(TRAINED_PARTS)]
         if chosen.empty:
             return ""
         values["gradient_checkpointing"] = bool(chosen["gradient_checkpointing"].iloc[0])

@@ -14,7 +14,7 @@ from tlora.explanation.side_effects_result import SideEffects
 from tlora.utils.files import replace_file
 from viz.widgets.page import page_html
 from viz.widgets.panels.view import panels
-from viz.widgets.results import KINDS, Results, load_results
+from viz.widgets.results import RESULT_CLASSES, Results, load_results
 from viz.widgets.workbench import Workbench
 
 FILE = "report.html"
@@ -76,7 +76,7 @@ def report(
         "rescaling": rescaling,
     }
     if isinstance(folder, (Attribution, SideEffects, Rescaling)):
-        more |= {name: folder for name in more if isinstance(folder, KINDS[name])}
+        more |= {name: folder for name in more if isinstance(folder, RESULT_CLASSES[name])}
         results, path = Results(**more), Path(FILE)
     else:
         results, path = replace(load_results(folder), **more), Path(folder, FILE)

@@ -25,7 +25,7 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.file_names import ADAPTER_CONFIG
 
-KINDS: dict[str, Any] = {
+RESULT_CLASSES: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
     "capture": GradientCapture, "activations": DirectionActivations, "allocation": Allocation, "run": TrainingRun,
     "estimate": ResourceEstimate, "attribution": Attribution, "effects": SideEffects, "rescaling": Rescaling,
@@ -60,7 +60,7 @@ class Results:
     @property
     def metas(self) -> dict[str, Meta]:
         """Where each result comes from, in the order of the pipeline."""
-        results = {name: getattr(self, name) for name in KINDS}
+        results = {name: getattr(self, name) for name in RESULT_CLASSES}
         return {name: result.meta for name, result in results.items() if result is not None}
 
     @property
@@ -99,12 +99,12 @@ class Results:
     def check_modules(self) -> None:
         """Refuse results of another class, or of modules that the sensitivity does not have."""
         assert self.sensitivity is not None
-        parts: dict[str, Any] = {name: getattr(self, name) for name in KINDS}
+        parts: dict[str, Any] = {name: getattr(self, name) for name in RESULT_CLASSES}
         parts |= {f"other[{label!r}]": one for label, one in self.others.items()}
         for name, part in parts.items():
             if part is None:
                 continue
-            kind = KINDS.get(name, Subspaces)
+            kind = RESULT_CLASSES.get(name, Subspaces)
             if type(part) is not kind:
                 raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
             if name in ("attribution", "effects", "rescaling"):  # of an adapter, which may have other modules
@@ -131,7 +131,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     results: dict[str, Any] = {}
     for name in IN_FOLDER:
         if result_file(path / "tlora" / name).is_file():
-            results[name] = KINDS[name].load(path if name == "run" else path / "tlora" / name)
+            results[name] = RESULT_CLASSES[name].load(path if name == "run" else path / "tlora" / name)
     if not results:
         raise FileNotFoundError(
             f"{path} holds an adapter without results ({path / 'tlora'}): train it with `tlora run`, or save what you "

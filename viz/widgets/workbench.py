@@ -21,7 +21,8 @@ from tlora.adapters.files import TRAINING as TRAINED
 from tlora.adapters.files import earlier_files, refuse_other_writer
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.stability import allocation_stability
+from tlora.allocation.options import AllocationOptions
+from tlora.allocation.stability import resample_ranks
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
@@ -55,9 +56,8 @@ from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.picture import draw_workbench
 from viz.widgets.panels.reads import reading, reads_panel
 from viz.widgets.race import LiveRace
-from viz.widgets.results import KINDS, Results, scores_to_show
+from viz.widgets.results import RESULT_CLASSES, Results, scores_to_show
 from viz.widgets.state import (
-    DEFAULTS,
     EDIT,
     EXCLUDE,
     SCORE,
@@ -68,20 +68,18 @@ from viz.widgets.state import (
     allocation_code,
     apply_preset,
     browser_rule,
-    clamp_limit,
     decide_ranks,
-    initial_state,
-    normalize_state,
+    limit_ranks,
+    normalize_options,
     state_from_allocation,
 )
 
 SESSION = "session.json"
 STORED = "As the cell ran. To see later edits, trust the notebook or run workbench.display()."
 """Below the picture that a notebook stores: what is seen if the widget does not come back when the page is loaded."""
-RESAMPLES = 200
-"""Bootstrap resamples behind the distribution of a rank."""
-PARTS = 8
-"""Parts that they are made in: between two of them, the kernel can answer other requests."""
+CHUNKS, CHUNK = 8, 25
+"""Chunks of bootstrap resamples behind the distribution of a rank, so that the kernel can answer other requests in
+between, and the resamples in each."""
 TRAINING: Mapping[str, Any] = {
     "seconds": 120, "seeds": [0], "learning_rate": 2e-3, "batch_size": 4, "evaluation_limit": 32,
 }  # fmt: skip
@@ -94,10 +92,11 @@ UNBOUND = 256
 class Session:
     """What the JSON file of a saved session holds: ``others`` are labels.
 
-    The state is without the kept allocation, which is a result of its own.
+    The kept allocation and the directions are results of their own.
     """
 
-    state: AllocationState
+    options: AllocationOptions
+    edits: dict[str, int]
     selected: list[str]
     tab: str
     others: list[str]
@@ -243,14 +242,15 @@ class Workbench(PicturedWidget):
         check_equal_lengths(self.names, subspaces)
         self._bound = None if subspaces is None else subspaces.max_rank
         directions = subspaces if subspaces is not None and subspaces.kind in GRADIENT_KINDS else None
-        state = initial_state(self.sensitivity, self._bound, rank, directions, **options)
+        initial = normalize_options(AllocationOptions(**dict(options, rank=rank)), self.sensitivity)
+        state = AllocationState(limit_ranks(initial, self._bound, self.names), directions=directions)
         self._allocation = self.allocate(state)
         self.state = replace(state, kept=self._allocation)
         self._past: list[AllocationState] = []
         self._future: list[AllocationState] = []
         self._gesture: str | None = None  # of the last step
         self._gesture_now: str | None = None  # of the request that is being answered
-        self._resamples: list[np.ndarray] = []  # ranks of the allocation that is shown, by part
+        self._resamples: list[np.ndarray] = []  # ranks of the allocation that is shown, by chunk
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
         self.widget = WorkbenchView(about=self._about())
         self._select_first()
@@ -376,16 +376,10 @@ class Workbench(PicturedWidget):
         TypeError, KeyError, ValueError
             If `tlora.allocate` refuses them. Nothing changes then.
         """
-        if unknown := sorted(options.keys() - {"rank", *DEFAULTS}):
-            raise TypeError(f"allocate() has no option {unknown[0]!r}: choose from rank, {', '.join(DEFAULTS)}")
-        if "exclude_modules" in options:  # as full names
-            values = {"rank": self.state.rank, **options}
-            out = {name: values[name] for name in ("rank", "exclude_modules")}
-            options["exclude_modules"] = initial_state(self.sensitivity, None, **out).exclude_modules
+        changed = normalize_options(replace(self.state.options, **options), self.sensitivity)
         if "max_rank" in options:
-            self.allocate(replace(self.state, **options))  # refuses what is not a limit
-            options["max_rank"] = clamp_limit(options["max_rank"], self._bound, self.names)
-        self._move(replace(self.state, **options))
+            changed = limit_ranks(changed, self._bound, self.names)
+        self._move(replace(self.state, options=changed))
         if "score" in options:  # its tab shows them
             self.widget.about = self._about()
 
@@ -453,12 +447,17 @@ class Workbench(PicturedWidget):
         """
         with self._lock:
             parts = self._parts
-            state = replace(self.state, kept=None, directions=None)
-            session = Session(state, list(self.selected), self.widget.tab, list(self.results.others))
+            session = Session(
+                self.state.options,
+                dict(self.state.edits),
+                list(self.selected),
+                self.widget.tab,
+                list(self.results.others),
+            )
         check_place(path, "sensitivity.safetensors")
         refuse_other_writer(Path(path, "run"), TRAINED)
         earlier = [
-            *map(result_file, (*KINDS, "kept")),
+            *map(result_file, (*RESULT_CLASSES, "kept")),
             *(Path("run", file) for file in earlier_files(Path(path, "run"))),
         ]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
@@ -472,7 +471,7 @@ class Workbench(PicturedWidget):
     def _parts(self) -> dict[str, Any]:
         """The results of a session by the names of their files."""
         others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
-        parts = {name: getattr(self.results, name) for name in KINDS} | others | {"kept": self.kept}
+        parts = {name: getattr(self.results, name) for name in RESULT_CLASSES} | others | {"kept": self.kept}
         return {name: result for name, result in parts.items() if result is not None}
 
     @classmethod
@@ -497,15 +496,18 @@ class Workbench(PicturedWidget):
         """
         folder = Path(path)
         session = read_dataclass(folder / SESSION, Session)
-        places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in KINDS.items()}
-        parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in KINDS.items() if places[n].exists()}
+        places = {
+            name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in RESULT_CLASSES.items()
+        }
+        parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in RESULT_CLASSES.items() if places[n].exists()}
         others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(session.others)}
-        workbench = cls.from_results(Results(**parts, others=others), session.state.rank)
-        named = {*session.state.edits, *session.state.pinned, *session.state.exclude_modules, *session.selected}
+        options, edits = session.options, session.edits
+        workbench = cls.from_results(Results(**parts, others=others), options.rank)
+        named = {*edits, *options.pinned, *options.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
             raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
         kept = Allocation.load(folder / "kept")
-        workbench._restore(replace(session.state, kept=kept, directions=workbench.state.directions))
+        workbench._restore(AllocationState(options, edits, workbench.state.directions, kept))
         workbench.select(*session.selected)
         workbench.widget.tab = session.tab
         return workbench
@@ -619,7 +621,7 @@ class Workbench(PicturedWidget):
                 self._past.append(before)
             self._gesture = gesture
             self._future.clear()
-            self._show(normalize_state(state, allocation), allocation)
+            self._show(state, allocation)
 
     def _step(self, source: list[AllocationState], target: list[AllocationState]) -> None:
         with self._lock:
@@ -655,7 +657,7 @@ class Workbench(PicturedWidget):
                 self._tell(as_sentence(str(refusal.args[-1] if refusal.args else refusal)))
             finally:
                 self._gesture_now = None
-                more = content["call"] == "resample" and 0 < len(self._resamples) < PARTS
+                more = content["call"] == "resample" and 0 < len(self._resamples) < CHUNKS
                 self.widget.send({"answer": content.get("id"), "more": more})
 
     @property
@@ -745,16 +747,17 @@ class Workbench(PicturedWidget):
         return ranks[possible - 1] if possible else None
 
     def _resample(self) -> None:
-        """Make one more part of the resamples; after the last, show how often each module got which rank."""
+        """Make one more chunk of the resamples; after the last, show how often each module got which rank."""
         if (
             len(self.sensitivity.per_sample) < 2
-            or len(self._resamples) == PARTS
+            or len(self._resamples) == CHUNKS
             or self._allocation.options.is_by_energy
         ):
             return
-        part = {"resamples": RESAMPLES // PARTS, "seed": len(self._resamples)}
-        self._resamples.append(allocation_stability(self.sensitivity, self._allocation, **part).ranks.numpy())
-        if len(self._resamples) == PARTS:
+        seed = len(self._resamples)
+        ranks = resample_ranks(self.sensitivity, self._allocation, samples=None, resamples=CHUNK, seed=seed)
+        self._resamples.append(ranks)
+        if len(self._resamples) == CHUNKS:
             columns = dict(zip(self._allocation.scores, np.concatenate(self._resamples).T, strict=True))
             counts = {name: np.unique(ranks, return_counts=True) for name, ranks in columns.items()}
             self.widget.resampled = [np.stack(counts[n], 1).tolist() if n in counts else [] for n in self.names]
@@ -806,7 +809,7 @@ class Workbench(PicturedWidget):
     def _about(self) -> dict[str, Any]:
         """What stays as it is: the modules, what is known of them, tabs and panels."""
         return view.about(
-            self.sensitivity.rescale(self.state.score),
+            self.sensitivity.rescale(self.state.options.score),
             self.results,
             curves=self._curves,
             alignments=self.alignments,

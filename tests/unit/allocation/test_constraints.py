@@ -36,7 +36,7 @@ def attempt(call, *values, **options):
 
 
 def assert_budget_is_met(allocation):
-    low, high = allocation.limits().low, allocation.limits().high
+    low, high = allocation.limits.low, allocation.limits.high
     ranks = list(allocation.ranks.values())
     assert all(lo <= rank <= hi for lo, rank, hi in zip(low, ranks, high, strict=True))
     assert all(1 <= rank <= min(allocation.shapes[name]) for name, rank in allocation.ranks.items())

@@ -78,14 +78,13 @@ def _stability(scores: Sensitivity) -> list[Part]:
     """Whether fewer samples would have ranked the modules alike."""
     if len(scores.per_sample) < 3 or len(scores.names) < 2:
         return []
-    stability = ranking_stability(scores)
-    frame = stability.to_frame()
+    frame = ranking_stability(scores)
     frame = frame.assign(interval=intervals(frame, "kendall_low", "kendall_high", "{:.2f}".format))
     columns: list[Column] = [
         ("samples", "samples", whole),
         ("kendall", "Kendall's tau", "{:.2f}".format),
-        ("interval", f"{percent(stability.confidence)} interval", str),
-        ("overlap", f"of the top {stability.top} found again", percent),
+        ("interval", "95 % interval", str),
+        ("overlap", f"of the top {frame['top'].iloc[0]} found again", percent),
     ]
     caption = f"Are fewer samples enough? Rankings by subsamples, compared with that by all {len(scores.per_sample)}"
     return [table(frame, caption, columns)]

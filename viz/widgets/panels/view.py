@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import KINDS, Footprint
+from tlora.allocation.footprint import TRAINED_PARTS, Footprint
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.subspaces.alignment import Alignment
@@ -27,7 +27,7 @@ from viz.widgets.panels.sensitivity import sensitivity_panel
 from viz.widgets.panels.spectrum import spectrum_panel
 from viz.widgets.panels.training import training_panel
 from viz.widgets.results import Results
-from viz.widgets.state import PRESETS, AllocationState, available_presets, control_values
+from viz.widgets.state import ALLOCATION_PRESETS, AllocationState, available_presets, control_values
 
 BY_RANK = {
     "captured": "gradient captured", "overlap": "overlap with {}", "neighbors": "overlap, next layers",
@@ -65,13 +65,14 @@ def about(
         "row": [rows.index(projection) for projection in sensitivity.projections.values()],
         "outs": [d_out for d_out, _ in sensitivity.shapes.values()],
         "ins": [d_in for _, d_in in sensitivity.shapes.values()],
-        "peak": results.estimate and [training_bytes(results.estimate, Footprint(0, 0), kind) for kind in KINDS],
+        "peak": results.estimate
+        and [training_bytes(results.estimate, Footprint(0, 0), kind) for kind in TRAINED_PARTS],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
         "tabs": map_tabs(sensitivity, results, curves, training is not None),
         "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
         "panels": panels(results, alignments, sensitivity.names, live),
-        "presets": {name: PRESETS[name] for name in available_presets(sensitivity, knows_directions)},
+        "presets": {name: ALLOCATION_PRESETS[name] for name in available_presets(sensitivity, knows_directions)},
         "most": most,
         "steps": 20,  # of the temperature from 0 to 1
         "training": {name: (training or {}).get(name) for name in ("steps", "seconds", "learning_rate")},
@@ -106,10 +107,10 @@ def current(names: Sequence[str], allocation: Allocation, state: AllocationState
     kept = state.kept or allocation
     frame = allocation.to_frame().set_index("module")
     ideals, decided_by = frame["ideal"].to_dict(), frame["decided_by"].to_dict()
-    alike = state.temperature == 0 or not state.adapt_ranks
+    alike = state.options.temperature == 0 or not state.options.adapt_ranks
     words = {"pinned": "by hand", "edited": "by hand", "score": "uniform" if alike else "score"}
     reasons = {name: words.get(reason, reason) for name, reason in decided_by.items()}
-    limits = dict(zip(allocation.scores, allocation.limits().high, strict=True))
+    limits = dict(zip(allocation.scores, allocation.limits.high, strict=True))
     return {
         "ranks": [allocation.ranks.get(name, 0) for name in names],
         "kept": [kept.ranks.get(name, 0) for name in names],
@@ -120,5 +121,5 @@ def current(names: Sequence[str], allocation: Allocation, state: AllocationState
         "rank": allocation.rank,
         "by_gradient": allocation.options.is_by_energy,
         "middles": {"rank": allocation.rank, "scaling": shorten(allocation.alpha / allocation.rank, 3)},
-        "controls": control_values(state, allocation, most),
+        "controls": control_values(state.options, most),
     }

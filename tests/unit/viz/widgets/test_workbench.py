@@ -19,7 +19,7 @@ from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import sensitivity as by_hand
 from tlora.subspaces.task_subspaces import task_subspaces
-from viz.widgets.state import PRESETS
+from viz.widgets.state import ALLOCATION_PRESETS
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 
@@ -125,7 +125,7 @@ def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
         st.tuples(st.just("set"), options),
         st.tuples(st.just("set_rank"), st.fixed_dictionaries({"modules": some, "rank": st.integers(1, 64)})),
         st.tuples(st.sampled_from(["release", "leave_out"]), st.fixed_dictionaries({"modules": some})),
-        st.tuples(st.just("preset"), st.fixed_dictionaries({"name": st.sampled_from(list(PRESETS))})),
+        st.tuples(st.just("preset"), st.fixed_dictionaries({"name": st.sampled_from(list(ALLOCATION_PRESETS))})),
         st.tuples(st.sampled_from(["undo", "redo", "keep"]), st.just({})),
     )
 
@@ -139,18 +139,18 @@ def test_after_many_actions_the_budget_is_exact_and_undo_returns_to_the_start(da
     start = it.state
     for call, args in data.draw(st.lists(actions(6), min_size=50, max_size=50)):
         request(it, call, **args)
-        allocation, state = it.allocation, it.state
-        if state.budget == "ranks":
-            assert sum(allocation.ranks.values()) == state.rank * 6
+        allocation, options = it.allocation, it.state.options
+        if options.budget == "ranks":
+            assert sum(allocation.ranks.values()) == options.rank * 6
         else:
             used = sum(rank * allocation.shapes[n][0] for n, rank in allocation.ranks.items())
-            total, most = state.rank * 224, 64
+            total, most = options.rank * 224, 64
             prices = [
                 allocation.shapes[n][0]
                 for n, r in allocation.ranks.items()
-                if r < min(*allocation.shapes[n], state.max_rank or most)
+                if r < min(*allocation.shapes[n], options.max_rank or most)
             ]
-            free = [p for p, n in zip(prices, allocation.ranks, strict=False) if n not in state.edits]
+            free = [p for p, n in zip(prices, allocation.ranks, strict=False) if n not in it.state.edits]
             assert used <= total
             assert not free or total - used < max(64, *free)
         assert it.widget.current["ranks"] == [allocation.ranks.get(name, 0) for name in it.names]
@@ -234,8 +234,8 @@ def test_the_browser_asks_for_parts_of_the_resamples_until_there_are_no_more() -
     assert [answer["more"] for answer in answers] == [True] * 7 + [False]
     ranks, counts = np.transpose(it.widget.resampled[5])
     assert counts.sum() == 200
-    at_once = tlora.allocation_stability(it.sensitivity, it.allocation, resamples=2000).ranks[:, 5].double()
-    np.testing.assert_allclose(ranks @ counts / 200, at_once.mean(), atol=4 * at_once.std() / 200**0.5)
+    at_once = tlora.rank_intervals(it.sensitivity, it.allocation, resamples=2000).loc[5]
+    np.testing.assert_allclose(ranks @ counts / 200, at_once["mean"], atol=4 * at_once["deviation"] / 200**0.5)
     it.set(rank=3)
     assert it.widget.resampled == []
 
@@ -268,9 +268,9 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda head: head.pop("state"), "state"),
-        (lambda head: head["state"].update(adapt_ranks="x"), "bool"),
-        (lambda head: head["state"].update(edits={"nowhere": 3}), "nowhere"),
+        (lambda head: head.pop("options"), "options"),
+        (lambda head: head["options"].update(adapt_ranks="x"), "bool"),
+        (lambda head: head.update(edits={"nowhere": 3}), "nowhere"),
         (lambda head: head.update(selected=["nowhere"]), "nowhere"),
     ],
 )
