@@ -1,6 +1,5 @@
 """The weight of a layer is what the layer multiplies by, in one layout, however it is stored."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import accelerate
@@ -11,11 +10,9 @@ from torch import nn
 
 import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
-from tests.unit.models.test_targets import QuantLinear
+from tests.helpers.quantized import QuantLinear, needs_bitsandbytes
 from tlora.models.targets import target_modules
 from tlora.models.weights import copy_sharing_weights, weight
-
-needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 
 def linear_map(module, d_in):

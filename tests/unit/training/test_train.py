@@ -5,7 +5,6 @@ import gc
 import math
 import re
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import psutil
 import pytest
 import torch
 import tqdm.auto
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -21,33 +19,13 @@ from transformers import TrainerCallback
 import tlora
 from tests.helpers.adapted import adapted_model, condition, token_rows
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.helpers.trainings import StopAfter, state_of, two_adapters
+from tests.helpers.trainings import HeldOut, StopAfter, held_out, state_of, two_adapters
 from tlora.adapters.attach import attach_options
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
 from tlora.training.train import NOT_ATTACHED, train
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What `train` asks of a task: splits, a name, batches, and a metric."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-    name: str = "random tokens"
-
-    def collate(self, examples: Any) -> dict[str, torch.Tensor]:
-        return Rows(self.train, 0).collate(examples)
-
-    def evaluate(self, model: Any, split: str, limit: int | None, *, progress: bool) -> dict[str, float]:
-        return {f"{split} {progress}": math.inf if limit is None else float(limit)}
-
-
-def held_out(kind: type[HeldOut] = HeldOut, test: int = 4) -> Any:
-    return kind(token_rows(), token_rows(8, seed=1), token_rows(8, seed=2).select(range(test)))
 
 
 class At(TrainerCallback):
