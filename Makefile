@@ -43,7 +43,7 @@ changed: $(INSTALLED) $(MODELS)  ## Run the tests of what differs from main, in 
 	TQDM_DISABLE=1 $(BIN)/python -m tests.helpers.changed $(SIDE_BY_SIDE) --hypothesis-profile=ci -m "not slow"
 
 # The quickstart with few training steps: the cells are the same, and no checked output depends on it.
-test: $(INSTALLED) $(MODELS) browser  ## Run the unit tests, the quickstart notebook and one browser test per widget
+test: $(INSTALLED) $(MODELS) browser  ## Run the unit and integration tests, the quickstart notebook and one browser test per widget
 	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) --hypothesis-profile=ci --junitxml=.durations.xml -m "not slow and not rest" \
 		notebooks/1_quickstart.ipynb tests
 

@@ -355,7 +355,7 @@ class _Heads(nn.Module):
 
 def test_an_output_head_in_a_list_is_no_target() -> None:
     assert list(target_modules(_Heads())) == ["layers.0.up"]
-    with pytest.raises(ValueError, match=r"'heads\.0' is the output head, never a target"):
+    with pytest.raises(ValueError, match=r"'heads\.0' .*output head"):
         target_modules(_Heads(), ["heads.0"])
 
 

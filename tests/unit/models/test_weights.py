@@ -136,7 +136,7 @@ def test_a_weight_of_zeros_is_one_with_itself():
             model.model.layers[1].self_attn.o_proj.weight.mul_(scale).add_(scale)
         found.append(tlora.task_subspaces(model, calibrated(model), max_rank=4, kind="c", progress=False))
     assert list(tlora.align(found[0], found[0], 2).overlap.values()) == pytest.approx([1.0] * len(found[0].names))
-    with pytest.raises(ValueError, match=r"the weight of model\.layers\.1\.self_attn\.o_proj is not the same"):
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.o_proj"):
         tlora.align(*found, 2)
     tlora.task_subspaces(model, calibrated(model), max_rank=2, progress=False)
 
