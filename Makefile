@@ -24,9 +24,9 @@ INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
 # Threads slow tiny models down, several times on a busy machine.
-test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
+unit changed test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs dist lock format lab notebooks models install browser clean
+.PHONY: help demo unit changed test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs dist lock format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -35,9 +35,15 @@ help:  ## Say what each command does
 demo: $(PRODUCT) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; adapter and pictures in demo/
 	$(BIN)/tlora run $(DEMO)
 
-# The quickstart with few training steps: the cells are the same, and no checked output depends on it. Hypothesis draws the
-# same examples each time; `make test-long` looks for new ones.
-test: $(INSTALLED) $(MODELS) browser  ## Run the unit tests, the quickstart notebook and one browser test per widget
+# Here and below, hypothesis draws the same examples each time; `make test-long` looks for new ones.
+unit: $(INSTALLED) $(MODELS)  ## Run the unit tests alone; those of one folder with FOLDER=adapters
+	TQDM_DISABLE=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=ci -m "not slow and not rest" tests/unit/$(FOLDER)
+
+changed: $(INSTALLED) $(MODELS)  ## Run the tests of what differs from main, in commits or the working tree
+	TQDM_DISABLE=1 $(BIN)/python -m tests.helpers.changed $(SIDE_BY_SIDE) --hypothesis-profile=ci -m "not slow"
+
+# The quickstart with few training steps: the cells are the same, and no checked output depends on it.
+test: $(INSTALLED) $(MODELS) browser  ## Run the unit and integration tests, the quickstart notebook and one browser test per widget
 	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) --hypothesis-profile=ci --junitxml=.durations.xml -m "not slow and not rest" \
 		notebooks/1_quickstart.ipynb tests
 

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import llama_cpp
+
 REFUSED = "refused"
 _PATIENCE = 600  # seconds until a server must have answered
 
@@ -176,33 +178,4 @@ def _free_port() -> int:
 
 def llama_cpp_answers(model: Path, adapter: Path | None, questions: Questions) -> list[dict[str, Any]]:
     """Answers of llama.cpp, with keys and values kept in float32."""
-    with _llama_cpp(model, adapter) as server:
-        return [_llama_cpp_answer(server, prompt, questions) for prompt in questions.prompts]
-
-
-@contextlib.contextmanager
-def _llama_cpp(model: Path, adapter: Path | None) -> Iterator[Any]:
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(model)
-    parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = 1024, 1, 0
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
-    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    parameters.warmup, parameters.verbosity = False, 0
-    if adapter is not None:
-        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = xllamacpp.Server(parameters)
-    try:
-        yield server
-    finally:
-        del server
-
-
-def _llama_cpp_answer(server: Any, prompt: tuple[int, ...], questions: Questions) -> dict[str, Any]:
-    asked = {"prompt": list(prompt), "n_predict": questions.tokens, "temperature": 0, "n_probs": questions.top}
-    found = server.handle_completions(asked | {"cache_prompt": False})
-    steps = found["choices"][0]["logprobs"]["content"]
-    likeliest = [{t["id"]: t["logprob"] for t in step["top_logprobs"]} for step in steps]
-    return {"tokens": [step["id"] for step in steps], "likeliest": likeliest}
+    return llama_cpp.llama_cpp_answers(model, adapter, questions.prompts, questions.tokens, questions.top)

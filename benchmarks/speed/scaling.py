@@ -22,8 +22,9 @@ import transformers
 from torch import distributed
 
 import tlora
-from benchmarks.speed.memory import LLAMA, random_batch, said_by, shard
 from benchmarks.speed.stopwatch import Stages
+from tests.helpers.process_memory import LLAMA, said_by, shard
+from tests.helpers.training_steps import random_batch
 
 BATCHES, BATCH_SIZE, LENGTH, RANK = 8, 8, 64, 8
 WORK = {"samples": BATCHES * BATCH_SIZE, "length": LENGTH, "batch_size": BATCH_SIZE}

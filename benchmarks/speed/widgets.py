@@ -23,42 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from tests.browser.conftest import opened, served
-from tests.browser.lab import Lab
-from tlora.calibration.sensitivity import Sensitivity
-from tlora.subspaces.subspaces import Subspaces
+from tests.helpers.jupyterlab import Lab, opened, served
 
-RANK = 64
 CLICKS = 30
-
-
-def subspaces(modules: Sensitivity, kind: str, generator: torch.Generator) -> Subspaces:
-    """Random bases of rank 64; they are as wide as their rank is times four, for the workbench never looks at them."""
-    bases = {n: torch.linalg.qr(torch.randn(4 * RANK, RANK, generator=generator)).Q.T for n in modules.names}
-    falling = 1 / torch.arange(1, RANK + 1).float()
-    each = lambda values: {n: values.clone() for n in bases}  # noqa: E731
-    return Subspaces(
-        targets=modules.targets,
-        kind=kind,
-        max_rank=RANK,
-        bases=bases,
-        singular_values=each(falling),
-        numerical_rank=dict.fromkeys(bases, RANK),
-        row_variance=each(falling),
-        traces=dict.fromkeys(bases, float(2 * falling.sum())),
-        fingerprints=each(torch.ones(16)),
-        meta=modules.meta,
-    )
 
 
 BUILD = """
 import torch, viz
-from benchmarks.speed.widgets import subspaces
 from tests.helpers.sensitivities import llama_sensitivity
+from tests.helpers.subspaces import random_subspaces
 scores = llama_sensitivity(16)
-workbench = viz.Workbench(scores, subspaces(scores, "wc", torch.Generator().manual_seed(0)))
+workbench = viz.Workbench(scores, random_subspaces(scores, "wc", torch.Generator().manual_seed(0)))
 workbench.display()
 """
 BUSY = "import time\nuntil = time.monotonic() + 120\nwhile time.monotonic() < until: sum(range(10_000))"

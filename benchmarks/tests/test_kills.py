@@ -12,9 +12,11 @@ import pytest
 from benchmarks.lab import lr_search
 from benchmarks.lab.compare import compare
 from benchmarks.lab.store import Store, key_text
-from tests.slow.test_kills import killed, side_by_side, whole
+from tests.helpers.kills import FORKS, killed, side_by_side, whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")]
+
+FORKS.set_forkserver_preload([__name__])
 
 
 def compare_two(folder: Path) -> None:

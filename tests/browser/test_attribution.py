@@ -11,8 +11,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import viz
-from tests.browser.lab import opened_file
-from tests.browser.test_workbench import built
+from tests.helpers.bench import built
+from tests.helpers.jupyterlab import opened_file
 from tests.helpers.results import attribution, calibration, subspaces
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]

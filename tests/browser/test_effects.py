@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 import tlora
 import viz
-from tests.browser.lab import opened_file
+from tests.helpers.jupyterlab import opened_file
 from tests.helpers.results import base, calibration, effects, rescaling, subspaces
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]

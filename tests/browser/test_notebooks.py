@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.conftest import NOTEBOOKS
-from tests.browser.lab import Lab
+from tests.helpers.jupyterlab import NOTEBOOKS, Lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.packaged, pytest.mark.rest]
 

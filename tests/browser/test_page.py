@@ -15,7 +15,7 @@ import torch
 
 import tlora
 import viz
-from tests.browser.lab import launched
+from tests.helpers.jupyterlab import launched
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
 from viz.widgets.results import Results

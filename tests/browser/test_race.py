@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.test_workbench import Bench, built
+from tests.helpers.bench import Bench, built
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
 

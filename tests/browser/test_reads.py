@@ -15,8 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import viz
-from tests.browser.lab import opened_file
-from tests.browser.test_workbench import built
+from tests.helpers.bench import built
+from tests.helpers.jupyterlab import opened_file
 from tests.helpers.results import activations, calibration, subspaces
 from tlora.explanation.direction_activations import DirectionActivations
 from viz.widgets.panels.reads import reading
@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.rest]
 
 BUILD = """
 import viz
-from tests.browser.test_workbench import built
 from tests.helpers.results import activations, calibration, subspaces
 workbench = viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
 workbench.display()

@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from tests.browser.lab import launched
+from tests.helpers.jupyterlab import launched
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import viz
-from tests.browser.lab import Lab, launched
-from tests.browser.test_workbench import BUILD, RANKS, START, WORK, built, edited, expected
+from tests.helpers.bench import BUILD, RANKS, START, WORK, built, edited, expected
+from tests.helpers.jupyterlab import Lab, launched
 from tests.helpers.reported import results_of, save
 from tests.helpers.sensitivities import llama_sensitivity
 

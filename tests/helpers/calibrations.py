@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tlora
-from tests.helpers.models import tiny_batch
+from tests.helpers.models import tiny_batch, tiny_model
 from tlora.calibration.calibration import Calibration
 
 SKETCH = {"covariance": "sketch", "sketch_size": 12}
@@ -35,3 +35,9 @@ def assert_close(one: Calibration, other: Calibration, tolerance=1e-5):
     torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample, rtol=tolerance, atol=0)
     assert one.sample_fingerprints.tolist() == other.sample_fingerprints.tolist()
     assert one.meta.samples == other.meta.samples == len(one.sensitivity.per_sample)
+
+
+def calibration(family="llama", seed=0, samples=8, **options):
+    lengths = (9, 12, 7, 10)
+    given = [tiny_batch(family, seed=seed + n, lengths=lengths) for n in range(samples // 4)]
+    return tlora.calibrate(tiny_model(family), given, progress=False, **options)

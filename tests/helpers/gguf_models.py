@@ -9,9 +9,11 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from tests.helpers.models import ROPE, SPECIAL, VOCABULARY, tiny_model
+from tlora.adapters.lora_layers import adapter_layers
 
 LLAMA = {
     "model.embed_tokens": "token_embd",
@@ -207,3 +209,19 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
+
+
+def adapted_of(family: str, **changes) -> PeftModel:
+    """An adapter whose ranks and scalings differ by layer, B not zero."""
+    config = {"r": 3, "lora_alpha": 5, "target_modules": FAMILIES[family][2], "task_type": "CAUSAL_LM"}
+    config |= {
+        "rank_pattern": {r".*\.0\..*": 2},
+        "alpha_pattern": {r".*\.0\..*": 9},
+        "fan_in_fan_out": family == "gpt2",
+    }
+    model = get_peft_model(model_of(family), LoraConfig(**config | changes))
+    generator = torch.Generator().manual_seed(0)
+    for layer in adapter_layers(model).values():
+        for part in (layer.lora_A, layer.lora_B):
+            part["default"].weight.data.normal_(0, 0.3, generator=generator)
+    return model.eval()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,13 @@ def save(saved: dict[str, Result], folder: Path) -> Path:
         if name != "run":
             result.save(folder / "tlora" / name)
     return folder
+
+
+def page_data(path: Path) -> dict[str, Any]:
+    """The JSON values in the page."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(re.search(r"renderPage\((\{.*\}), document", text)[1])
+
+
+def panel_names(path: Path) -> list[str]:
+    return [panel["name"] for panel in page_data(path)["about"]["panels"]]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -64,3 +66,16 @@ each_trainer = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
 def losses(trainer: Trainer) -> list[float]:
     """Training loss of each logged step, in order."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """All of a model but DPO's reference, which is a copy."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if ".ref." not in name}
+
+
+def changed(model: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in tensors(model).items() if not torch.equal(tensor, before[name])}
+
+
+def every_b(model: torch.nn.Module) -> set[str]:
+    return {name for name in tensors(model) if "lora_B" in name}

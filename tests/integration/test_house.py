@@ -108,6 +108,21 @@ def test_the_tests_that_rule_out_silent_errors_exist():
     assert not named - defined
 
 
+def test_tests_import_neither_the_laboratory_nor_each_other():
+    """What they share is in tests/helpers, and so is what the laboratory takes; scripts that they start count too."""
+    line = re.compile(r"^\s*(?:from|import) ((?:tests|benchmarks)\b[\w.]*)", re.M)
+    wrong = []
+    for path in tracked():
+        if path.suffix != ".py" or path.parts[len(ROOT.parts)] not in ("tests", "benchmarks"):
+            continue
+        itself = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        allowed = ("tests.helpers", itself) if itself.startswith("tests.") else ("tests.helpers", "benchmarks")
+        wrong += [
+            f"{relative(path)}: {name}" for name in line.findall(path.read_text()) if not name.startswith(allowed)
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
 def tracked() -> list[Path]:
     ran = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     return [ROOT / name for name in ran.stdout.split("\0") if name] if ran.returncode == 0 else SOURCES

@@ -10,12 +10,11 @@ import transformers
 from datasets import Dataset
 from packaging.version import Version
 from peft import PeftModel
-from torch import Tensor
 
 import tlora
 from tests.helpers.adapted import logits, prepare
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
-from tests.helpers.trainers import THEIR_WARNINGS, dpo, each_trainer, losses, sft
+from tests.helpers.trainers import THEIR_WARNINGS, changed, dpo, each_trainer, every_b, losses, sft, tensors
 
 pytestmark = [THEIR_WARNINGS, pytest.mark.rest]
 TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", f"w{20 + n} w17 w18") for n in range(8)]
@@ -23,19 +22,6 @@ TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", f"w{20 + n} w17 w18") for n in ran
 
 def attached() -> PeftModel:
     return tlora.attach(*prepare())
-
-
-def tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """All of a model but DPO's reference, which is a copy."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if ".ref." not in name}
-
-
-def changed(model: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, tensor in tensors(model).items() if not torch.equal(tensor, before[name])}
-
-
-def every_b(model: torch.nn.Module) -> set[str]:
-    return {name for name in tensors(model) if "lora_B" in name}
 
 
 @each_trainer

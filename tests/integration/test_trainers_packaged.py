@@ -12,8 +12,7 @@ import torch
 from peft import PeftModel
 
 import tlora
-from tests.helpers.trainers import THEIR_WARNINGS, each_trainer, losses
-from tests.integration.test_trainers import changed, every_b, tensors
+from tests.helpers.trainers import THEIR_WARNINGS, changed, each_trainer, every_b, losses, tensors
 from tlora import Allocation, Subspaces
 
 pytestmark = [

@@ -9,7 +9,7 @@ import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.launched import in_processes
 from tests.helpers.results import same
-from tests.unit.training.test_trainer import without_dropout
+from tests.helpers.trainings import without_dropout
 
 SCRIPT = """
 import os, sys, torch

@@ -1,33 +1,25 @@
 """SIGKILL at random moments: what was reported as saved is there, nothing half-written is read, and runs go on.
 
-Each deed reports, in a file of its own, what it has saved so far. It runs in a fork of a process that has imported
-everything and done nothing (torch computes no gradients in a fork of one that has), and is killed once it has used a
-random share of the processor time that the whole deed takes: the moments are spread alike on a machine that has other
-things to do. Two deeds are killed side by side.
+Each deed reports, in a file of its own, what it has saved so far, and is killed once it has used a random share of the
+processor time that the whole deed takes. Two deeds are killed side by side.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.kills import FORKS, Deed, killed, side_by_side, whole
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import run as example_run
 from tests.helpers.results import same
@@ -36,7 +28,6 @@ from tlora.training.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.posix]
 
-Deed = Callable[[Path], None]
 SAVES = 12  # of a deed that saves again and again
 TRAINING: dict[str, Any] = {
     "learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "save_steps": 1, "save_total_limit": 3, "progress": False,
@@ -44,66 +35,7 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 
 
-FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__])
-ONE = threading.Lock()
-"""A start asks all processes whether they have ended; the answer of each can be read only once."""
-
-
-def forked(deed: Deed, folder: Path) -> Any:
-    """The process that does it."""
-    process = FORKS.Process(target=do, args=(deed, folder))
-    with ONE:
-        process.start()
-    return process
-
-
-def do(deed: Deed, folder: Path) -> None:
-    """A deed, and how much processor time it took, or how it failed."""
-    os.chdir(folder)
-    try:
-        deed(folder)
-    except BaseException:
-        (folder / "failure.txt").write_text(traceback.format_exc())
-        raise
-    (folder / "seconds.txt").write_text(f"{time.process_time()}")
-
-
-def why(process: Any, folder: Path) -> str:
-    """How a deed failed, if it could still say so."""
-    said = folder / "failure.txt"
-    return said.read_text() if said.exists() else f"ended with {process.exitcode}"
-
-
-def used(process: int) -> float:
-    """Seconds of processor time, an ended process infinitely many."""
-    try:
-        times = psutil.Process(process).cpu_times()
-    except psutil.NoSuchProcess:
-        return float("inf")
-    return float(times.user + times.system)
-
-
-def whole(deed: Deed, folder: Path) -> float:
-    """Do it undisturbed: how much processor time it takes, in seconds."""
-    folder.mkdir(exist_ok=True)
-    process = forked(deed, folder)
-    process.join()
-    assert process.exitcode == 0, why(process, folder)
-    return float((folder / "seconds.txt").read_text())
-
-
-def killed(deed: Deed, folder: Path, after: float) -> None:
-    """Do it, and kill it after so many seconds of processor time; it may be done before."""
-    folder.mkdir(exist_ok=True)
-    process = forked(deed, folder)
-    while used(process.pid) < after:
-        time.sleep(0.001)
-    time.sleep(0.01 * (after * 1e4 % 1))  # the clock of processor time ticks every 10 ms
-    with ONE:
-        process.kill()
-        process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), why(process, folder)
 
 
 def report(folder: Path, number: int) -> None:
@@ -123,13 +55,6 @@ def moments(name: str, count: int, longest: float) -> Iterator[tuple[int, float]
     rng = Random(name)
     for number in range(count):
         yield number, rng.uniform(0, longest)
-
-
-def side_by_side(tasks: list[Callable[[], None]]) -> None:
-    """Watch over two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        for future in [pool.submit(task) for task in tasks]:
-            future.result()
 
 
 # Deeds that save one thing again and again, each time another.

@@ -25,7 +25,7 @@ from tests.helpers.launched import in_processes
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.pages import DOCS, blocks
 from tests.helpers.results import same
-from tests.unit.training.test_train import HeldOut, held_out
+from tests.helpers.trainings import HeldOut, held_out
 
 pytestmark = pytest.mark.slow
 

@@ -20,10 +20,10 @@ from transformers import (
 )  # fmt: skip
 
 import tlora
-from benchmarks.speed.freezing import CASES, RUNS, VARIANTS, Stepper, allocated_peak, random_model, stored_bytes
-from benchmarks.speed.memory import CONFIGURATIONS, estimated, measured
 from tests.helpers.adapted import rising_allocation
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model
+from tests.helpers.process_memory import CONFIGURATIONS, estimated, measured
+from tests.helpers.training_steps import CASES, RUNS, VARIANTS, Stepper, allocated_peak, random_model, stored_bytes
 from tlora import resource_estimate
 from tlora.resource_estimate import estimate, matmul_speed
 

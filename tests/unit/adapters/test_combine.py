@@ -1,7 +1,5 @@
 """Combined adapters: against weights that were added by hand, PEFT's own merges, and what cannot be combined."""
 
-import json
-
 import pytest
 import torch
 from peft import PeftModel
@@ -10,9 +8,10 @@ from safetensors.torch import load_file
 
 import tlora
 from tests.helpers.adapted import logits, prepare, step
+from tests.helpers.calibrations import calibration
 from tests.helpers.foreign import foreign
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.unit.adapters.test_compress import calibration
+from tests.helpers.pairs import BASES, other, plain
 from tlora.serving.verify import export_difference
 
 WIDE = {
@@ -186,42 +185,6 @@ def test_heads_are_kept_or_refused(tmp_path):
         assert all(torch.equal(written[key], heads[key]) for key in kept)
 
 
-def untrained(folder, name, seed):
-    """An adapter with fingerprints of its base."""
-    model = tiny_model("llama", seed=seed)
-    known = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    tlora.save_initial(tlora.attach(model, None, tlora.allocate(known.sensitivity, 2)), folder / name)
-
-
-def named(folder, name, base):
-    """An adapter that names its base, as other trainers do."""
-    saved(folder, name, tiny_model("llama"))
-    file = folder / name / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
-
-
-def pair(write_first, write_second):
-    return lambda folder: (write_first(folder, "a"), write_second(folder, "b"))
-
-
-def plain(folder, name):
-    saved(folder, name, tiny_model("llama"))
-
-
-def other(base="llama", **config):
-    sizes = config.pop("sizes", {})
-    return pair(plain, lambda folder, name: saved(folder, name, tiny_model(base, **sizes), **config))
-
-
-BASES = {
-    "other weights": (pair(lambda f, n: untrained(f, n, 0), lambda f, n: untrained(f, n, 1)), {}, "another weight"),
-    "other names": (pair(lambda f, n: named(f, n, "one"), lambda f, n: named(f, n, "two")), {}, "names one"),
-    "other sizes": (other(sizes={"hidden_size": 64}), {}, r"q_proj is \(32, 32\)"),
-    "DoRA": (other(use_dora=True), {}, "use_dora"),
-    "PiSSA": (other(init_lora_weights="pissa"), {}, "pissa"),
-    "OLoRA": (other(init_lora_weights="olora"), {}, "olora"),
-}
-"""What `combine` and `interference` refuse alike."""
 REFUSED = BASES | {
     "an embedding": (other(target_modules=["embed_tokens", "q_proj"]), {}, "embed_tokens"),
     "method": (other(), {"method": "linear"}, "method"),

@@ -11,15 +11,10 @@ from scipy.linalg import fractional_matrix_power
 
 import tlora
 from tests.helpers.adapted import adapted_model
+from tests.helpers.calibrations import calibration
 from tests.helpers.models import singles, tiny_batch, tiny_model
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
-
-
-def calibration(family="llama", seed=0, samples=8, **options):
-    lengths = (9, 12, 7, 10)
-    given = [tiny_batch(family, seed=seed + n, lengths=lengths) for n in range(samples // 4)]
-    return tlora.calibrate(tiny_model(family), given, progress=False, **options)
 
 
 def other_adapter(family="llama", **changes) -> PeftModel:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tlora
+from tests.helpers.allocations import assert_budget_is_met, attempt
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.sensitivities import sensitivity
-from tests.unit.allocation.test_constraints import assert_budget_is_met, attempt
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.stability import allocation_stability

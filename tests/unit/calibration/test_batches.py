@@ -110,7 +110,7 @@ def test_padding_that_the_last_module_reads_next_to_nothing_of_is_seen() -> None
     forward = v_proj.forward
     v_proj.forward = lambda x: forward(x.mean(1, keepdim=True).expand_as(x))
     batch = tiny_batch("llama", (20, 3))
-    with pytest.raises(RuntimeError, match=r"layers\.0\.self_attn\.o_proj reads: the model reads padding"):
+    with pytest.raises(RuntimeError, match=r"layers\.0\.self_attn\.o_proj .*padding"):
         calibrate(model, [batch])
 
 
@@ -268,7 +268,7 @@ def test_labels_of_tokens_where_they_stand_are_refused(name: str) -> None:
 def test_rows_with_labels_on_padding_are_refused() -> None:
     rows = Dataset.from_list([{"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0], "labels": [5, 6, 0]}])
     model = tiny_model("llama")
-    with pytest.raises(ValueError, match="row 0 of the dataset has labels on padding"):
+    with pytest.raises(ValueError, match=r"row 0 .*labels on padding"):
         tlora.train(
             tlora.attach(model, None, planned(model)[1]), rows, learning_rate=0.05, batch_size=2, progress=False
         )

@@ -160,7 +160,7 @@ def test_modules_that_read_padding_of_their_own_are_refused_all_at_once():
         tlora.calibrate(model.eval(), [tiny_batch("bert")], progress=False)
     sizes = {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "num_decoder_layers": 1}
     model = transformers.FunnelForSequenceClassification(transformers.FunnelConfig(vocab_size=64, **sizes)).eval()
-    with pytest.raises(RuntimeError, match=r"and \d+ other modules read .*: leave them out, target_modules=\['"):
+    with pytest.raises(RuntimeError, match=r"\d+ other modules .*target_modules=\['"):
         tlora.calibrate(model, [tiny_batch("bert")], progress=False)
 
 
@@ -611,7 +611,7 @@ def test_an_input_that_is_changed_after_it_was_read_is_refused() -> None:
         return found + mine.mul_(3)
 
     mlp.forward = forward
-    with pytest.raises(RuntimeError, match=r"the input of model\.layers\.0\.mlp\.\w+ is changed in place"):
+    with pytest.raises(RuntimeError, match=r"model\.layers\.0\.mlp\.\w+ .*in place"):
         tlora.calibrate(model, [tiny_batch(model)], progress=False)
 
 
@@ -659,9 +659,7 @@ class Stream(IterableDataset):
 
 def test_a_loader_that_may_never_end_needs_samples() -> None:
     model, loader = tiny_model("llama"), DataLoader(Stream(), batch_size=None)
-    with pytest.raises(
-        ValueError, match=r"a DataLoader that does not know its length, and may never end: .*samples=32"
-    ):
+    with pytest.raises(ValueError, match=r"DataLoader .*samples=32"):
         calibrate(model, loader)
     assert calibrate(model, loader, samples=4).meta.samples == 4
     with pytest.raises(ValueError, match="no batches to run"):

@@ -86,15 +86,16 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     model = tiny_model("llama")
     one, other = batches(model, 2)
     calibrate(model, [one], checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="holds 3 samples that are not among these"):
-        calibrate(model, [other], checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="another model"):
-        calibrate(tiny_model("llama", seed=1), [one, other], checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="tokens='all' and 'labels'"):
-        calibrate(model, [one, other], checkpoint=tmp_path, tokens="labels")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file: name a folder"):
-        calibrate(model, [one], checkpoint=tmp_path / "file")
+    refused = [
+        ((model, [other]), {}, "3 samples"),
+        ((tiny_model("llama", seed=1), [one, other]), {}, "another model"),
+        ((model, [one, other]), {"tokens": "labels"}, "tokens='all' and 'labels'"),
+        ((model, [one]), {"checkpoint": tmp_path / "file"}, "is a file"),
+    ]
+    for arguments, options, named in refused:
+        with pytest.raises(ValueError, match=named):
+            calibrate(*arguments, **{"checkpoint": tmp_path} | options)
 
 
 KILLS = """

@@ -97,7 +97,7 @@ def test_what_nothing_is_learned_from_is_left_out() -> None:
     assert_close(calibrate(model, [by_positions(samples)]), expected)
     for sample in samples:
         sample["labels"] = [-100] * len(sample["labels"])
-    with pytest.raises(ValueError, match="batch 0: sample 0 has no label"):
+    with pytest.raises(ValueError, match="batch 0: sample 0"):
         tlora.calibrate(model, [by_positions(samples)], progress=False)
 
 
@@ -105,5 +105,5 @@ def test_what_nothing_is_learned_from_is_left_out() -> None:
 def test_packed_rows_without_positions_are_refused(key: str) -> None:
     """They would count as one sample."""
     batch = one_row(rows()) | {key: torch.tensor(LENGTHS), "attention_mask": torch.ones(1, sum(LENGTHS))}
-    with pytest.raises(ValueError, match=f"batch 0 has {key}: pass position_ids too"):
+    with pytest.raises(ValueError, match=f"batch 0 .*{key}.*position_ids"):
         tlora.calibrate(tiny_model("llama"), [batch], progress=False)

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 import tlora
 from tests.helpers.foreign import foreign
 from tests.helpers.models import singles, tiny_batch, tiny_model
-from tests.unit.adapters.test_combine import BASES
+from tests.helpers.pairs import BASES
 
 TARGETS = {
     "llama": (["q_proj", "down_proj"], ["q_proj", "v_proj"]),

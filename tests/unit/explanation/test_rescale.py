@@ -11,8 +11,8 @@ from peft import PeftModel
 
 import tlora
 from tests.helpers.adapted import logits
+from tests.helpers.exact_adapters import SMOOTH, adapter, exact_norms, layers, task
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tests.unit.explanation.test_attribute import SMOOTH, adapter, exact_norms, layers, task
 
 FAMILIES = ["llama", "gpt2", "t5"]
 

@@ -12,8 +12,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 
 import tlora
 from tests.helpers.adapted import condition
+from tests.helpers.exact_adapters import adapter, layers, task, values
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tests.unit.explanation.test_attribute import adapter, layers, task, values
 from tlora.explanation.side_effects_result import MeasuredText
 from tlora.results import Meta
 

@@ -282,8 +282,7 @@ def test_a_packaged_file_is_unpacked_once(tmp_path, folder, monkeypatch):
     """What stands in for transformers reads the file."""
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF" + bytes(20))
-    monkeypatch.setattr(loading, "PACKAGED", {"packed": ("no_package", "model.gguf")})
-    monkeypatch.setattr(loading, "_packaged_path", lambda name: file)
+    monkeypatch.setattr(loading, "PACKAGED", {"packed": ("tests", file)})
     monkeypatch.setattr(loading, "HF_HOME", str(tmp_path / "cache"))
     read = []
 

@@ -16,6 +16,7 @@ from torch import nn
 import tlora
 from tests.helpers import families
 from tests.helpers.models import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.quantized import QuantLinear
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.targets import head_modules, target_modules
 
@@ -222,15 +223,6 @@ def test_what_reads_images_is_left_out():
     assert all(name.startswith("model.language_model.layers.") for name in found)
 
 
-class QuantLinear(nn.Module):
-    """What GPTQ and AWQ layers look like: sizes and packed integers, no weight."""
-
-    def __init__(self, in_features, out_features):
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("qweight", torch.zeros(in_features // 8, out_features, dtype=torch.int32))
-
-
 def test_quantized_layers_are_found_by_class_with_their_true_size():
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = QuantLinear(48, 32)
@@ -363,7 +355,7 @@ class _Heads(nn.Module):
 
 def test_an_output_head_in_a_list_is_no_target() -> None:
     assert list(target_modules(_Heads())) == ["layers.0.up"]
-    with pytest.raises(ValueError, match=r"'heads\.0' is the output head, never a target"):
+    with pytest.raises(ValueError, match=r"'heads\.0' .*output head"):
         target_modules(_Heads(), ["heads.0"])
 
 

@@ -174,7 +174,7 @@ def test_known_cases_by_gain(gains, budget, low, high, costs, expected):
 
 
 def test_floors_above_the_budget_are_refused():
-    with pytest.raises(ValueError, match="floors cost 6, more than the budget of 5"):
+    with pytest.raises(ValueError, match=r"6, .*budget of 5"):
         apportion([1, 2], 5, [3, 3], [9, 9])
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 
 import tlora
 from tests.helpers.foreign import tied
-from tests.helpers.gguf_models import FAMILIES, gguf_name, model_of, row_order, tensors_of, write_model
+from tests.helpers.gguf_models import FAMILIES, adapted_of, gguf_name, model_of, row_order, tensors_of, write_model
 from tests.helpers.models import tiny_batch, tiny_model
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.loading import silence_transformers
@@ -19,22 +19,6 @@ from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
-
-
-def adapted_of(family: str, **changes) -> PeftModel:
-    """An adapter whose ranks and scalings differ by layer, B not zero."""
-    config = {"r": 3, "lora_alpha": 5, "target_modules": FAMILIES[family][2], "task_type": "CAUSAL_LM"}
-    config |= {
-        "rank_pattern": {r".*\.0\..*": 2},
-        "alpha_pattern": {r".*\.0\..*": 9},
-        "fan_in_fan_out": family == "gpt2",
-    }
-    model = get_peft_model(model_of(family), LoraConfig(**config | changes))
-    generator = torch.Generator().manual_seed(0)
-    for layer in adapter_layers(model).values():
-        for part in (layer.lora_A, layer.lora_B):
-            part["default"].weight.data.normal_(0, 0.3, generator=generator)
-    return model.eval()
 
 
 def read(file: Path) -> tuple[dict[str, np.ndarray], dict]:

@@ -168,7 +168,7 @@ def test_answers_of_an_encoder_decoder_have_a_limit_of_their_own() -> None:
     model = transformers.BartForConditionalGeneration(config).eval()
     ids = torch.full((1, 5), 7)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full((1, 41), 7)}
-    with pytest.raises(ValueError, match=r"a sample has 41 tokens, and the model reads at most 40, by model.decoder"):
+    with pytest.raises(ValueError, match=r"41 tokens, .* 40, by model\.decoder"):
         tlora.calibrate(model, [batch], progress=False)
     short = batch | {"labels": batch["labels"][:, :40]}
     assert tlora.calibrate(model, [short], progress=False).meta.samples == 1

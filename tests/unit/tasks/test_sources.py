@@ -91,11 +91,11 @@ def test_classes_are_those_of_training_by_name(names):
 
 def test_classes_that_training_lacks_are_refused():
     splits = {"test": with_classes(["b", "d"], "bd"), "train": with_classes(["a", "b", "c"], "ab")}
-    with pytest.raises(ValueError, match="classes of test are 'b', 'd', those of train"):
+    with pytest.raises(ValueError, match=r"test .*'d'.* train"):
         read_dataset(splits)
     del splits["train"]
     assert read_dataset(splits).classes == ("b", "d")
-    with pytest.raises(ValueError, match="classes of test are 'b', 'd', those of validation"):
+    with pytest.raises(ValueError, match=r"test .*'d'.* validation"):
         read_dataset({"validation": with_classes(["a", "b"], "ab")} | splits)
 
 
@@ -118,7 +118,7 @@ def test_labels_become_indices_in_order(labels, classes):
 def test_labels_of_all_splits_are_numbered_together():
     texts = {"train": ["good", "bad ", "bad"], "test": ["Bad"]}
     data = {split: Dataset.from_dict({"text": labels, "label": labels}) for split, labels in texts.items()}
-    with pytest.warns(UserWarning, match="test of dataset has the label 'Bad', which no sample of train has"):
+    with pytest.warns(UserWarning, match=r"test .*'Bad'.* train"):
         source = read_dataset(data)
     assert source.classes == ("Bad", "bad", "good")
     assert source.splits["train"]["label"][:] == [2, 1, 1]

@@ -13,7 +13,7 @@ def test_samples_in_two_splits_are_told_whatever_their_weights() -> None:
     weighed = [message | ({"weight": 1} if message["role"] == "assistant" else {}) for message in talk]
     splits = {"train": [{"messages": weighed}] * 10, "test": [{"messages": talk}]}
     data = {name: Dataset.from_list(rows) for name, rows in splits.items()}
-    with pytest.warns(UserWarning, match="10 training samples are in another split"):
+    with pytest.warns(UserWarning, match="10 training samples"):
         load_task(data, bytes_tokenizer(CALLING), validation=0)
 
 

@@ -90,7 +90,7 @@ def test_truncation_is_counted_and_said_and_samples_without_labels_are_dropped()
     whole = load_task(data, tokenizer, **SIZES)
     lengths = [len(row["input_ids"]) for row in whole.train]
     assert [whole.cuts["train"].truncated, whole.cuts["train"].longest] == [0, max(lengths)]
-    with pytest.warns(UserWarning, match=r"max_length=10 truncated 2 of train \(1 lost their whole answer"):
+    with pytest.warns(UserWarning, match=r"max_length=10 .*2 of train \(1 "):
         task = load_task(data, tokenizer, max_length=10, **SIZES)
     assert (task.cuts["train"].truncated, task.cuts["train"].dropped) == (2, 1)
     assert task.cuts["train"].longest == max(lengths)

@@ -5,7 +5,6 @@ import gc
 import math
 import re
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import psutil
 import pytest
 import torch
 import tqdm.auto
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -21,33 +19,13 @@ from transformers import TrainerCallback
 import tlora
 from tests.helpers.adapted import adapted_model, condition, token_rows
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.helpers.trainings import StopAfter, state_of, two_adapters
+from tests.helpers.trainings import HeldOut, StopAfter, held_out, state_of, two_adapters
 from tlora.adapters.attach import attach_options
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
 from tlora.training.train import NOT_ATTACHED, train
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What `train` asks of a task: splits, a name, batches, and a metric."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-    name: str = "random tokens"
-
-    def collate(self, examples: Any) -> dict[str, torch.Tensor]:
-        return Rows(self.train, 0).collate(examples)
-
-    def evaluate(self, model: Any, split: str, limit: int | None, *, progress: bool) -> dict[str, float]:
-        return {f"{split} {progress}": math.inf if limit is None else float(limit)}
-
-
-def held_out(kind: type[HeldOut] = HeldOut, test: int = 4) -> Any:
-    return kind(token_rows(), token_rows(8, seed=1), token_rows(8, seed=2).select(range(test)))
 
 
 class At(TrainerCallback):
@@ -172,7 +150,7 @@ def test_interrupt_returns_the_run_so_far() -> None:
     model = adapted_model()
     model.get_base_model().model.layers[0].train()  # an unusual condition, to be found again
     before, callback = condition(model), At(3, interrupt)
-    with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
+    with pytest.warns(UserWarning, match="2 of 4 steps"):
         run = train(model, held_out(), callbacks=[callback], **QUICK)
     assert (callback.ends, run.interrupted, run.diverged, run.after) == (1, True, False, {})
     assert run.meta.recipe["steps"] == [2, 4]
@@ -195,7 +173,7 @@ def test_interrupt_closes_every_bar(capfd: pytest.CaptureFixture[str]) -> None:
         def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-    with pytest.warns(UserWarning, match="interrupted after 1 of 4 steps"):
+    with pytest.warns(UserWarning, match="1 of 4 steps"):
         train(adapted_model(), held_out(), callbacks=[InEvaluation()], **(QUICK | {"progress": True}))
     assert "1/4" in capfd.readouterr().err
     assert not list(tqdm.auto.tqdm._instances)
@@ -214,7 +192,7 @@ def test_interrupt_of_an_evaluation_is_an_interrupt_too() -> None:
 
 
 def test_stop_button_ends_training_and_still_evaluates() -> None:
-    with pytest.warns(UserWarning, match="a callback stopped training after 2 of 4 steps"):
+    with pytest.warns(UserWarning, match=r"callback .*2 of 4 steps"):
         run = train(adapted_model(), token_rows(), callbacks=StopAfter(2), **QUICK)
     assert run.interrupted
     assert run.history["step"].tolist() == [1, 2]
@@ -259,7 +237,7 @@ def test_warns_of_a_b_that_stays_zero() -> None:
     model = adapted_model()
     b = next(p for name, p in model.named_parameters() if "lora_B" in name)
     b.register_hook(torch.zeros_like)
-    with pytest.warns(UserWarning, match=r"B is still zero after 4 steps in model\.layers\.0\.self_attn\.q_proj:"):
+    with pytest.warns(UserWarning, match=r"B is still zero .*model\.layers\.0\.self_attn\.q_proj"):
         train(model, token_rows(), **QUICK)
     with pytest.warns(UserWarning, match="and 1 more"):
         train(adapted_model(), token_rows(), max_steps=1, **QUICK)
@@ -384,7 +362,7 @@ def test_the_best_step_that_is_named_is_the_one_that_was_saved(tmp_path: Path) -
     """Evaluated at each step and saved at every third, the best of all was mostly not kept."""
     options = BEST | {"eval_steps": 1, "save_steps": 3, "max_steps": 9, "output_dir": tmp_path}
     options |= {"greater_is_better": True, "learning_rate": 0.5}  # the first step is then the best of all
-    with pytest.warns(UserWarning, match="the run holds that of step 3, the best"):
+    with pytest.warns(UserWarning, match="step 3, the best"):
         run = train(adapted_model(), held_out(), callbacks=StopAfter(5), **options)
     saved = load_file(tmp_path / "checkpoint-3" / "adapter_model.safetensors")
     assert all(torch.equal(tensor, run.adapter[name]) for name, tensor in saved.items())

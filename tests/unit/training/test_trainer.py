@@ -11,17 +11,9 @@ from peft import LoraConfig, get_peft_model
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model
+from tests.helpers.trainings import without_dropout
 
 QUIET: dict[str, Any] = {"progress": False, "evaluation_limit": 0, "batch_size": 4}
-
-
-def without_dropout(model: Any) -> Any:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    return model
 
 
 def first_step(model: Any, rows: Dataset, size: int, parts: int) -> list[float]:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.reported import results_of, save
+from tests.helpers.reported import page_data, panel_names, results_of, save
 from viz import report
-
-
-def page_data(path: Path) -> dict[str, Any]:
-    """The JSON values in the page."""
-    text = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r"renderPage\((\{.*\}), document", text)[1])
-
-
-def panel_names(path: Path) -> list[str]:
-    return [panel["name"] for panel in page_data(path)["about"]["panels"]]
 
 
 @pytest.fixture(scope="module")

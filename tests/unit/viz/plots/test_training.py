@@ -7,7 +7,7 @@ import pytest
 
 import viz
 from tests.helpers.pictured import META, texts, training_run
-from tests.unit.viz.widgets.test_monitor import train
+from tests.helpers.trainings import train
 
 
 def test_steps_that_were_not_logged_were_done_all_the_same():

@@ -11,17 +11,13 @@ from transformers import TrainerCallback
 import tlora
 import viz
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.unit.viz.widgets.test_widgets import Shell
+from tests.helpers.shells import Shell
+from tests.helpers.trainings import train
 from viz.widgets import base as widgets
 from viz.widgets import monitor as module
 from viz.widgets.monitor import MonitorState, curve_values, draw_losses, draw_monitor, module_places
 
 NAMES = tuple(f"model.layers.{layer}.{p}" for layer in range(3) for p in ("q_proj", "down_proj"))
-
-
-def train(*callbacks: Any, steps: int = 6, **arguments: Any) -> tlora.TrainingRun:
-    fixed = {"batch_size": 4, "evaluation_limit": 0, "progress": False}
-    return tlora.train(adapted_model(), token_rows(), max_steps=steps, callbacks=callbacks, **fixed, **arguments)
 
 
 class At(TrainerCallback):

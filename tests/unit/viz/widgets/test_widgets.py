@@ -20,6 +20,7 @@ import pytest
 
 import viz
 from tests.helpers.results import calibration, kinds, subspaces
+from tests.helpers.shells import Shell
 from viz.widgets import base as widgets
 
 
@@ -28,17 +29,6 @@ def workbench() -> viz.Workbench:
 
 
 ALL: list[Callable[[], Any]] = [workbench, viz.TrainingMonitor]
-
-
-class Shell:
-    """What `get_ipython` gives in a kernel."""
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        self.kernel = self
-        self.content = content
-
-    def get_parent(self) -> dict[str, Any]:
-        return {"content": self.content} if self.content else {}
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import viz
+from tests.helpers.reported import page_data, panel_names
 from tests.helpers.results import calibration, effects, rescaling, subspaces
-from tests.unit.viz.test_report import page_data, panel_names
 from viz.widgets.panels.effects import effects_panel
 from viz.widgets.results import Results
 
