@@ -60,5 +60,7 @@ from .explanation.direction_outputs import DirectionOutputs as DirectionOutputs
 from .explanation.measure_interference import interference as interference
 from .explanation.interference import Interference as Interference
 from .recipes import Recipe as Recipe
+from .recipes import Plan as Plan
+from .recipes import prepare as prepare
 from .comparison.race import race as race
 from .comparison.race_result import Race as Race

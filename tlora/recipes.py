@@ -1,24 +1,46 @@
-"""Recipes: named, frozen sets of arguments of the functions of the pipeline."""
+"""One run: a recipe names the arguments of each step, `prepare` takes the steps that come before training."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import pandas as pd
 
 from tlora.adapters.attach import attach
-from tlora.allocation.allocate import allocate
+from tlora.allocation.allocate import allocate, check_limits
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
-from tlora.calibration.sensitivity import Sensitivity
-from tlora.results import Meta
+from tlora.calibration.calibration import Calibration
+from tlora.models.record import fixed_weights
+from tlora.models.targets import check_is_model, target_modules
+from tlora.models.weights import check_same_model
+from tlora.results import Meta, Result
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.training.arguments import check_names
 from tlora.training.train import train
-from tlora.utils.defaults import DIRECTIONS
-from tlora.utils.defaults import RECIPES as RECIPE_ARGUMENTS
+from tlora.utils.defaults import (
+    BATCH_SIZE,
+    COVARIANCE,
+    DEFAULT_RECIPE,
+    DIRECTIONS,
+    GRADIENT_KINDS,
+    KIND,
+    KINDS,
+    RANK,
+    SAMPLES,
+    SKETCH_SIZE,
+    Kind,
+)
+from tlora.utils.distributed import Processes
+from tlora.utils.text import count_text
+from tlora.utils.validation import check_type
+
+logger = logging.getLogger(__name__)
 
 Arguments = Mapping[str, Any]
 
@@ -31,8 +53,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 # Arguments that the caller gives, not a recipe: data, sizes, seeds and progress.
 _CALLERS = {
-    "model", "batches", "task", "calibration", "sensitivity", "subspaces", "allocation",
-    "rank", "seed", "output_dir", "resume", "progress", "callbacks", "replace",
+    "model", "batches", "task", "calibration", "sensitivity", "plan", "subspaces", "allocation",
+    "rank", "seed", "output_dir", "resume", "progress", "callbacks", "replace", "checkpoint", "checkpoint_every",
     "config", "samples",
 }  # fmt: skip
 
@@ -41,7 +63,7 @@ _CALLERS = {
 class Recipe:
     """Arguments of the functions of the pipeline, under a name; what is not named is as by default.
 
-    ``tlora.race`` takes recipes among its arms, so that each choice can be tried against the others.
+    ``tlora.prepare`` and ``tlora.race`` take recipes, so that each choice can be tried against the others.
 
     Attributes
     ----------
@@ -63,8 +85,8 @@ class Recipe:
     --------
     >>> tlora.Recipe("wider", attach={"rows": "orthonormal"}, allocate={"temperature": 0.5})
     Recipe(wider: allocate(temperature=0.5), attach(rows='orthonormal'))
-    >>> tlora.Recipe.named("tlora").task_subspaces
-    {'kind': 'fisher'}
+    >>> tlora.Recipe.named("captured").override(allocate={"max_rank": 16})
+    Recipe(captured: task_subspaces(kind='fisher'), allocate(by='captured', ..., max_rank=16))
     """
 
     name: str
@@ -85,13 +107,42 @@ class Recipe:
 
     @staticmethod
     def named(name: str) -> Recipe:
-        """The recipe of that ``name``, as for ``tlora run --recipe`` and `tlora.race`; a KeyError names all others."""
+        """Return the recipe of that ``name``, as in ``tlora run --recipe``; a KeyError names all others."""
+        if name == "tlora":  # the name that the default had, which is not the published method
+            raise KeyError("no recipe 'tlora': choose 'captured', the default here, or 'tlora-paper', as published")
         if name not in RECIPES:
             raise KeyError(f"no recipe {name!r}: choose one of {', '.join(RECIPES)}")
         return RECIPES[name]
 
+    def override(self, **arguments: Arguments | None) -> Recipe:
+        """Return the recipe with other arguments, by function; those that are not named stay.
+
+        ``task_subspaces=None`` drops the subspaces.
+        """
+        changed: dict[str, Any] = {
+            function: None if values is None else {**(getattr(self, function) or {}), **values}
+            for function, values in arguments.items()
+        }
+        return replace(self, **changed)
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of the directions that ``A`` starts from; None if it is random."""
+        return None if self.task_subspaces is None else self.task_subspaces.get("kind", KIND)
+
+    @property
+    def needs(self) -> dict[str, bool]:
+        """What the calibration has to keep for these directions: arguments of `tlora.calibrate`."""
+        needs = KINDS[self.kind].needs if self.kind else ""
+        return {needs: True} if needs else {}
+
+    @property
+    def follows_directions(self) -> bool:
+        """Whether ranks are chosen by what directions capture, so that the directions come first."""
+        return self.allocate.get("by") == "captured" and self.allocate.get("adapt_ranks", True)
+
     def arguments(self) -> dict[str, dict[str, Any] | None]:
-        """What differs from the defaults, by function; None where there are no subspaces."""
+        """Return what differs from the defaults, by function; None if there are no subspaces."""
         arguments = {function: getattr(self, function) for function in _FUNCTIONS}
         return {
             function: None if values is None else dict(values) for function, values in arguments.items() if values != {}
@@ -105,24 +156,6 @@ class Recipe:
         return f"Recipe({self.name}: {', '.join(calls) or 'all as by default'})"
 
 
-def allocate_and_decompose(
-    sensitivity: Sensitivity, arguments: Arguments, decompose: Callable[[int | Allocation], Subspaces | None]
-) -> tuple[Allocation, Subspaces | None]:
-    """Allocate and compute the subspaces, in the order that the allocation needs.
-
-    By score the ranks come first, and only their directions are computed. By captured gradient the directions come
-    first: as many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
-    ``arguments`` are those of `allocate`; ``decompose`` takes a largest rank or an allocation, and returns None if
-    ``A`` is random.
-    """
-    if arguments.get("by") != "captured" or not arguments.get("adapt_ranks", True):
-        allocation = allocate(sensitivity, **arguments)
-        return allocation, decompose(allocation)
-    most = arguments.get("max_rank") or DIRECTIONS * arguments["rank"]
-    subspaces = decompose(max(most.values()) if isinstance(most, Mapping) else most)
-    return allocate(sensitivity, **arguments, subspaces=subspaces), subspaces
-
-
 def _check(function: str, arguments: Arguments) -> None:
     parameters = inspect.signature(_FUNCTIONS[function]).parameters
     named = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD} - _CALLERS
@@ -134,8 +167,247 @@ def _check(function: str, arguments: Arguments) -> None:
         check_names(arguments.keys() - named)
 
 
-RECIPES: dict[str, Recipe] = {name: Recipe(name, **arguments) for name, arguments in RECIPE_ARGUMENTS.items()}
-"""Recipes by name: ``tlora``, with ``A`` frozen along the directions of kind ``"fisher"``, ranks by what they capture
-of the gradient, and the parameters and scale of uniform ranks; ``tlora-trained``, the same start with ``A`` trained as
-well; ``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; ``tlora-paper``, the published method:
-what the functions do by default, with rows of length one; and ``lora``, plain LoRA."""
+_CAPTURED: dict[str, Any] = {
+    "task_subspaces": {"kind": "fisher"},
+    "allocate": {"by": "captured", "budget": "parameters", "adapt_scales": False},
+}
+_ALL = [
+    Recipe("captured", **_CAPTURED),
+    Recipe("captured-trained", **_CAPTURED, attach={"freeze_a": False}),
+    # The steps after A is frozen cost what those of `captured` cost.
+    Recipe("captured-freeze-late", **_CAPTURED, attach={"freeze_a": False}, train={"freeze_a_after": 0.2}),
+    Recipe("tlora-paper", attach={"rows": "orthonormal"}),
+    Recipe(
+        "lora",
+        task_subspaces=None,
+        allocate={"adapt_ranks": False, "adapt_scales": False},
+        attach={"freeze_a": False},
+    ),
+]
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+"""Recipes by name: ``captured``, with ``A`` frozen along the directions of kind ``"fisher"``, ranks by what they
+capture of the gradient, and the parameters and scale of uniform ranks; ``captured-trained``, the same start with ``A``
+trained as well; ``captured-freeze-late``, with ``A`` trained for the first fifth of the steps; ``tlora-paper``, the
+published method: what the functions do by default, with rows of length one; and ``lora``, plain LoRA."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Plan(Result):
+    """What is decided before training, from `tlora.prepare`: ``tlora.attach(model, plan)`` puts it on a model.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        How it was decided, and how to train it: ``plan.recipe.train`` are arguments of `tlora.train`.
+    allocation : Allocation
+        Rank and scaling of each module.
+    subspaces : Subspaces or None
+        What ``A`` starts from; None if it is random.
+    calibration : Calibration or None
+        The statistics behind both; None if an allocation was given and nothing else was needed.
+    meta : Meta
+        Model, task, seed.
+
+    Notes
+    -----
+    The file of a plan holds all of it. The calibration is by far the largest part, and `tlora.attach` does not read it:
+    ``dataclasses.replace(plan, calibration=None).save(path)`` leaves it out.
+
+    Examples
+    --------
+    >>> plan = tlora.prepare(model, task, rank=2, samples=4, progress=False)
+    >>> plan
+    Plan(captured: ...)
+    >>> adapted = tlora.attach(model, plan)
+    """
+
+    recipe: Recipe
+    allocation: Allocation
+    subspaces: Subspaces | None
+    calibration: Calibration | None
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = Allocation.columns
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the allocation's table: one row per module; see ``columns``."""
+        return self.allocation.to_frame()
+
+    def _summary(self) -> str:
+        return f"{self.recipe.name}: {self.allocation._summary()}"
+
+
+def prepare(
+    model: Any,
+    task: Any,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    rank: int = RANK,
+    *,
+    calibration: Calibration | None = None,
+    allocation: Allocation | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    checkpoint: Any = None,
+    progress: bool = True,
+) -> Plan:
+    """Decide an adapter before training: calibrate on a few samples, choose directions and ranks.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The base model. It is observed, not changed.
+    task : Task or iterable of dict
+        From `tlora.load_task`; or batches, as for `tlora.calibrate`.
+    recipe : str or Recipe
+        ``"captured"``, ``"captured-trained"``, ``"captured-freeze-late"``, ``"tlora-paper"``, ``"lora"``, or one of
+        your own.
+    rank : int
+        Nominal rank, as in LoRA: the budget is what it costs in every module.
+    calibration : Calibration, optional
+        Made before, of this model; otherwise `tlora.calibrate` makes one.
+    allocation : Allocation, optional
+        Made before; its directions are then all that is left to compute.
+    samples : int
+        Training samples to calibrate on.
+    seed : int
+        Seed of the directions, and of a random ``A``.
+    checkpoint : path-like, optional
+        Folder to save an unfinished calibration in, and to resume it from; as for `tlora.calibrate`.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    Plan
+        ``tlora.attach(model, plan)`` puts it on the model, ``tlora.train(adapted, task, **plan.recipe.train)`` trains
+        it.
+
+    Raises
+    ------
+    KeyError
+        If there is no recipe of this name.
+    ValueError
+        If the budget cannot be met within the recipe's limits (before anything is computed), the allocation follows
+        other directions than those of the recipe, or a result is of another model.
+
+    Examples
+    --------
+    >>> plan = tlora.prepare(model, task, rank=2, samples=4, progress=False)
+    >>> sum(plan.allocation.ranks.values()) > 0
+    True
+    >>> published = tlora.prepare(model, task, "tlora-paper", rank=2, calibration=plan.calibration, progress=False)
+    >>> published.subspaces.kind
+    'wc'
+    """
+    recipe = Recipe.named(recipe) if isinstance(recipe, str) else check_type(recipe, Recipe, "a recipe or its name")
+    check_is_model(model)
+    with fixed_weights(model):
+        if allocation is None:
+            targets = target_modules(model, recipe.calibrate.get("target_modules"))
+            check_limits(targets, **allocation_arguments(recipe, rank))
+        else:
+            _check_directions(allocation, recipe)
+        if calibration is None and (allocation is None or recipe.kind):
+            arguments = recipe.needs | dict(recipe.calibrate)
+            calibration = calibrate_on(model, task, arguments, samples, checkpoint, progress)
+        elif calibration is not None:
+            check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
+        subspaces = None
+        if allocation is None:
+            assert calibration is not None
+            allocation, subspaces = allocate_and_decompose(model, calibration, recipe, rank, seed, progress)
+        if subspaces is None and recipe.kind:
+            assert calibration is not None
+            # The directions that the ranks were chosen from, so that they are the same ones.
+            known = max(map(len, allocation.energies.values()), default=0)
+            subspaces = decompose(model, calibration, recipe, known or allocation, seed, progress)
+    used = Meta() if calibration is None else calibration.meta
+    return Plan(
+        recipe=recipe,
+        allocation=allocation,
+        subspaces=subspaces,
+        calibration=calibration,
+        meta=Meta(
+            allocation.meta.model, used.task, {"recipe": recipe.arguments(), "rank": rank}, int(seed), used.samples
+        ),
+    )
+
+
+def _check_directions(allocation: Allocation, recipe: Recipe) -> None:
+    """Refuse ranks that follow other directions than those that ``A`` starts from."""
+    followed = allocation.meta.recipe.get("kind") if allocation.options.is_by_energy else None
+    if followed and recipe.kind and followed != recipe.kind:
+        raise ValueError(
+            f"the ranks were chosen along directions of kind {followed}, and A would start from kind {recipe.kind}: "
+            f"take kind={followed!r}, or allocate with this recipe"
+        )
+
+
+def allocation_arguments(recipe: Recipe, rank: int) -> dict[str, Any]:
+    """Return the arguments of `allocate` for a recipe: ranks by score do not exceed the directions that there will be.
+
+    Ranks by captured gradient are limited by the directions themselves.
+    """
+    arguments = {"rank": rank, **recipe.allocate}
+    if not arguments.get("adapt_ranks", True):
+        arguments.pop("by", None)
+    if recipe.follows_directions and recipe.kind not in GRADIENT_KINDS:
+        raise ValueError(
+            f"ranks by captured gradient need directions of a gradient: take kind={' or '.join(GRADIENT_KINDS)}, or "
+            "other ranks with by=score or adapt_ranks=False"
+        )
+    if recipe.kind is None or recipe.follows_directions:
+        return arguments
+    columns = recipe.calibrate.get("sketch_size", SKETCH_SIZE)
+    is_sketched = KINDS[recipe.kind].is_sketched(recipe.calibrate.get("covariance", COVARIANCE))
+    if is_sketched and rank > columns:
+        raise ValueError(
+            f"rank={rank} is beyond a sketch of {columns} columns: take {columns} or less, or calibrate with a larger "
+            "sketch_size"
+        )
+    limits = [columns] * is_sketched + [n for n in [(recipe.task_subspaces or {}).get("max_rank")] if n]
+    own = arguments.get("max_rank")
+    if limits and not isinstance(own, Mapping):
+        arguments["max_rank"] = min(*limits, own or max(limits))
+    return arguments
+
+
+def allocate_and_decompose(
+    model: Any, calibration: Calibration, recipe: Recipe, rank: int, seed: int = 0, progress: bool = True
+) -> tuple[Allocation, Subspaces | None]:
+    """Allocate, and compute the directions that the ranks are chosen from, if they are.
+
+    By captured gradient the directions come first: as many as ``max_rank`` allows the largest module, by default
+    `DIRECTIONS` times the nominal rank. By score the ranks come first, and no directions are returned. Kinds that read
+    no weight need no model.
+    """
+    arguments = allocation_arguments(recipe, rank)
+    if not recipe.follows_directions:
+        return allocate(calibration.sensitivity, **arguments), None
+    most = arguments.get("max_rank") or DIRECTIONS * rank
+    most = max(most.values()) if isinstance(most, Mapping) else most
+    subspaces = decompose(model, calibration, recipe, most, seed, progress)
+    return allocate(calibration.sensitivity, **arguments, subspaces=subspaces), subspaces
+
+
+def calibrate_on(
+    model: Any, task: Any, arguments: Arguments, samples: int, checkpoint: Any = None, progress: bool = True
+) -> Calibration:
+    """Calibrate on training samples of a task, or on batches; ``arguments`` are those of `calibrate`."""
+    logger.info("calibrating on %s", count_text(samples, "sample"))
+    batches = task
+    if hasattr(task, "calibration"):
+        share = max(1, samples // Processes.current().count)  # so that every process has a batch
+        batches = task.calibration(samples, min(BATCH_SIZE, share))
+    return calibrate(model, batches, samples=samples, checkpoint=checkpoint, progress=progress, **arguments)
+
+
+def decompose(
+    model: Any, calibration: Calibration, recipe: Recipe, ranks: int | Allocation, seed: int = 0, progress: bool = True
+) -> Subspaces:
+    """Compute the directions of a recipe that has some, up to these ranks unless it sets ``max_rank`` itself."""
+    options: dict[str, Any] = {"max_rank": ranks, **(recipe.task_subspaces or {})}
+    largest = options["max_rank"]
+    largest = largest if isinstance(largest, int) else max(largest.ranks.values())
+    logger.info("directions of kind %s, up to %d in each module", recipe.kind, largest)
+    return task_subspaces(model, calibration, **options, seed=seed, progress=progress)

@@ -26,8 +26,9 @@ from tlora.calibration.calibration import Options
 from tlora.models.forward import has_argument, position_limit
 from tlora.models.hooks import ObservationError, observe_gradients
 from tlora.models.loading import choose_architecture, floating_dtype, load_config
+from tlora.models.record import record_of
 from tlora.models.simulation import Blocks, Simulation, group_blocks, keep_blocks, simulation_mode
-from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings
+from tlora.models.targets import Target, head_modules, output_embeddings
 from tlora.models.targets import target_modules as select_targets
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
@@ -282,7 +283,7 @@ def estimate(
     )
     with simulation_mode() as simulation:
         base = choose_architecture(config, num_labels).from_config(config, dtype=setup.precision).eval()
-        NEWLY_INITIALIZED[base] = ()  # there is no checkpoint that could lack weights
+        record_of(base).newly_initialized = ()  # there is no checkpoint that could lack weights
         _check_length(base, setup)
         steps = SimulatedModel(simulation, base, select_targets(base, target_modules))
         largest = sum(min(shape) for shape in steps.shapes.values()) // len(steps.shapes)

@@ -14,9 +14,9 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 from tlora.cli import main, pipeline
 
 LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": "abc"[i % 3]} for i in range(40)]
-DATA = "--model llama --task pairs.jsonl"
+DATA = "llama pairs.jsonl"
 RUN = f"run {DATA} --recipe tlora-paper --samples 6 --rank 2"
-QUICK = "--max-steps 1 --eval-limit 0"
+QUICK = "--steps 1 --eval-limit 0"
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def saved_stages(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(pipeline, "draw_pictures", lambda *_: "")
         done(f"calibrate {DATA} --samples 6 --output calib")
         done("allocate calib --rank 2 --output alloc")
-        done(f"train {DATA} {QUICK} --calibration calib --allocation alloc --output adapter")
+        done(f"train {DATA} alloc calib {QUICK} --output adapter")
     return folder
 
 

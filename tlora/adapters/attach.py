@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -27,16 +27,16 @@ from tlora.adapters.lora_layers import (
 from tlora.adapters.updates import trace_in_base
 from tlora.allocation.allocation import Allocation
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
+from tlora.models.record import record_of
 from tlora.models.sharding import refuse_split, reshard, unshard
 from tlora.models.targets import refuse_adapted
 from tlora.models.weights import (
-    FINGERPRINTS_BEFORE_MERGING,
     base_fingerprints,
     check_same_model,
     copy_sharing_weights,
-    fingerprints_before_merging,
     get_base_model,
 )
+from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import ROWS, Rows
 from tlora.utils.reproducibility import exact_products, temporary_seed
@@ -45,47 +45,65 @@ from tlora.utils.validation import require_choice
 NO_VARIANCE = 1e-6
 """Variance along a row of ``A``, relative to the average direction, below which it is rounding."""
 
-_TRAINABLE_BEFORE: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
-"""For each base with an adapter, the names of the parameters that were trainable before."""
 
-_ATTACH_OPTIONS: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
-"""For each ``A`` that `attach` put on a model, the options it was attached with."""
+@runtime_checkable
+class Decisions(Protocol):
+    """What `attach` reads of a `tlora.Plan`, which is made with `attach` in mind and so cannot be imported here."""
+
+    @property
+    def subspaces(self) -> Subspaces | None:
+        """The rows of ``A``."""
+
+    @property
+    def allocation(self) -> Allocation:
+        """Rank and scaling of each module."""
+
+    @property
+    def recipe(self) -> Any:
+        """Its ``attach`` holds further arguments of `attach`."""
+
+    @property
+    def meta(self) -> Meta:
+        """Seed of a random ``A``."""
 
 
 def attach(
     model: Any,
-    subspaces: Subspaces | None,
-    allocation: Allocation,
-    freeze_a: bool = True,
-    rows: Rows = ROWS,
+    plan: Decisions | Subspaces | None,
+    allocation: Allocation | None = None,
+    freeze_a: bool | None = None,
+    rows: Rows | None = None,
     *,
     config: LoraConfig | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     replace: bool = False,
 ) -> PeftModel:
     """Put an adapter on the model: ``A`` from the subspaces and frozen, ``B`` zero, rank and scaling by module.
+
+    ``attach(model, plan)`` takes all of it from a plan, ``attach(model, subspaces, allocation)`` from two results.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
         The base model that was calibrated. Its linear layers are wrapped in place; its weights are not written to. It
         may be sharded by FSDP2.
-    subspaces : Subspaces or None
-        The rows of ``A``. None initializes ``A`` at random as plain LoRA does (the paper's ablation without init,
-        there with ``freeze_a=False``).
-    allocation : Allocation
-        Rank and scaling of each module.
-    freeze_a : bool
+    plan : Plan, Subspaces or None
+        From `tlora.prepare`. With an ``allocation``: the rows of ``A``; None initializes ``A`` at random as plain LoRA
+        does (the paper's ablation without init, there with ``freeze_a=False``).
+    allocation : Allocation, optional
+        Rank and scaling of each module, unless a plan has them.
+    freeze_a : bool, optional
         Train ``B`` alone. ``A`` then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
-    rows : {"variance", "orthonormal"}
+        Default: that of the plan's recipe, or True.
+    rows : {"variance", "orthonormal"}, optional
         Length of the rows of ``A``. ``"variance"``: the inputs have the same variance along each row as along a random
         row of LoRA, ``tr(C) / (3 d_in)``, so that LoRA's learning rate is a good start; a row that the samples do not
         determine is taken to have the average variance ``tr(C) / d_in``. ``"orthonormal"``: unit length, as in the
-        paper.
+        paper. Default: that of the plan's recipe, or ``"variance"``.
     config : peft.LoraConfig, optional
         Further options for PEFT, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
-    seed : int
-        Seed of a random ``A``.
+    seed : int, optional
+        Seed of a random ``A``. Default: that of the plan, or 0.
     replace : bool
         Take off an adapter that the model has instead of refusing, so that a notebook cell can be run again. Do not
         save the earlier ``PeftModel`` afterwards: it holds the new adapter.
@@ -98,7 +116,7 @@ def attach(
     Raises
     ------
     TypeError
-        If subspaces or allocation have another type.
+        If plan, subspaces or allocation have another type.
     ValueError
         If the model already has an adapter, the subspaces or the allocation are of another model, a rank exceeds the
         computed directions, or ``config`` contradicts the allocation. The model is left as it was.
@@ -116,25 +134,33 @@ def attach(
 
     Examples
     --------
-    >>> adapted = tlora.attach(model, subspaces, allocation, replace=True)
+    >>> plan = tlora.prepare(model, task, rank=2, samples=4, progress=False)
+    >>> adapted = tlora.attach(model, plan, replace=True)
     >>> trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
     >>> all("lora_B" in name for name in trainable)
     True
     """
+    options: dict[str, Any] = {"freeze_a": True, "rows": ROWS, "seed": 0}
+    subspaces: Any = plan
+    if allocation is None and isinstance(plan, Decisions):
+        options |= {"seed": plan.meta.seed or 0, **plan.recipe.attach}
+        subspaces, allocation = plan.subspaces, plan.allocation
     if not isinstance(subspaces, Subspaces | None) or not isinstance(allocation, Allocation):
-        types = f"a {type(subspaces).__name__} and a {type(allocation).__name__}"
-        raise TypeError(f"attach takes (model, subspaces, allocation), got {types} after the model")
+        types = f"a {type(plan).__name__} and a {type(allocation).__name__}"
+        raise TypeError(f"attach takes (model, plan) or (model, subspaces, allocation), got {types} after the model")
+    options |= {
+        name: value for name, value in (("freeze_a", freeze_a), ("rows", rows), ("seed", seed)) if value is not None
+    }
     if replace:
         model = get_base_model(model)
     else:
         refuse_adapted(model)
-    initial = {} if subspaces is None else _initial_rows(model, subspaces, allocation, rows)
-    options = {} if config is None else non_default_options(config)
-    lora = build_config(model, allocation, options)
+    initial = {} if subspaces is None else _initial_rows(model, subspaces, allocation, options["rows"])
+    lora = build_config(model, allocation, {} if config is None else non_default_options(config))
     for name in allocation.ranks:
         refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
     detach(model)
-    with temporary_seed(seed), restored_on_error(model), without_noise():
+    with temporary_seed(options["seed"]), restored_on_error(model), without_noise():
         with place_stand_ins(model, allocation.ranks):
             adapted = get_peft_model(model, lora)
         refuse_offloaded((n, p) for n, p in adapted.get_base_model().named_parameters() if p.requires_grad)
@@ -146,12 +172,11 @@ def attach(
             with torch.no_grad():
                 linear: nn.Module = adapter_layers(adapted)[name].lora_A[ADAPTER]
                 linear.get_parameter("weight").copy_(a)
-        if freeze_a:
+        if options["freeze_a"]:
             freeze(adapted)
-    kind, length = (None, None) if subspaces is None else (subspaces.kind, rows)
-    for layer in adapter_layers(adapted).values():
-        how = {"kind": kind, "rows": length, "freeze_a": freeze_a, "seed": int(seed)}
-        _ATTACH_OPTIONS[layer.lora_A[ADAPTER]] = how
+    kind, rows = (None, None) if subspaces is None else (subspaces.kind, options["rows"])
+    how = {"kind": kind, "rows": rows, "freeze_a": bool(options["freeze_a"]), "seed": int(options["seed"])}
+    record_of(model).attached = (weakref.ref(_first_a(adapted)), how)
     return adapted
 
 
@@ -160,15 +185,23 @@ def attach_options(model: PeftModel) -> dict[str, Any] | None:
 
     None if it did not in this process, e.g. for an adapter that was loaded or copied.
     """
+    attached = record_of(model.get_base_model()).attached
+    if attached is None or attached[0]() is not _first_a(model):
+        return None
+    return attached[1]
+
+
+def _first_a(model: PeftModel) -> Any:
+    """Return the ``A`` of the active adapter in the first module that has one."""
     layers = [layer.lora_A for layer in adapter_layers(model).values() if model.active_adapter in layer.lora_A]
-    return _ATTACH_OPTIONS.get(layers[0][model.active_adapter]) if layers else None
+    return layers[0][model.active_adapter] if layers else None
 
 
 @contextlib.contextmanager
 def restored_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
     reshard(model)
-    _TRAINABLE_BEFORE[model] = {name for name, p in model.named_parameters() if p.requires_grad}
+    record_of(model).trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
         yield
     except BaseException:
@@ -254,7 +287,8 @@ def _take_off(base: Any) -> None:
     while wrappers(base):  # a module that is saved whole may hold layers that are wrapped
         unwrap(base)
         vars(base).pop("peft_config", None)
-    trainable = _TRAINABLE_BEFORE.pop(base, set())
+    record = record_of(base)
+    trainable, record.trainable_before = record.trainable_before, set()
     for name, parameter in base.named_parameters():
         if name in trainable:
             parameter.requires_grad_(True)
@@ -294,7 +328,7 @@ def merge(model: PeftModel) -> Any:
     require_one_lora(model, "merge")
     if obstacle := obstacle_to_merging(model):
         raise ValueError(f"{obstacle}: keep the adapter separate")
-    before = [*fingerprints_before_merging(model), base_fingerprints(model)]
+    before = [*record_of(model.get_base_model()).before_merging, base_fingerprints(model)]
     merged = model.merge_and_unload(safe_merge=True)
-    FINGERPRINTS_BEFORE_MERGING[merged] = before  # what was made for it does not fit it any more
+    record_of(merged).before_merging = before  # what was made for it does not fit it any more
     return merged

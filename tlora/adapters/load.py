@@ -24,7 +24,8 @@ from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, without
 from tlora.adapters.updates import rewrites_base, trace_in_base
 from tlora.models.loading import load_model
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
-from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted
+from tlora.models.record import record_of
+from tlora.models.targets import check_is_model, refuse_adapted
 from tlora.models.weights import check_same_model, get_base_model
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.reproducibility import temporary_seed
@@ -160,7 +161,7 @@ def _check_whole_modules(base: Any, folder: Path, sizes: Mapping[str, tuple[int,
     for name in saved:
         if name not in present:
             raise ValueError(f"the adapter in {folder} holds {name}, and a {type(base).__name__} has none: {_OWN_BASE}")
-    for name in NEWLY_INITIALIZED.get(base, ()):
+    for name in record_of(base).newly_initialized or ():
         if not any(key.startswith(f"{name}.") for key in saved):
             raise ValueError(
                 f"{name} is randomly initialized: the base has no weights for it, and the adapter in {folder} does "

@@ -22,6 +22,7 @@ from tlora.calibration.forward_backward import check_batches, prepare_batches, r
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.forward import has_argument
 from tlora.models.hooks import token_embeddings
+from tlora.models.record import record_of
 from tlora.models.targets import refuse_adapted
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, model_name, weight
@@ -232,7 +233,10 @@ def _fingerprint_weights(model: Any, names: list[str]) -> dict[str, Tensor]:
             raise ValueError(
                 f"the weight of {name} is not finite (NaN or infinity): the checkpoint is damaged; load it again"
             )
-    return dict(zip(names, values, strict=False))
+    prints_by_name = dict(zip(names, values, strict=False))
+    if (kept := record_of(model).fingerprints) is not None:
+        kept.update(prints_by_name)
+    return prints_by_name
 
 
 def _make_result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta) -> Calibration:

@@ -6,10 +6,11 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import get_args
 
 import typer
 
-from tlora.utils.defaults import TEXTS
+from tlora.utils.defaults import TEXTS, RecipeName
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
@@ -21,6 +22,18 @@ def check_positive(value: float | None) -> float | None:
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"{value:g} must be above 0")
     return value
+
+
+def check_recipe(name: str) -> str:
+    """Refuse what is not the name of a recipe."""
+    names = get_args(RecipeName)
+    if name == "tlora":
+        raise typer.BadParameter(
+            "'tlora' names two recipes: take captured, the default, or tlora-paper, the published method"
+        )
+    if name not in names:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}")
+    return name
 
 
 def check_device(device: str | None) -> str | None:

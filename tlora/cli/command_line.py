@@ -17,6 +17,7 @@ RENAMED = {
     "train": "train_samples",
     "validation": "validation_samples",
     "test": "test_samples",
+    "max_steps": "steps",
     "gradient_accumulation_steps": "gradient_accumulation",
     "evaluation_limit": "eval_limit",
 }
@@ -104,6 +105,15 @@ def in_options(text: str, command: Any, defaults: Mapping[str, Any] | None = Non
 def _flag(parameter: Any) -> str:
     """The name of an option on the command line, empty for an argument."""
     return next((name for name in parameter.opts if name.startswith("--")), "")
+
+
+def spell_option(command: Any, name: str, value: Any) -> str:
+    """Return how a value of a command was given, such as "with --learning-rate 0.01", or "without --rank"."""
+    parameter = next((parameter for parameter in command.params if parameter.name == name), None)
+    label = name if parameter is None else _flag(parameter) or name.upper()
+    if value is None or value == []:
+        return f"without {label}"
+    return f"with {label} {value}"
 
 
 def again(ctx: typer.Context) -> str:

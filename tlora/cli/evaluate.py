@@ -42,9 +42,9 @@ def evaluate(
 
     Examples
     --------
-    `tlora evaluate demo --task family_relationships --base`
+    `tlora evaluate demo family_relationships --base`
 
-    `tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
+    `tlora evaluate demo answers.jsonl --eval-limit 100 --json`
     """
     from tlora.adapters.hub import adapter_folder
 

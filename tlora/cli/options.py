@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import tlora
 from tlora.cli.checks import (
     check_adapter,
     check_device,
     check_model,
     check_positive,
+    check_recipe,
     check_task,
     check_texts,
 )
 from tlora.utils.defaults import (
     BATCH_SIZE,
-    BUDGET,
     COVARIANCE,
     DIRECTIONS,
     EPOCHS,
-    GRADIENT_KINDS,
-    KIND,
     KINDS,
     LEARNING_RATE,
     RANK,
-    RANKS_BY,
-    RECIPES,
-    ROWS,
     SAMPLES,
     SCALING,
     SKETCH_SIZE,
@@ -42,7 +38,6 @@ from tlora.utils.defaults import (
     Dtype,
     Kind,
     RanksBy,
-    RecipeName,
     Rows,
     Scaling,
     Tokens,
@@ -88,9 +83,9 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 Model = Annotated[
     str,
-    _model(
-        "Base model: smollm2-135m or minilm (packaged), a folder, a .gguf file, or an id on the Hugging Face hub.",
-        *("--model", "-m"),
+    typer.Argument(
+        metavar="MODEL",
+        help="Base model: smollm2-135m or minilm (packaged), a folder, a .gguf file, or an id on the Hugging Face hub.",
         callback=check_model,
     ),
 ]
@@ -112,11 +107,11 @@ BaseModel = Annotated[
 ]
 TaskName = Annotated[
     str,
-    _data(
-        "A task of reasoning-gym (family_relationships), one known by name (rotten_tomatoes, gsm8k, ...), or a "
+    typer.Argument(
+        metavar="TASK",
+        help="A task of reasoning-gym (family_relationships), one known by name (rotten_tomatoes, gsm8k, ...), or a "
         "JSONL, CSV or Parquet file, or a folder of them, with the columns prompt and completion, messages, or "
         "text and label.",
-        *("--task", "-t", "--data"),
         callback=check_task,
     ),
 ]
@@ -140,13 +135,18 @@ Quiet = Annotated[bool, _output("Show the summary alone, no progress.", "--quiet
 Device = Annotated[
     str | None, _model("cpu, cuda, cuda:1, ... Default: CUDA if available, else the CPU.", callback=check_device)
 ]
-Recipe = Annotated[
-    RecipeName,
+Resume = Annotated[
+    bool, _output("Continue an unfinished run from where it stopped; with the same options.", "--resume")
+]
+RecipeOption = Annotated[
+    str,
     _allocation(
-        "A set of options: tlora, A frozen along the directions with the largest squared gradient, ranks by how much "
-        "of it they capture, one scale; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for "
-        "the first fifth of the steps; tlora-paper, the published method: ranks and scales by sensitivity, A frozen "
-        "along the singular vectors of W C; or lora, plain LoRA. Options given explicitly take precedence."
+        "A set of options: captured, A frozen along the directions with the largest squared gradient, ranks by how "
+        "much of it they capture, one scale; captured-trained, with A trained as well; captured-freeze-late, with A "
+        "trained for the first fifth of the steps; tlora-paper, the published method: ranks and scales by sensitivity, "
+        "A frozen along the singular vectors of W C; or lora, plain LoRA. Options given explicitly take precedence.",
+        "--recipe",
+        callback=check_recipe,
     ),
 ]
 TargetModules = Annotated[
@@ -294,22 +294,6 @@ class AllocationFlags:
     ] = None
     adapt_scales: Annotated[bool | None, _allocation("Scales by sensitivity, or the nominal alpha for all.")] = None
 
-    def limit_to(self, kind: Kind | None, calibration: Mapping[str, Any]) -> AllocationFlags:
-        """Return the options with no more rank by score than sketches of a calibration of these arguments have columns.
-
-        By captured gradient the directions, of which there are no more, limit the ranks.
-        """
-        is_sketched = kind is not None and KINDS[kind].is_sketched(calibration.get("covariance", COVARIANCE))
-        if not is_sketched:
-            return self
-        columns = calibration["sketch_size"]
-        if self.rank > columns:
-            raise ValueError(
-                f"--rank {self.rank} is beyond a sketch of {columns} columns: take {columns} or less, "
-                "or calibrate with a larger --sketch-size"
-            )
-        return self if self.by == "captured" else replace(self, max_rank=min(self.max_rank or columns, columns))
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFlags:
@@ -332,17 +316,6 @@ class AdapterFlags:
         ),
     ] = None
 
-    @property
-    def needs(self) -> dict[str, bool]:
-        """What the calibration has to keep for the kind: arguments of `tlora.calibrate`."""
-        needs = KINDS[self.directions].needs if self.directions else ""
-        return {needs: True} if needs else {}
-
-    @property
-    def directions(self) -> Kind | None:
-        """The kind of the directions from which A starts; None if it is random."""
-        return (self.kind or KIND) if self.init else None
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags:
@@ -352,8 +325,8 @@ class TrainingFlags:
         float,
         _training(
             "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best at rank 8 were "
-            "5e-4 to 4e-3 for lora, at whose best rate tlora learned as much on three tasks of four, and 6e-5 to 4e-3 "
-            "for tlora-paper.",
+            "5e-4 to 4e-3 for lora, at whose best rate captured learned as much on three tasks of four, and 6e-5 to "
+            "4e-3 for tlora-paper.",
             *("--learning-rate", "--lr"),
             callback=check_positive,
         ),
@@ -365,7 +338,7 @@ class TrainingFlags:
         float | None, _training("Freeze A after this part of the steps, such as 0.2.", min=0, max=1)
     ] = None
     epochs: Annotated[float, _training("Passes over the training samples.", callback=check_positive)] = EPOCHS
-    max_steps: Annotated[int | None, _training("Optimizer steps, in place of the epochs.", min=1)] = None
+    steps: Annotated[int | None, _training("Optimizer steps, in place of the epochs.", min=1)] = None
     batch_size: Annotated[int, _training("Samples a step.", min=1)] = BATCH_SIZE
     gradient_accumulation: Annotated[int, _training("Batches of this size in an optimizer step.", min=1)] = 1
     gradient_checkpointing: Annotated[bool, _training("Compute activations twice: less memory, more time.")] = False
@@ -381,48 +354,58 @@ class TrainingFlags:
         arguments = asdict(self)
         arguments["gradient_accumulation_steps"] = arguments.pop("gradient_accumulation")
         arguments["evaluation_limit"] = arguments.pop("eval_limit")
-        if self.max_steps is None:
-            del arguments["max_steps"]
+        if (steps := arguments.pop("steps")) is not None:
+            arguments["max_steps"] = steps
         return arguments
 
 
-def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
-    """Return groups of options, with the values of a recipe for the options that were left to it.
+OF_RECIPES = {
+    "calibrate": ("target_modules", "tokens", "covariance", "sketch_size"),
+    "task_subspaces": ("kind",),
+    "allocate": ("alpha", "scaling", "budget", "max_rank", "by", "adapt_ranks", "adapt_scales"),
+    "attach": ("freeze_a", "rows"),
+    "train": ("a_learning_rate", "freeze_a_after"),
+}
+"""Options that a recipe decides unless they are given, by the function that they are arguments of."""
+
+
+def build_recipe(name: str, *groups: Any) -> tlora.Recipe:
+    """Return the recipe of this name, with the options of these groups that were given in place of its own.
 
     Raises
     ------
     ValueError
-        If an option was given that has no effect with this recipe.
+        If an option was given that has no effect with this recipe, or its ranks cannot be chosen.
     """
-    values: dict[str, Any] = {"adapt_ranks": True, "adapt_scales": True, "freeze_a": True, "init": True}
-    values |= {"kind": KIND, "budget": BUDGET, "scaling": SCALING, "by": RANKS_BY, "rows": ROWS}
-    for arguments in RECIPES[recipe].values():
-        values |= {"init": False} if arguments is None else arguments  # no subspaces: A is random
-    explicit = {f.name: each for group in groups for f in fields(group) if (each := getattr(group, f.name)) is not None}
-    values |= explicit
-    is_random, is_frozen = not values["init"], values["init"] and values["freeze_a"]
+    given = {f.name: value for group in groups for f in fields(group) if (value := getattr(group, f.name)) != f.default}
+    recipe = tlora.Recipe.named(name)
+    is_random = not given.get("init", recipe.kind is not None)
+    changes: dict[str, Any] = {
+        function: {option: given[option] for option in options if option in given}
+        for function, options in OF_RECIPES.items()
+    }
+    if "target_modules" in changes["calibrate"]:
+        changes["calibrate"]["target_modules"] = module_selection(given["target_modules"])
+    if is_random:
+        changes |= {"task_subspaces": None, "attach": {"freeze_a": False}}
+    recipe = recipe.override(**changes)
+    is_frozen = recipe.attach.get("freeze_a", True)
+    if is_frozen:
+        recipe = recipe.override(train={"freeze_a_after": None})
     for applies, names, reason in (
-        (is_random, ("kind", "rows", "freeze_a"), "A is random: leave it out, or take --init or --recipe tlora"),
-        (is_frozen, ("a_learning_rate", "freeze_a_after"), "A is frozen: leave it out, or take --recipe tlora-trained"),
+        (is_random, ("kind", "rows", "freeze_a"), "A is random: leave it out, or take --init or --recipe captured"),
+        (is_frozen, OF_RECIPES["train"], "A is frozen: leave it out, or take --recipe captured-trained"),
         (
-            not values["adapt_ranks"],
+            not recipe.allocate.get("adapt_ranks", True),
             ("budget", "scaling", "max_rank", "by"),
             "all ranks are the same: leave it out, or add --adapt-ranks",
         ),
     ):
-        for name in names:
-            if applies and explicit.get(name):
-                raise ValueError(f"--{name.replace('_', '-')} has no effect in --recipe {recipe}, where {reason}")
-    is_allocated = values["adapt_ranks"] and any(isinstance(group, AllocationFlags) for group in groups)
-    if is_allocated and values["by"] == "captured" and (is_random or values["kind"] not in GRADIENT_KINDS):
-        raise ValueError(
-            "ranks by captured gradient need directions of a gradient: take "
-            f"--kind {' or '.join(GRADIENT_KINDS)}, or other ranks with --by score or --no-adapt-ranks"
-        )
-    if not values["adapt_ranks"]:
-        values["by"] = RANKS_BY
-    if is_random:
-        values["freeze_a"] = False
-    if is_frozen:
-        values["freeze_a_after"] = None
-    return tuple(replace(g, **{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups)
+        for option in names:
+            if applies and given.get(option):
+                raise ValueError(f"--{option.replace('_', '-')} has no effect in --recipe {name}, where {reason}")
+    if any(isinstance(group, AllocationFlags) for group in groups):
+        from tlora.recipes import allocation_arguments
+
+        allocation_arguments(recipe, given.get("rank", RANK))
+    return recipe

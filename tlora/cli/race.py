@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -15,11 +15,12 @@ from tlora.cli.command_line import again, flatten_options
 from tlora.cli.loading import load_base
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, draw_into, load_viz
-from tlora.utils.defaults import BATCH_SIZE, RECIPES
+from tlora.utils.defaults import BATCH_SIZE, RecipeName
 from tlora.utils.files import check_place
 from tlora.utils.text import facts_text, table_text
 
-ARMS = ("tlora", "tlora-paper", "lora")
+ARMS = ("captured", "tlora-paper", "lora")
+RECIPES = get_args(RecipeName)
 RACE, ADAPTER = "race.safetensors", "adapter"
 """The result, and the folder of the leader's adapter, in the output folder."""
 
@@ -119,9 +120,9 @@ def race(
 
     Examples
     --------
-    `tlora race --model smollm2-135m --task requests.jsonl --seconds 300`
+    `tlora race smollm2-135m requests.jsonl --seconds 300`
 
-    `tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation --arm lora --steps 60 --lr 2e-3`
+    `tlora race smollm2-135m requests.jsonl --arm mine=allocation --arm lora --steps 60 --lr 2e-3`
     """
     if output is not None:
         check_place(output, RACE, overwrite=overwrite)

@@ -12,7 +12,7 @@ from tlora.cli.checks import PICTURE_FORMATS, check_picture
 from tlora.cli.command_line import flatten_options, next_command
 from tlora.cli.evaluate import recorded_data
 from tlora.cli.loading import base_name, explain_base, load_base
-from tlora.cli.options import AdapterName, BaseModel, Overwrite, Placement, Quiet, TaskName, Texts, option
+from tlora.cli.options import AdapterName, BaseModel, Output, Overwrite, Placement, Quiet, TaskName, Texts, option
 from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.defaults import Parts
 from tlora.utils.file_names import ADAPTER_WEIGHTS
@@ -24,8 +24,8 @@ from tlora.utils.text import facts_text, table_text
 def rescale(
     ctx: typer.Context,
     adapter: AdapterName,
-    output: Annotated[Path, typer.Argument(help="Folder to write the adapter to.")],
     task: TaskName,
+    output: Output,
     text: Texts,
     placement: Placement,
     limit: Annotated[
@@ -52,9 +52,9 @@ def rescale(
 
     Examples
     --------
-    `tlora rescale demo milder --task notebooks/data/smart_home --text code --limit 0.05`
+    `tlora rescale demo notebooks/data/smart_home --text code --limit 0.05 --output milder`
 
-    `tlora rescale demo milder --task pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers`
+    `tlora rescale demo pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers --output milder`
     """
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=[adapter])
     from tlora.adapters.files import RESCALE, refuse_other_writer

@@ -13,7 +13,18 @@ import tlora
 from tlora.cli.checks import check_positive, check_saved_result, check_saved_results, parse_weight
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
-from tlora.cli.options import AdapterName, BaseModel, Device, Json, OtherAdapter, Overwrite, Placement, Quiet, option
+from tlora.cli.options import (
+    AdapterName,
+    BaseModel,
+    Device,
+    Json,
+    OtherAdapter,
+    Output,
+    Overwrite,
+    Placement,
+    Quiet,
+    option,
+)
 from tlora.cli.output import Report, print_json
 from tlora.utils.defaults import ENERGY, CombineMethod, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
@@ -129,7 +140,7 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
 def compress(
     ctx: typer.Context,
     adapter: AdapterName,
-    output: Annotated[Path, typer.Argument(help="Folder to write the smaller adapter to.")],
+    output: Output,
     rank: Annotated[int | None, option("Budget", "Cut every module to this rank at most.", min=1)] = None,
     parameters: Annotated[
         float | None,
@@ -160,9 +171,9 @@ def compress(
 
     Examples
     --------
-    `tlora compress demo demo-half --parameters 0.5`
+    `tlora compress demo --parameters 0.5 --output demo-half`
 
-    `tlora compress owner/adapter small --energy 0.95 --calibration calibration --held-out other-samples`
+    `tlora compress owner/adapter --energy 0.95 --calibration calibration --held-out other-samples --output small`
     """
     if sum(value is not None for value in (rank, parameters, energy, error)) != 1:
         raise ValueError("give one of --rank, --parameters, --energy and --error")
@@ -198,7 +209,7 @@ def combine(
             help="Folder of each adapter, or its name on the hub, and its weight in the sum. Default weight: 1.",
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="Folder to write the new adapter to.")],
+    output: Output,
     method: Annotated[
         CombineMethod, option("Method", "The exact sum, or what PEFT's functions of these names make of the updates.")
     ] = "sum",
@@ -231,11 +242,11 @@ def combine(
 
     Examples
     --------
-    `tlora combine demo other both`
+    `tlora combine demo other --output both`
 
-    `tlora combine demo=1 other=0.5 both --rank 8 --calibration demo/tlora/calibration --calibration other-calibration`
+    `tlora combine demo=1 other=0.5 --rank 8 --calibration one --calibration other-calibration --output both`
 
-    `tlora combine demo other both --method ties --density 0.3`
+    `tlora combine demo other --method ties --density 0.3 --output both`
     """
     weights = dict(map(parse_weight, adapters))
     if len(weights) < len(adapters):
@@ -272,7 +283,7 @@ def combine(
 def export(
     ctx: typer.Context,
     adapter: AdapterName,
-    output: Annotated[Path, typer.Argument(help="Folder to write; for gguf also a file, NAME.gguf.")],
+    output: Annotated[Path, option("Output", "Folder to write; for gguf also a file, NAME.gguf.", "--output", "-o")],
     format: Annotated[
         Format | None,
         option("Output", "An adapter for PEFT's readers or for llama.cpp, or the whole model. Default: by the engine."),
@@ -298,11 +309,11 @@ def export(
 
     Examples
     --------
-    `tlora export demo demo-served --engine vllm`
+    `tlora export demo --engine vllm --output demo-served`
 
-    `tlora export demo demo.gguf --engine llama.cpp`
+    `tlora export demo --engine llama.cpp --output demo.gguf`
 
-    `tlora export demo demo-whole --format merged --dtype bfloat16`
+    `tlora export demo --format merged --dtype bfloat16 --output demo-whole`
     """
     for earlier in (output, output / EXPORT_RECORD, output / GGUF_ADAPTER):
         if earlier.is_file():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,11 @@ from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.lora_layers import without_noise
 from tlora.allocation.allocation import Allocation
-from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.models.targets import target_modules
 from tlora.models.weights import check_same_model, copy_sharing_weights
-from tlora.recipes import Recipe, allocate_and_decompose
+from tlora.recipes import Plan, Recipe, calibrate_on, decompose, prepare
 from tlora.subspaces.subspaces import Subspaces
-from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Task
 from tlora.utils.defaults import RANK, SAMPLES
 from tlora.utils.reproducibility import temporary_seed
@@ -53,7 +51,15 @@ class Trainee:
 class Preparation:
     """Makes trainees of arms; what several arms need before training is computed once."""
 
-    def __init__(self, model: Any, task: Task, arms: Mapping[str, Arm], rank: int | None, progress: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        task: Task,
+        arms: Mapping[str, Arm],
+        recipes: Iterable[Recipe],
+        rank: int | None,
+        progress: bool,
+    ) -> None:
         self.model, self.task, self.progress = model, task, progress
         for name, arm in arms.items():
             if isinstance(arm, Allocation):
@@ -63,19 +69,21 @@ class Preparation:
         self.rank = rank or next(iter(ranks), RANK)
         targets = [name for allocation in self.allocations for name in allocation.targets] or target_modules(model)
         self.targets = list(dict.fromkeys(targets))
+        self.needs: dict[str, bool] = {}
+        for recipe in recipes:
+            self.needs |= recipe.needs
         self._calibrations: dict[str, Calibration] = {}
 
     def from_allocation(self, arm: Allocation, subspaces: Subspaces | None, recipe: Recipe) -> Trainee:
-        """The allocation with these subspaces, attached and trained as the recipe says."""
-        return Trainee(partial(self._attach, subspaces, arm, recipe), recipe.train)
+        """Return the allocation with these subspaces, attached and trained as the recipe says."""
+        return Trainee(partial(self._attach, Plan(recipe, arm, subspaces, None, arm.meta)), recipe.train)
 
     def from_recipe(self, recipe: Recipe) -> Trainee:
-        """The pipeline as the recipe says, from the calibration to the allocation."""
-        arguments = {"rank": self.rank, **recipe.allocate}
-        allocation, subspaces = allocate_and_decompose(
-            self._calibration(recipe).sensitivity, arguments, partial(self.subspaces, recipe)
-        )
-        return self.from_allocation(allocation, subspaces, recipe)
+        """Return what `prepare` decides by the recipe."""
+        known = self._calibration(recipe)
+        plan = prepare(self.model, self.task, recipe, self.rank, calibration=known, progress=self.progress)
+        # The calibration is large, and not needed to attach.
+        return Trainee(partial(self._attach, replace(plan, calibration=None)), recipe.train)
 
     def from_config(self, name: str, config: LoraConfig) -> Trainee:
         """The config of PEFT, with target modules, task type and head of this model if it does not name its own."""
@@ -93,23 +101,23 @@ class Preparation:
                 setattr(config, key, value)
         return Trainee(partial(self._adapt, config))
 
-    def subspaces(self, recipe: Recipe, ranks: Allocation | int) -> Subspaces | None:
-        """The subspaces of the recipe, up to these ranks."""
-        if recipe.task_subspaces is None:
+    def subspaces(self, recipe: Recipe) -> Subspaces | None:
+        """Return the subspaces of the recipe, up to the largest rank of the allocations among the arms."""
+        if recipe.kind is None:
             return None
-        options = {"max_rank": ranks} | dict(recipe.task_subspaces)
-        return task_subspaces(self.model, self._calibration(recipe), **options, progress=self.progress)
+        largest = max(rank for allocation in self.allocations for rank in allocation.ranks.values())
+        return decompose(self.model, self._calibration(recipe), recipe, largest, progress=self.progress)
 
     def _calibration(self, recipe: Recipe) -> Calibration:
-        options = {"target_modules": self.targets} | dict(recipe.calibrate)
-        key = json.dumps(options)
+        options = {"target_modules": self.targets} | self.needs | dict(recipe.calibrate)
+        key = json.dumps(options, sort_keys=True)
         if key not in self._calibrations:
-            batches = self.task.calibration(min(SAMPLES, len(self.task.train)))
-            self._calibrations[key] = calibrate(self.model, batches, **options, progress=self.progress)
+            samples = min(SAMPLES, len(self.task.train))
+            self._calibrations[key] = calibrate_on(self.model, self.task, options, samples, progress=self.progress)
         return self._calibrations[key]
 
-    def _attach(self, subspaces: Subspaces | None, allocation: Allocation, recipe: Recipe, seed: int) -> PeftModel:
-        return attach(copy_sharing_weights(self.model), subspaces, allocation, seed=seed, **recipe.attach)
+    def _attach(self, plan: Plan, seed: int) -> PeftModel:
+        return attach(copy_sharing_weights(self.model), plan, seed=seed)
 
     def _adapt(self, config: LoraConfig, seed: int) -> PeftModel:
         shares = config.init_lora_weights in KEEP_THE_BASE
@@ -119,21 +127,29 @@ class Preparation:
 
 
 def make_trainees(
-    preparation: Preparation, arms: Mapping[str, Arm], subspaces: Subspaces | None, recipe: str | Recipe
+    model: Any,
+    task: Task,
+    arms: Mapping[str, Arm],
+    rank: int | None,
+    subspaces: Subspaces | None,
+    recipe: str | Recipe,
+    progress: bool,
 ) -> dict[str, Trainee]:
-    """Each arm as a trainee; subspaces and recipe are those of allocations."""
+    """Return each arm as a trainee; subspaces and recipe are those of allocations."""
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
+    arms = {name: Recipe.named(arm) if isinstance(arm, str) else arm for name, arm in arms.items()}
+    recipes = [recipe, *(arm for arm in arms.values() if isinstance(arm, Recipe))]
+    preparation = Preparation(model, task, arms, recipes, rank, progress)
     if preparation.allocations and subspaces is None:
-        most = max(rank for allocation in preparation.allocations for rank in allocation.ranks.values())
-        subspaces = preparation.subspaces(recipe, most)
+        subspaces = preparation.subspaces(recipe)
     trainees = {}
     for name, arm in arms.items():
         if isinstance(arm, Allocation):
             trainees[name] = preparation.from_allocation(arm, subspaces, recipe)
         elif isinstance(arm, LoraConfig):
             trainees[name] = preparation.from_config(name, arm)
-        elif isinstance(arm, Recipe | str):
-            trainees[name] = preparation.from_recipe(Recipe.named(arm) if isinstance(arm, str) else arm)
+        elif isinstance(arm, Recipe):
+            trainees[name] = preparation.from_recipe(arm)
         else:
             kinds = "an Allocation, a Recipe or its name, or a peft.LoraConfig"
             raise TypeError(f"arm {name!r} is a {type(arm).__name__}: pass {kinds}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import trainable_parameters
-from tlora.comparison.arms import Arm, Preparation, Trainee, make_trainees
+from tlora.comparison.arms import Arm, Trainee, make_trainees
 from tlora.comparison.race_result import Race
 from tlora.models.targets import refuse_adapted
 from tlora.recipes import Recipe
@@ -27,7 +27,7 @@ from tlora.tasks.task import Task
 from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE
 from tlora.utils.progress import progress_bar
 from tlora.utils.validation import check_mapping, require_confidence, require_positive, require_positive_int
 
@@ -56,7 +56,7 @@ def race(
     batch_size: int = BATCH_SIZE,
     rank: int | None = None,
     subspaces: Subspaces | None = None,
-    recipe: str | Recipe = "tlora",
+    recipe: str | Recipe = DEFAULT_RECIPE,
     margin: float = 0.02,
     confidence: float = 0.95,
     evaluation_limit: int = 128,
@@ -77,7 +77,7 @@ def race(
     task : Task
         From `tlora.load_task`. Results are for its test samples, or for the validation samples if it has no others.
     arms : mapping
-        At least two, by name: an `Allocation`; a `Recipe` or its name, e.g. ``"tlora"`` or ``"lora"``;
+        At least two, by name: an `Allocation`; a `Recipe` or its name, e.g. ``"captured"`` or ``"lora"``;
         or any `peft.LoraConfig`, e.g. ``LoraConfig(use_dora=True)``. Without ``target_modules`` it adapts the modules
         that the other arms adapt.
     steps : int or callable, optional
@@ -146,7 +146,7 @@ def race(
     Examples
     --------
     >>> from peft import LoraConfig
-    >>> arms = {"mine": allocation, "tlora": "tlora", "DoRA": LoraConfig(r=4, lora_alpha=4, use_dora=True)}
+    >>> arms = {"mine": allocation, "captured": "captured", "DoRA": LoraConfig(r=4, lora_alpha=4, use_dora=True)}
     >>> race = tlora.race(model, task, arms, steps=4, seeds=2, learning_rate=1e-2, progress=False)
     >>> race.evaluated
     [0, 1, 2, 3, 4]
@@ -155,7 +155,7 @@ def race(
     """
     began = time.perf_counter()
     refuse_adapted(model)
-    check_mapping(arms, "arms", {"A": "tlora", "B": "lora"})
+    check_mapping(arms, "arms", {"A": "captured", "B": "lora"})
     if len(arms) < 2:
         raise ValueError(f"arms has {len(arms)}: a race takes at least two, such as {{'A': allocation, 'B': 'lora'}}")
     if (steps is None) == (seconds is None):
@@ -179,7 +179,7 @@ def race(
         evaluation_limit=require_positive_int(evaluation_limit, "evaluation_limit", 2),
         split=held_out_split(task),
         rates={name: require_positive(rate, "learning_rate") for name, rate in rates.items() if rate is not None},
-        trainees=make_trainees(Preparation(model, task, arms, rank, progress), arms, subspaces, recipe),
+        trainees=make_trainees(model, task, arms, rank, subspaces, recipe, progress),
         callbacks=callbacks or {},
         watch=watch,
         progress=progress,

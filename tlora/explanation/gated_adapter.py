@@ -25,7 +25,8 @@ from tlora.adapters.lora_layers import adapter_layers, require_one_lora
 from tlora.adapters.updates import trace_in_base
 from tlora.models.forward import can_restrict_logits
 from tlora.models.hooks import first_argument
-from tlora.models.targets import NEWLY_INITIALIZED, is_causal, output_embeddings
+from tlora.models.record import record_of
+from tlora.models.targets import is_causal, output_embeddings
 from tlora.models.weights import copy_sharing_weights, intact, refuse_packed
 from tlora.utils.reproducibility import exact_products
 
@@ -113,7 +114,7 @@ class GatedAdapter:
         self.model: Any = self.peft.get_base_model()
         self.ranks: dict[str, int] = {name: layer.r[self.adapter] for name, layer in layers.items()}
         wraps_more = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
-        is_random = bool(NEWLY_INITIALIZED.get(adapted.get_base_model()))
+        is_random = bool(record_of(adapted.get_base_model()).newly_initialized)
         # biases are trained in the base itself, and its own are gone
         self.has_head = wraps_more and not is_random and not trace_in_base(config)
         self._grows = is_causal(self.model)

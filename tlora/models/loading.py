@@ -40,7 +40,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tlora.models.forward import UNLIMITED, problem_type
-from tlora.models.targets import NEWLY_INITIALIZED, output_embeddings
+from tlora.models.record import record_of
+from tlora.models.targets import output_embeddings
 from tlora.utils.files import digest, replace_files
 from tlora.utils.packages import require
 from tlora.utils.reproducibility import temporary_seed
@@ -121,7 +122,7 @@ def load_model(
     with temporary_seed(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
-    NEWLY_INITIALIZED[model] = _newly_initialized(model, info, name)
+    record_of(model).newly_initialized = _newly_initialized(model, info, name)
     model.name_or_path = model.config.name_or_path = str(name)
     _set_padding(model, tokenizer)
     return model.to(place) if place is not None else model, tokenizer

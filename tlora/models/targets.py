@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
-logger = logging.getLogger(__name__)
+from tlora.models.record import record_of
 
-NEWLY_INITIALIZED: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
-"""Modules of each model that `load_model` initialized at random: the checkpoint had no weights for them."""
+logger = logging.getLogger(__name__)
 
 _EXPERT_NAMES = "PEFT would adapt the routed experts instead, which used to have these names"
 
@@ -175,8 +173,8 @@ def head_modules(model: nn.Module) -> list[str]:
 
 def _newly_initialized(model: nn.Module) -> Iterable[str]:
     """Modules without weights in the checkpoint: as recorded by `load_model`, or poolers with zero biases."""
-    if model in NEWLY_INITIALIZED:
-        return NEWLY_INITIALIZED[model]
+    if (known := record_of(model).newly_initialized) is not None:
+        return known
     poolers = [(name, module) for name, module in model.named_modules() if name.endswith(".pooler")]
     biases = {name: [p for key, p in module.named_parameters() if key.endswith("bias")] for name, module in poolers}
     return [name for name, each in biases.items() if each and not any(bias.is_meta or bias.any() for bias in each)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tlora.models.record import record_of
 from tlora.models.sharding import full_tensor, refuse_split
 from tlora.models.targets import check_is_model, is_adapted, is_linear, shape
 from tlora.utils.devices import on_host
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 _WAY_OUT = "load the model unquantized, or quantized by bitsandbytes"
-
-FINGERPRINTS_BEFORE_MERGING: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = weakref.WeakKeyDictionary()
-"""For each model with merged adapters: fingerprints of its weights before each merge."""
 
 SIMILARITY_THRESHOLD = 0.9
 """Fingerprints more similar than this belong to the same weight, quantized or not."""
@@ -129,7 +126,7 @@ def check_same_model(
     ``fingerprints`` and ``shapes`` are those of the modules of the results; modules without a fingerprint are compared
     by shape alone. The error message begins with ``what`` and ends with ``way_out``.
     """
-    modules, before = base_modules(model), fingerprints_before_merging(model)
+    modules, before = base_modules(model), record_of(get_base_model(model)).before_merging
     for name, expected in shapes.items():
         if name not in modules:
             raise ValueError(f"{what} of another model: it has {name}, this one does not; {way_out}")
@@ -137,8 +134,7 @@ def check_same_model(
             sizes = f"{tuple(expected)} there, here it is {shape(modules[name])}"
             raise ValueError(f"{what} of another model: {name} was {sizes}; {way_out}")
     known = [name for name in shapes if name in fingerprints]
-    prints = on_host(fingerprint(weight(modules[name], name)) for name in known)
-    for name, here in zip(known, prints, strict=True):
+    for name, here in weight_fingerprints(model, known).items():
         theirs = fingerprints[name]
         if any((past[name] - theirs).norm() < (here - theirs).norm() for past in before if name in past):
             raise ValueError(f"{what} of this model as it was before an adapter was merged into it; {way_out}")
@@ -146,6 +142,16 @@ def check_same_model(
         if not similarity > SIMILARITY_THRESHOLD:
             words = f"likeness {similarity:.2f} of 1"
             raise ValueError(f"{what} of another model: {name} has another weight there ({words}); {way_out}")
+
+
+def weight_fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Fingerprints of the weights of these modules on the CPU; inside `fixed_weights` each weight is read once."""
+    modules, names = base_modules(model), list(names)
+    kept = record_of(get_base_model(model)).fingerprints
+    known = {} if kept is None else kept
+    unread = [name for name in names if name not in known]
+    known.update(zip(unread, on_host(fingerprint(weight(modules[name], name)) for name in unread), strict=True))
+    return {name: known[name] for name in names}
 
 
 def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
@@ -169,11 +175,6 @@ def get_base_model(model: Any) -> Any:
 def model_name(base: Any) -> str:
     """The name or path that a base model was loaded by, for a result's `Meta`; its class if it has none."""
     return str(base.config._name_or_path or type(base).__name__)
-
-
-def fingerprints_before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
-    """Fingerprints of the model's weights before each adapter that `tlora.merge` folded into it."""
-    return FINGERPRINTS_BEFORE_MERGING.get(get_base_model(model), [])
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

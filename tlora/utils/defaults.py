@@ -1,6 +1,6 @@
 """Choices and defaults that Python functions and the command line share, in a file that needs no torch."""
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 Tokens = Literal["all", "labels", "task"]
 CovarianceForm = Literal["dense", "sketch"]
@@ -20,7 +20,7 @@ Parts = Literal["layers", "projections", "modules"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "lora"]
+RecipeName = Literal["captured", "captured-trained", "captured-freeze-late", "tlora-paper", "lora"]
 
 
 class SubspaceKind(NamedTuple):
@@ -103,24 +103,5 @@ LENGTH = 512
 DTYPE: Dtype = "float32"
 OPTIMIZER = "adamw_torch"
 
-DEFAULT_RECIPE: Final = "tlora"
-"""The recipe of ``tlora run``."""
-
-_CAPTURED: dict[str, Any] = {
-    "calibrate": {"fisher": True},
-    "task_subspaces": {"kind": "fisher"},
-    "allocate": {"by": "captured", "budget": "parameters", "adapt_scales": False},
-}
-RECIPES: dict[RecipeName, dict[str, Any]] = {
-    "tlora": _CAPTURED,
-    "tlora-trained": _CAPTURED | {"attach": {"freeze_a": False}},
-    # The steps after A is frozen cost what those of ``tlora`` cost.
-    "tlora-freeze-late": _CAPTURED | {"attach": {"freeze_a": False}, "train": {"freeze_a_after": 0.2}},
-    "tlora-paper": {"attach": {"rows": "orthonormal"}},
-    "lora": {
-        "task_subspaces": None,
-        "allocate": {"adapt_ranks": False, "adapt_scales": False},
-        "attach": {"freeze_a": False},
-    },
-}
-"""Arguments of each recipe that differ from the defaults, by function; None for no subspaces: ``A`` is random."""
+DEFAULT_RECIPE: Final = "captured"
+"""What ``tlora run``, `tlora.prepare` and the workbench begin with."""

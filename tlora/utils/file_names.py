@@ -11,6 +11,8 @@ EXPORT_RECORD = "export.json"
 """Says of which format an exported folder is, and which files are part of it."""
 
 GGUF_ADAPTER = "adapter.gguf"
+UNFINISHED = Path("tlora", "unfinished")
+"""What a run keeps in its output folder until its adapter is whole."""
 
 
 def result_file(path: str | os.PathLike[str]) -> Path:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlora.calibration.calibrate import calibrate
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.explanation.observe_directions import direction_activations
-from tlora.recipes import Recipe
+from tlora.recipes import Recipe, prepare
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces
-from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import first_batches
-from tlora.utils.defaults import DIRECTIONS
+from tlora.utils.defaults import DEFAULT_RECIPE, RANK, SAMPLES
 from viz.widgets.workbench import Workbench
 
 HELD_OUT = 32
 """Validation samples that are captured and read."""
+
+DIRECTIONS_BY_SCORE = 64
+"""Directions of each module, if ranks by score leave their number open."""
 
 
 def explore(
     model: Any,
     task: Any,
     *,
-    recipe: str | Recipe = "tlora-paper",
-    samples: int = 32,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    samples: int = SAMPLES,
     max_rank: int | None = None,
-    rank: int = 8,
+    rank: int = RANK,
     **options: Any,
 ) -> Workbench:
-    """Calibrate, compute subspaces, measure what they capture and read of validation samples, and show the workbench.
+    """Prepare an adapter, measure what its directions capture and read of validation samples, and show the workbench.
+
+    ``workbench.plan`` is what it shows, for ``tlora.attach(model, workbench.plan)``.
 
     Parameters
     ----------
@@ -38,12 +41,11 @@ def explore(
     task : Task
         From `tlora.load_task`.
     recipe : str or Recipe
-        Whose directions and ranks to begin with: ranks by score, as published, or ``"tlora"``, what ``tlora run``
-        trains.
+        What to begin with: the default of `tlora.prepare`, or ``"tlora-paper"``, the published method.
     samples : int
         Training samples to calibrate on.
     max_rank : int, optional
-        Directions computed for each module. Default: 64, or four times the rank if ranks follow what they capture.
+        Directions computed for each module. Default: four times the rank, or 64 for ranks by score.
     rank : int
         Nominal rank to begin with.
     **options
@@ -61,30 +63,28 @@ def explore(
 
     Examples
     --------
-    >>> workbench = viz.explore(model, task, samples=4, max_rank=4, rank=2)
+    >>> workbench = viz.explore(model, task, samples=4, rank=2)
     Ranks from ... to ... instead of 2 everywhere...
-    >>> workbench = viz.explore(model, task, recipe="tlora", samples=4, rank=2)
+    >>> workbench = viz.explore(model, task, recipe="tlora-paper", samples=4, max_rank=4, rank=2)
     Ranks from ... to ... instead of 2 everywhere...
     """
-    recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
-    options = dict(recipe.allocate) | options
-    calibration = calibrate(model, task.calibration(samples), **recipe.calibrate)
+    recipe = (Recipe.named(recipe) if isinstance(recipe, str) else recipe).override(allocate=options)
+    if recipe.kind is not None and (max_rank or not recipe.follows_directions):
+        recipe = recipe.override(task_subspaces={"max_rank": max_rank or DIRECTIONS_BY_SCORE})
+    plan = prepare(model, task, recipe, rank, samples=samples)
     observed: dict[str, Any] = {}
-    if recipe.task_subspaces is not None:
-        most = max_rank or (DIRECTIONS * rank if options.get("by") == "captured" else 64)
-        subspaces = task_subspaces(model, calibration, **({"max_rank": most} | dict(recipe.task_subspaces)))
+    if plan.subspaces is not None:
         observed = {
-            "subspaces": subspaces,
-            "capture": measure_capture(model, task, subspaces),
-            "activations": read_directions(model, task, subspaces),
+            "capture": measure_capture(model, task, plan.subspaces),
+            "activations": read_directions(model, task, plan.subspaces),
         }
-    workbench = Workbench(calibration, model=model, task=task, rank=rank, **observed, **options)
+    workbench = Workbench.from_plan(plan, model=model, task=task, **observed)
     workbench.display()
     return workbench
 
 
 def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
-    """The captured gradient of validation samples at every rank; None if the task has no such samples."""
+    """Measure the captured gradient of validation samples at every rank; None if the task has no such samples."""
     batches = first_batches(task, HELD_OUT)
     if not batches:
         return None
@@ -93,7 +93,7 @@ def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapt
 
 
 def read_directions(model: Any, task: Any, subspaces: Subspaces) -> DirectionActivations | None:
-    """What the first directions read of validation samples; None if the task has too few of them to compare."""
+    """Return what the first directions read of validation samples; None if there are too few of them to compare."""
     if len(task.validation) < 2:
         return None
     options = {"tokenizer": task.tokenizer, "task": task.name}

@@ -31,6 +31,7 @@ from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.explanation.rescaling import Rescaling
 from tlora.explanation.side_effects_result import SideEffects
+from tlora.recipes import Plan, Recipe
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import count_bytes, read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
@@ -122,8 +123,8 @@ class WorkbenchView(anywidget.AnyWidget):
 class Workbench(PicturedWidget):
     """The ranks of all modules as a map: point at a module to read about it, drag it to change its rank.
 
-    Whatever is changed, the other modules share the rest of the same budget. ``workbench.allocation`` is what is shown:
-    what the next cell attaches and trains. Panels below the map show where the results come from, how subspaces align,
+    Whatever is changed, the other modules share the rest of the same budget. ``workbench.plan`` is what is shown: what
+    the next cell attaches and trains. Panels below the map show where the results come from, how subspaces align,
     how sensitive the loss is, how training went and how to repeat it.
 
     Parameters
@@ -224,6 +225,7 @@ class Workbench(PicturedWidget):
         if adapted is not None and (attribution is None or task is None):
             raise ValueError("adapted= needs task= and attribution=tlora.attribute(adapted, task): pass both")
         self.adapted = adapted
+        self._recipe = Recipe("workbench")
         self.results = Results(
             sensitivity=self.sensitivity,
             spectrum=spectrum,
@@ -260,6 +262,34 @@ class Workbench(PicturedWidget):
         self._answer_while_busy()
 
     @classmethod
+    def from_plan(cls, plan: Plan, **parts: Any) -> Workbench:
+        """The workbench of a plan: it begins with its allocation, and changes it.
+
+        Parameters
+        ----------
+        plan : Plan
+            From `tlora.prepare`, with its calibration.
+        **parts
+            Other arguments of `Workbench`.
+
+        Returns
+        -------
+        Workbench
+
+        Examples
+        --------
+        >>> workbench = viz.Workbench.from_plan(tlora.prepare(model, task, rank=2, samples=4, progress=False))
+        >>> workbench.plan.allocation is workbench.allocation
+        True
+        """
+        if plan.calibration is None:
+            raise ValueError("the plan has no calibration, whose scores the map shows: prepare it again, or with one")
+        options = plan.allocation.options.arguments
+        workbench = cls(plan.calibration, plan.subspaces, **parts, **options)
+        workbench._recipe = plan.recipe
+        return workbench
+
+    @classmethod
     def from_results(cls, results: Results, rank: int = 8) -> Workbench:
         """The workbench of the results of one run: it begins with their allocation.
 
@@ -294,6 +324,13 @@ class Workbench(PicturedWidget):
     def allocation(self) -> Allocation:
         """What is shown."""
         return self._allocation
+
+    @property
+    def plan(self) -> Plan:
+        """What is shown as a plan: ``tlora.attach(model, workbench.plan)``."""
+        calibration = self.calibration if isinstance(self.calibration, Calibration) else None
+        meta = self.allocation.meta
+        return Plan(self._recipe, self.allocation, self.subspaces, calibration, meta)
 
     @property
     def kept(self) -> Allocation:

@@ -1,0 +1,65 @@
+"""What the commands leave of a trained adapter: its folder with the results, pictures, the model card, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import tlora
+from tlora.cli.output import Report, draw_into, load_viz, run_facts
+from tlora.utils.file_names import ADAPTER_CONFIG, RESULT_SUFFIX
+from tlora.utils.files import replace_file, replace_files
+from tlora.utils.text import metrics_text
+
+
+def save_run(run: tlora.TrainingRun, results: Mapping[str, Any], output: Path) -> None:
+    """Write the adapter's folder with the results in it, all or nothing; those of an earlier run go."""
+    from tlora.adapters.files import RUN, earlier_files
+
+    earlier = [file.relative_to(output) for file in (output / RUN.parent).glob(f"*{RESULT_SUFFIX}")]
+    with replace_files(output, last=ADAPTER_CONFIG, earlier=[*earlier_files(output), *earlier]) as fresh:
+        run.save(fresh)
+        for name, result in results.items():
+            if result is not None:
+                result.save(fresh / RUN.parent / name)
+
+
+def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> str:
+    """Draw the results and write the model card; without matplotlib the run is whole all the same.
+
+    A page of the user stays: it does not end as every card does.
+    """
+    from tlora.adapters.files import PAGE
+
+    try:
+        viz = load_viz()
+    except ModuleNotFoundError as error:
+        report.say(f"no pictures: {error}")
+        return ""
+    folder = output / "pictures"
+    folder.mkdir(exist_ok=True)
+    with report.step("drawing"):
+        for name in ("spectrum", "sensitivity", "allocation", "training"):
+            is_flat = name == "allocation" and len(set(results[name].ranks.values())) == 1  # shows nothing
+            if is_flat:
+                (folder / f"{name}.png").unlink(missing_ok=True)
+            elif name in results:
+                draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
+        page, text = output / PAGE, viz.card(output)
+        if page.exists() and not page.read_bytes().rstrip().endswith(text.splitlines()[-1].encode()):
+            report.say(f"{page} is not a card of tlora and stays: print(viz.card({str(output)!r})) shows the new card")
+        else:
+            with replace_file(page) as fresh:
+                fresh.write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+def summarize(run: tlora.TrainingRun) -> dict[str, str]:
+    """Print the metrics before and after, and return the size of the adapter and what its training took."""
+    if run.before:
+        typer.echo(f"\n{metrics_text({'before': run.before, 'after': run.after})}")
+        typer.echo(f"(on {run.meta.recipe['evaluated_samples']} {run.evaluated_on} samples)\n")
+    return run_facts(run)

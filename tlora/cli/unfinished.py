@@ -1,0 +1,154 @@
+"""A run that is not finished: what it keeps in its output folder until the adapter is whole, and how it resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tlora.cli.command_line import format_command, spell_option, with_suffix
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
+from tlora.utils.files import check_place, replace_file
+from tlora.utils.text import facts_text
+
+FREE = ("output", "device", "report_to", "read", "save_calibration")
+"""Options that may differ when a run resumes: they change none of its numbers."""
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """What a command keeps in ``tlora/unfinished`` of its output folder until the adapter is whole.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds the options, ``calibration/`` (as `tlora.calibrate` saves its progress), the allocation, and
+        ``checkpoints/`` (of `tlora.train`). An adapter that the output folder had before stays as it is meanwhile.
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, ctx: typer.Context, output: Path, resume: bool, overwrite: bool) -> UnfinishedRun:
+        """Return what is kept in an output folder, after refusing one that must not be written or resumed."""
+        work = cls(output / UNFINISHED)
+        if resume:
+            if not work.options.is_file():
+                state = "holds a finished adapter" if (output / ADAPTER_CONFIG).is_file() else "holds no unfinished run"
+                raise FileNotFoundError(f"{output} {state}: there is nothing to resume, leave out --resume")
+            work._check_options(ctx)
+        elif work.folder.exists() and not overwrite:
+            raise FileExistsError(
+                f"{output} holds an unfinished run: continue it with --resume, or start again with --overwrite"
+            )
+        else:
+            check_place(output, UNFINISHED if work.folder.exists() else ADAPTER_WEIGHTS, overwrite=overwrite)
+        return work
+
+    @property
+    def options(self) -> Path:
+        """The options of the command, as ``--config`` takes them."""
+        return self.folder / "run.yaml"
+
+    @property
+    def calibration(self) -> Path:
+        """Folder of the calibration's progress."""
+        return self.folder / "calibration"
+
+    @property
+    def allocation(self) -> Path:
+        """The allocation, to look at while training goes on."""
+        return self.folder / "allocation.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training's checkpoints."""
+        return self.folder / "checkpoints"
+
+    def begin(self, ctx: typer.Context, resume: bool) -> None:
+        """Write the options, in place of what an earlier run has left unless this one resumes it."""
+        if not resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_options(ctx, self.options)
+        for checkpoint in self.checkpoints.glob("checkpoint-*"):
+            if not _is_complete(checkpoint):
+                shutil.rmtree(checkpoint)
+
+    def has_checkpoint(self) -> bool:
+        """Whether the training can continue from one."""
+        return any(map(_is_complete, self.checkpoints.glob("checkpoint-*")))
+
+    def remove(self) -> None:
+        """Remove all of it: the adapter is whole."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def next_step(self, ctx: typer.Context) -> dict[str, str]:
+        """Return where the work is kept, and the line that continues it; empty if nothing is kept."""
+        if not self.options.is_file():
+            return {}
+        line = format_command(ctx.command, ctx.params | {"resume": True, "overwrite": False})
+        return {"kept": str(self.folder), "next": line}
+
+    def _check_options(self, ctx: typer.Context) -> None:
+        """Refuse other options than those that the run began with, if they change numbers."""
+        import yaml
+
+        began, now = yaml.safe_load(self.options.read_text(encoding="utf-8")), option_values(ctx)
+        for name in {**began, **now}:
+            if name not in FREE and began.get(name) != now.get(name):
+                before, here = (spell_option(ctx.command, name, values.get(name)) for values in (began, now))
+                raise ValueError(
+                    f"the run in {self.folder} began {before}, and this would continue it {here}: take the same "
+                    "options, or start again with --overwrite"
+                )
+
+
+@contextlib.contextmanager
+def note_on_error(describe: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+    """Add facts to an error or an interruption inside the block, if there are any."""
+    try:
+        yield
+    except BaseException as error:
+        if noted := describe():
+            error.add_note(facts_text(noted))
+        raise
+
+
+def option_values(ctx: typer.Context) -> dict[str, Any]:
+    """Return the options of a command as plain values, without those that are not set."""
+    values = {parameter.name: ctx.params.get(parameter.name) for parameter in ctx.command.params}
+    return {str(name): _plain(value) for name, value in values.items() if value is not None and name not in _UNKEPT}
+
+
+def write_options(ctx: typer.Context, file: Path) -> None:
+    """Write the file that repeats a command."""
+    import yaml
+
+    with replace_file(file) as fresh:
+        fresh.write_text(yaml.safe_dump(option_values(ctx), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+_UNKEPT = ("config", "quiet", "overwrite", "resume")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    from tlora.training.checkpoints import is_complete
+
+    return is_complete(checkpoint)
+
+
+def earlier_leftover(output: Path) -> str:
+    """Return a sentence about a folder in which version 0.1 before its release kept unfinished runs; empty without."""
+    folder = with_suffix(output, "-unfinished")
+    return f"{folder} is left from an earlier version, which kept unfinished runs there: remove it" * folder.is_dir()
