@@ -19,7 +19,7 @@ from tests.helpers.commands import done, next_command
 pytestmark = pytest.mark.packaged
 
 HOME = Path(__file__).parents[2] / "notebooks" / "data" / "smart_home"
-SIZES = "--validation-samples 4 --samples 4 --max-steps 6 --lr 2e-3 --eval-limit 6"
+SIZES = "--validation-samples 4 --samples 4 --steps 6 --lr 2e-3 --eval-limit 6"
 ALONE = """
 import sys, torch
 from peft import PeftModel
@@ -37,7 +37,7 @@ assert "tlora" not in sys.modules
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo leaves, and what it said."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    result = done(f"run --model smollm2-135m --data {HOME} --recipe tlora {SIZES} --output {folder} --device cpu")
+    result = done(f"run smollm2-135m {HOME} --recipe captured {SIZES} --output {folder} --device cpu")
     return folder, result.stdout
 
 
@@ -78,9 +78,9 @@ def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], smollm: Any, tm
 def test_minilm_classifies_reviews_with_its_head(tmp_path: Path) -> None:
     folder = tmp_path / "reviews"
     sizes = "--train-samples 64 --validation-samples 8 --test-samples 40 --samples 8 --batch-size 8"
-    done(f"run --model minilm --task rotten_tomatoes {sizes} --output {folder} --device cpu")
+    done(f"run minilm rotten_tomatoes {sizes} --output {folder} --device cpu")
     run = tlora.TrainingRun.load(folder)
     heads = [name for name in load_file(folder / "adapter_model.safetensors") if "classifier" in name]
     assert heads
-    evaluation = json.loads(done(f"evaluate {folder} --task rotten_tomatoes --json --device cpu").stdout)
+    evaluation = json.loads(done(f"evaluate {folder} rotten_tomatoes --json --device cpu").stdout)
     assert evaluation["metrics"]["adapter"] == pytest.approx(run.after)

@@ -21,7 +21,7 @@ __all__ = ["saved", "workplace"]
 pytestmark = pytest.mark.slow
 
 HASH = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")
-LINE = "--model llama --task pairs.jsonl --recipe tlora --samples 6 --rank 2 --lr 1e-2 --device cpu"
+LINE = "--model llama --task pairs.jsonl --recipe captured --samples 6 --rank 2 --lr 1e-2 --device cpu"
 
 
 def begun(count: int, line: str) -> subprocess.Popen[str]:
@@ -35,8 +35,8 @@ def done(count: int, line: str) -> tuple[str, str]:
 
 
 def test_two_processes_run_as_one_does(workplace: Path) -> None:
-    alone, _ = done(1, f"run {LINE} --max-steps 4 --batch-size 4 --output one")
-    both, told = done(2, f"run {LINE} --max-steps 4 --batch-size 2 --output two")
+    alone, _ = done(1, f"run {LINE} --steps 4 --batch-size 4 --output one")
+    both, told = done(2, f"run {LINE} --steps 4 --batch-size 2 --output two")
     assert told.count("calibrating on 6 samples") == told.count("training, with the metrics") == 1
     assert both.count("saved") == alone.count("saved") == 1
     files = [
@@ -67,7 +67,7 @@ def test_a_death_ends_all_and_resuming_goes_on(workplace: Path) -> None:
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), told[-2000:]
     assert not Path("killed").exists()
     parts = "--calibration killed-unfinished/calibration --allocation killed-unfinished/allocation"
-    line = f"train --model llama --task pairs.jsonl {parts} --lr 1e-2 --device cpu {options} --output killed"
+    line = f"train llama pairs.jsonl {parts} --lr 1e-2 --device cpu {options} --output killed"
     done(2, f"{line} --resume --overwrite")
     done(2, f"run {LINE} {options} --output whole")
     killed, whole = (tlora.TrainingRun.load(folder) for folder in ("killed", "whole"))

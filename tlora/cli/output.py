@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 import warnings
@@ -53,9 +54,37 @@ class Report:
         show_own_warnings()
         started = time.perf_counter()
         self.say(text)
-        with silence_transformers():
+        with silence_transformers(), self._say_logged():
             yield
         self.say(f"  done in {time.perf_counter() - started:.1f} s")
+
+    @contextlib.contextmanager
+    def _say_logged(self) -> Iterator[None]:
+        """Say what the package logs inside the block; a quiet report leaves logging as it is."""
+        if self.quiet:
+            yield
+            return
+        logger, lines = logging.getLogger("tlora"), _Lines(self)
+        level = logger.level
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(lines)
+            logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    """Says what the package logs, as lines of a report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.INFO)
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a message."""
+        self.report.say(f"  {record.getMessage()}")
 
 
 def print_json(values: Mapping[str, Any]) -> None:

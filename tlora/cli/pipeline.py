@@ -34,7 +34,7 @@ from tlora.cli.options import (
 )
 from tlora.cli.output import Report, allocation_text, load_viz
 from tlora.cli.trained import draw_pictures, save_run, summarize
-from tlora.cli.unfinished import UnfinishedRun, earlier_leftover, note_on_error, write_options
+from tlora.cli.unfinished import UnfinishedRun, earlier_leftover, note, write_options
 from tlora.utils.defaults import DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_WEIGHTS, result_file
 from tlora.utils.files import check_place
@@ -108,7 +108,7 @@ def run(
     base, task = load_base(model, data, placement, report)
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: work.begin(ctx, resume))
-    with note_on_error(lambda: work.next_step(ctx)):
+    with work.kept_on_error(ctx):
         options = {"samples": calibrating.samples, "seed": data.seed, "checkpoint": work.calibration}
         plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
         run_on_first(lambda: plan.allocation.save(work.allocation))
@@ -119,13 +119,10 @@ def run(
         if save_calibration:
             results |= {"calibration": add_origin(plan.calibration, origin), "subspaces": plan.subspaces}
         run_on_first(lambda: save_run(trained, results, output))
-    if not trained.interrupted:
-        run_on_first(work.remove)
-    with note_on_error(lambda: {"saved": str(output)} | work.next_step(ctx)):
-        run_on_first(lambda: write_options(ctx, output / RESULTS / "run.yaml"))
-        if activations is not None:
-            run_on_first(lambda: load_viz().report(output, output / READS, activations=activations))
-        run_on_first(lambda: conclude(ctx, trained, results, output, work, report))
+    run_on_first(lambda: write_options(ctx, output / RESULTS / "run.yaml"))
+    if activations is not None:
+        run_on_first(lambda: load_viz().report(output, output / READS, activations=activations))
+    run_on_first(lambda: conclude(ctx, trained, results, output, work, report))
 
 
 @flatten_options
@@ -331,7 +328,7 @@ def train(
         )
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: work.begin(ctx, resume))
-    with note_on_error(lambda: work.next_step(ctx)):
+    with work.kept_on_error(ctx):
         options = {"calibration": calibrated, "allocation": allocated, "seed": data.seed}
         plan = prepare_plan(base, task, chosen, allocated.rank, report, **options)
         del calibrated  # large
@@ -339,10 +336,7 @@ def train(
         trained = train_adapter(adapted, task, plan, training, work, origin, report)
         results = results_of(plan, {}, report)
         run_on_first(lambda: save_run(trained, results, output))
-    if not trained.interrupted:
-        run_on_first(work.remove)
-    with note_on_error(lambda: {"saved": str(output)} | work.next_step(ctx)):
-        run_on_first(lambda: conclude(ctx, trained, results, output, work, report))
+    run_on_first(lambda: conclude(ctx, trained, results, output, work, report))
 
 
 def check_result_place(output: Path, kind: str, overwrite: bool) -> None:
@@ -489,8 +483,14 @@ def conclude(
     work: UnfinishedRun,
     report: Report,
 ) -> None:
-    """Draw the results and print the summary, with the next command; exit with an error if training ended early."""
-    pictures = draw_pictures({**results, "training": run}, output, report)
+    """Remove the unfinished work, draw, and print the summary with the next command; exit 130 if it was interrupted."""
+    if not run.interrupted:
+        work.remove()
+    try:
+        pictures = draw_pictures({**results, "training": run}, output, report)
+    except BaseException as error:
+        note(error, {"saved": str(output)} | work.next_step(ctx))
+        raise
     summary = summarize(run) | {"saved": str(output), "pictures": pictures, "again": again(ctx)}
     following = {"adapter": output, "task": ctx.params["task"], "base": True}
     if run.evaluated_on == "test":

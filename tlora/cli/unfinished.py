@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,22 @@ class UnfinishedRun:
         return any(map(_is_complete, self.checkpoints.glob("checkpoint-*")))
 
     def remove(self) -> None:
-        """Remove all of it: the adapter is whole."""
+        """Remove all of it, and the folders around it if nothing else is in them."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder.parent, self.folder.parent.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    @contextlib.contextmanager
+    def kept_on_error(self, ctx: typer.Context) -> Iterator[None]:
+        """Add to an error inside the block how the run continues; remove the folder if nothing was computed yet."""
+        try:
+            yield
+        except BaseException as error:
+            if self.folder.is_dir() and not any(path != self.options for path in self.folder.iterdir()):
+                self.remove()
+            note(error, self.next_step(ctx))
+            raise
 
     def next_step(self, ctx: typer.Context) -> dict[str, str]:
         """Return where the work is kept, and the line that continues it; empty if nothing is kept."""
@@ -108,15 +122,10 @@ class UnfinishedRun:
                 )
 
 
-@contextlib.contextmanager
-def note_on_error(describe: Callable[[], Mapping[str, str]]) -> Iterator[None]:
-    """Add facts to an error or an interruption inside the block, if there are any."""
-    try:
-        yield
-    except BaseException as error:
-        if noted := describe():
-            error.add_note(facts_text(noted))
-        raise
+def note(error: BaseException, facts: Mapping[str, str]) -> None:
+    """Add facts to an error or an interruption, if there are any."""
+    if facts:
+        error.add_note(facts_text(facts))
 
 
 def option_values(ctx: typer.Context) -> dict[str, Any]:

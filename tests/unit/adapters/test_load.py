@@ -231,7 +231,7 @@ def test_the_base_that_is_evaluated_beside_an_adapter_is_the_base(part: str, tmp
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     model, _ = tlora.load_model(tmp_path / "base")
     foreign(model, tmp_path / "adapter", task_type="CAUSAL_LM", **PARTS[part])
-    metrics = json.loads(done("evaluate adapter --task pairs.jsonl --base --json --quiet").stdout)["metrics"]
+    metrics = json.loads(done("evaluate adapter pairs.jsonl --base --json --quiet").stdout)["metrics"]
     task = tlora.load_task("pairs.jsonl", tiny_tokenizer(), progress=False)
     alone = task.evaluate(tlora.load_model(tmp_path / "base")[0], progress=False)
     assert metrics["base"]["loss"] == pytest.approx(alone["loss"], rel=1e-6)

@@ -12,19 +12,19 @@ import tlora
 import viz
 from tests.helpers.adapted import adapted_model
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke
-from tlora.cli import pipeline
+from tlora.cli import pipeline, trained
 
 pytestmark = pytest.mark.usefixtures("stages", "card_alone")
 
 ADAPTER, EXPORT, RESULT = "adapter_model.safetensors", "export.json", "result.safetensors"
 COMMANDS = {
-    "init": ("init llama --task pairs.jsonl --samples 6 --rank 2 --output {}", ADAPTER),
+    "init": ("init llama pairs.jsonl --samples 6 --rank 2 --output {}", ADAPTER),
     "run": (f"{RUN} {QUICK} --output {{}}", ADAPTER),
-    "train": (f"train {DATA} {QUICK} --calibration calib --allocation alloc --output {{}}", ADAPTER),
-    "compress": ("compress adapter {} --rank 1", ADAPTER),
-    "combine": ("combine adapter=0.5 {}", ADAPTER),
-    "export": ("export adapter {} --quiet", EXPORT),
-    "merge": ("export adapter {} --format merged --quiet", EXPORT),
+    "train": (f"train {DATA} alloc calib {QUICK} --output {{}}", ADAPTER),
+    "compress": ("compress adapter --output {} --rank 1", ADAPTER),
+    "combine": ("combine adapter=0.5 --output {}", ADAPTER),
+    "export": ("export adapter --output {} --quiet", EXPORT),
+    "merge": ("export adapter --output {} --format merged --quiet", EXPORT),
     "calibrate": (f"calibrate {DATA} --samples 6 --output {{}}", RESULT),
     "allocate": ("allocate calib --rank 2 --output {}", RESULT),
 }
@@ -46,8 +46,8 @@ OTHERS = ("a trained adapter", "another trainer's adapter", "a file", "a strange
 def card_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the model card, and draw nothing."""
     plots = dict.fromkeys(("plot_spectrum", "plot_sensitivity", "plot_allocation", "plot_training"), lambda _: None)
-    monkeypatch.setattr(pipeline, "load_viz", lambda: SimpleNamespace(card=viz.card, **plots))
-    monkeypatch.setattr(pipeline, "draw_into", lambda *_: None)
+    monkeypatch.setattr(trained, "load_viz", lambda: SimpleNamespace(card=viz.card, **plots))
+    monkeypatch.setattr(trained, "draw_into", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -159,11 +159,11 @@ def test_options_reach_the_functions():
     done("init llama pairs.jsonl --samples 6 --rank 2 --target-modules attention --output start")
     targets = tlora.Allocation.load("start/tlora/allocation").targets
     assert {target.part for target in targets.values()} == {"attention"}
-    told = done("estimate --model llama --target-modules attention --teraflops 1 --json").stdout
+    told = done("estimate llama --target-modules attention --teraflops 1 --json").stdout
     resources = json.loads(told, parse_constant=pytest.fail)  # NaN is no JSON
     assert (resources["modules"], resources["choices"][0]["batch_size"]) == (len(targets), None)
-    assert "--load-in-4bit" in next_command(done("estimate --model llama --bits 4 --teraflops 1").stdout)
-    assert "next " not in done("estimate --model llama --bits 8 --teraflops 1").stdout  # tlora run has no such option
+    assert "--load-in-4bit" in next_command(done("estimate llama --bits 4 --teraflops 1").stdout)
+    assert "next " not in done("estimate llama --bits 8 --teraflops 1").stdout  # tlora run has no such option
 
 
 def test_what_is_left_out_is_printed_as_text():
@@ -176,10 +176,10 @@ def test_what_is_left_out_is_printed_as_text():
 def test_an_estimate_measures_the_data_and_names_the_training_that_fits():
     task = tlora.load_task("pairs.jsonl", AutoTokenizer.from_pretrained("llama"))
     longest = max(map(len, task.train["input_ids"]))
-    plain = done("estimate --model llama --data pairs.jsonl --rank 2 --teraflops 1 --memory 1").stdout
+    plain = done("estimate llama pairs.jsonl --rank 2 --teraflops 1 --memory 1").stdout
     assert f"samples of {longest} tokens" in plain
-    assert next_command(plain).startswith("run --model llama --task pairs.jsonl --dtype float32 --rank 2")
-    resources = json.loads(done("estimate --model llama --data pairs.jsonl --memory 1 --teraflops 1 --json").stdout)
+    assert next_command(plain).startswith("run llama pairs.jsonl --dtype float32 --rank 2")
+    resources = json.loads(done("estimate llama pairs.jsonl --memory 1 --teraflops 1 --json").stdout)
     assert resources["choices"][0]["training"] == "B"
 
 
@@ -187,16 +187,16 @@ def test_an_estimate_names_options_that_a_run_takes():
     known = {name for p in typer.main.get_command(app).commands["run"].params for name in (*p.opts, *p.secondary_opts)}
     wide = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4)
     wide.save_pretrained("wide")
-    told = done("estimate --model wide --memory 0.1 --length 256 --sketch-size 8 --teraflops 1").stdout
+    told = done("estimate wide --memory 0.1 --length 256 --sketch-size 8 --teraflops 1").stdout
     named = re.findall(r"--[\w-]+", told.partition("To fit")[2])
     assert {"--covariance", "--batch-size", "--gradient-accumulation"} <= {*named} <= known
 
 
 def test_an_estimate_of_a_config_names_the_model_that_it_belongs_to():
-    told = done("estimate --model llama/config.json --teraflops 1").stdout
+    told = done("estimate llama/config.json --teraflops 1").stdout
     assert next_command(told).startswith("run --model llama ")
     Path("alone.json").write_text(Path("llama/config.json").read_text())
-    assert next_command(done("estimate --model alone.json --teraflops 1").stdout).startswith("run --model MODEL ")
+    assert next_command(done("estimate alone.json --teraflops 1").stdout).startswith("run --model MODEL ")
 
 
 def test_ranks_stay_within_a_sketch():
@@ -221,7 +221,9 @@ def test_without_test_samples_the_validation_split_is_evaluated_and_named():
     result = done(f"{RUN} --test-samples 0 --validation-samples 3 --output out").stdout
     assert tlora.TrainingRun.load("out").evaluated_on == "validation"
     assert "(on 3 validation samples)" in result
-    assert next_command(result) == "export out --format merged --output out-merged"  # evaluate has no test sample to take
+    assert (
+        next_command(result) == "export out --format merged --output out-merged"
+    )  # evaluate has no test sample to take
     done(f"{RUN} --test-samples 0 --validation-samples 0 --output neither")
     assert tlora.TrainingRun.load("neither").before == {}
 
@@ -296,9 +298,9 @@ def test_warnings_are_sentences():
 @pytest.mark.usefixtures("stages")
 def test_a_calibration_of_another_task_is_warned_of():
     shutil.copy("pairs.jsonl", "others.jsonl")
-    line = f"train --model llama --task others.jsonl {QUICK} --calibration calib --allocation alloc --output other"
+    line = f"train llama others.jsonl alloc calib {QUICK} --output other"
     assert "calib is of pairs, and this trains on others: is that meant?" in done(line).stderr
-    done(f"train {DATA} {QUICK} --recipe lora --allocation alloc --output lora")
+    done(f"train {DATA} alloc {QUICK} --recipe lora --output lora")
     assert not tlora.TrainingRun.load("lora").frozen_a
 
 

@@ -11,6 +11,9 @@ from transformers import TrainerCallback, ViTConfig
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
+from tlora import recipes
+from tlora.calibration import calibrate
+from tlora.calibration.checkpoint import Checkpoint
 from tlora.cli import pipeline
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
@@ -39,29 +42,30 @@ def computes_nothing(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("computed something before refusing")
 
-    for name in ("calibrate", "task_subspaces", "train"):
-        monkeypatch.setattr(tlora, name, never)
+    for name in ("calibrate", "task_subspaces"):
+        monkeypatch.setattr(recipes, name, never)
+    monkeypatch.setattr(tlora, "train", never)
 
 
 @pytest.mark.usefixtures("computes_nothing")
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ("--model llama --task nowhere.jsonl", "nowhere.jsonl does not exist"),
-        ("--model llama --task family_relationship", "'family_relationships'"),
-        ("--model bert --task pairs.jsonl", "bert"),
+        ("llama nowhere.jsonl", "nowhere.jsonl does not exist"),
+        ("llama family_relationship", "'family_relationships'"),
+        ("bert pairs.jsonl", "bert"),
         (f"{DATA} --config nowhere.yaml", "nowhere.yaml"),
         (f"{DATA} --samples 33", "take --samples 32 or fewer"),
         (f"{DATA} --train-samples 20", "--samples 32 (the default) asks for more than the 20"),
         (f"{DATA} --test-samples 40", "--test-samples 40 takes 40 of 40 samples and leaves 0 for train and validation"),
-        ("--model llama --task one.jsonl", "with --test-samples 0 and --validation-samples 0"),
+        ("llama one.jsonl", "with --test-samples 0 and --validation-samples 0"),
         (f"{DATA} --rank 8 --max-rank 4", "error: --max-rank and the sizes of the matrices have room"),
-        (f"{DATA} --recipe tlora --covariance sketch --sketch-size 4 --rank 5", "--sketch-size"),
+        (f"{DATA} --recipe captured --covariance sketch --sketch-size 4 --rank 5", "--sketch-size"),
         (f"{DATA} --rank 33", "rank"),
         (f"{DATA} --rank many", "--rank"),
         (f"{DATA} --ranks 8", "--ranks"),
         (f"{DATA} --epochs -1", "--epochs"),
-        (f"{DATA} --recipe tlora-trained --freeze-a-after 20", "--freeze-a-after"),
+        (f"{DATA} --recipe captured-trained --freeze-a-after 20", "--freeze-a-after"),
         (f"{DATA} --kind wcw", "--kind"),
         (f"{DATA} --device tpu", "--device"),
         (f"{DATA} --report-to nowhere", "--report-to"),
@@ -75,9 +79,9 @@ def test_run_refuses_before_it_computes(options, name):
 @pytest.mark.usefixtures("computes_nothing")
 def test_a_model_of_images_is_refused_alike_by_run_and_estimate():
     ViTConfig().save_pretrained("vit")
-    told = refusal("estimate --model vit --teraflops 1")
+    told = refusal("estimate vit --teraflops 1")
     assert "images or sound are not supported" in told
-    assert refusal("run --model vit --task pairs.jsonl --output out --quiet").endswith(told)
+    assert refusal("run vit pairs.jsonl --output out --quiet").endswith(told)
 
 
 @pytest.mark.usefixtures("computes_nothing")
@@ -100,32 +104,32 @@ def test_run_replaces_no_folder_of_others():
         ("allocate alloc --output other", "Calibration"),
         ("allocate calib --output calib --overwrite", "Calibration"),
         ("allocate calib --kind g --output other", "--gradient"),
-        (f"train {DATA} --calibration calib --allocation alloc --recipe tlora-paper --output other", "--kind fisher"),
+        (f"train {DATA} alloc calib --recipe tlora-paper --output other", "--kind fisher"),
         (f"race {DATA} --arm uniform --arm lora", "uniform"),
         (f"race {DATA} --arm lora", "--arm lora is the only arm"),
-        (f"train {DATA} --allocation alloc --output other", "--calibration"),
-        (f"train {DATA} --calibration calib --allocation alloc --output adapter", "--overwrite"),
-        (f"train {DATA} --calibration calib --allocation alloc --output other --resume", "checkpoint"),
-        (f"train {DATA} --calibration calib --allocation alloc --kind g --output other", "of kind fisher"),
-        ("evaluate llama --task pairs.jsonl", "no adapter in llama"),
-        ("evaluate adapter --task pairs.jsonl --model nowhere", "'nowhere'"),
+        (f"train {DATA} alloc --output other", "--no-init"),
+        (f"train {DATA} alloc calib --output adapter", "--overwrite"),
+        (f"train {DATA} alloc calib --output other --resume", "nothing to resume"),
+        (f"train {DATA} alloc calib --kind g --output other", "of kind fisher"),
+        ("evaluate llama pairs.jsonl", "no adapter in llama"),
+        ("evaluate adapter pairs.jsonl --model nowhere", "'nowhere'"),
         ("report nowhere", "no adapter in nowhere"),
         ("report adapter --output page.pdf", ".html"),
-        ("export adapter adapter --overwrite", "adapter is read"),
-        ("export adapter llama --format merged --overwrite", "llama is read"),
-        ("export adapter other --engine llama.cpp --format peft", "llama.cpp"),
-        ("compress nowhere/ small --rank 1", "no adapter in nowhere/"),
-        ("compress adapter other --rank 1 --energy 0.5", "--energy"),
-        ("compress adapter adapter --rank 1 --overwrite", "adapter"),
+        ("export adapter --output adapter --overwrite", "adapter is read"),
+        ("export adapter --output llama --format merged --overwrite", "llama is read"),
+        ("export adapter --output other --engine llama.cpp --format peft", "llama.cpp"),
+        ("compress nowhere/ --output small --rank 1", "no adapter in nowhere/"),
+        ("compress adapter --output other --rank 1 --energy 0.5", "--energy"),
+        ("compress adapter --output adapter --rank 1 --overwrite", "adapter"),
         ("inspect nowhere", "no adapter in nowhere: there is no such folder"),
         ("inspect llama", "no adapter in llama: it holds no adapter_config.json"),
         ("inspect adapter nowhere", "no adapter in nowhere"),
-        ("combine adapter nowhere=0.5 both", "no adapter in nowhere"),
-        ("combine adapter=1 adapter --overwrite", "adapter is read"),
-        ("combine adapter=1e both", "adapter=1e"),
-        ("combine adapter=1 adapter=0.5 both", "twice in adapter=1"),
-        ("combine adapter both --calibration nowhere", "no result at nowhere"),
-        ("estimate --model llama --teraflops 0", "--teraflops"),
+        ("combine adapter nowhere=0.5 --output both", "no adapter in nowhere"),
+        ("combine adapter=1 --output adapter --overwrite", "adapter is read"),
+        ("combine adapter=1e --output both", "adapter=1e"),
+        ("combine adapter=1 adapter=0.5 --output both", "twice in adapter=1"),
+        ("combine adapter --output both --calibration nowhere", "no result at nowhere"),
+        ("estimate llama --teraflops 0", "--teraflops"),
     ],
 )
 def test_commands_refuse_what_does_not_fit(line, name):
@@ -135,7 +139,7 @@ def test_commands_refuse_what_does_not_fit(line, name):
 @pytest.mark.usefixtures("stages")
 def test_an_error_about_a_base_names_the_adapter_that_names_it():
     Path("llama").rename("elsewhere")
-    for line in ("evaluate adapter --task pairs.jsonl", "export adapter whole --format merged"):
+    for line in ("evaluate adapter pairs.jsonl", "export adapter --output whole --format merged"):
         assert "named by adapter/adapter_config.json: pass --model" in refusal(line)
 
 
@@ -182,22 +186,60 @@ def adapter_bytes(folder):
     return Path(folder, "adapter_model.safetensors").read_bytes()
 
 
-def test_training_that_fails_keeps_the_calibration(break_training):
+def test_a_run_that_breaks_off_resumes_with_the_same_options_alone(break_training):
     break_training(RuntimeError("CUDA out of memory"), steps=1)
     result = invoke(f"{RUN} --lr 0.01 --output out")
     assert (result.exit_code, "error: CUDA out of memory" in result.stderr) == (2, True)
-    assert not Path("out").exists()
-    assert tlora.Calibration.load("out-unfinished/calibration").meta.samples == 6
     break_training()
-    assert "out-unfinished" in refusal(f"{RUN} --lr 0.01 --output out")
+    assert "no adapter_config.json" in refusal("inspect out")  # nobody takes it for an adapter
+    assert "--resume" in refusal(f"{RUN} --lr 0.01 --output out")
+    for options, name in (("--lr 0.02", "--learning-rate 0.01"), ("--lr 0.01 --alpha 3", "without --alpha")):
+        assert name in refusal(f"{RUN} {options} --output out --resume")
     line = next_command(result.stderr)
-    assert "--resume" not in line  # it broke before the first checkpoint
-    done(line)
+    assert shlex.split(line)[-1] == "--resume"
+    done(f"{line} --quiet --device cpu")
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
-    assert Path("out-unfinished/calibration.safetensors").exists()  # the command line named it
-    done(f"{RUN} {QUICK} --output out --overwrite")
-    assert not Path("out-unfinished").exists()
+    assert not Path("out/tlora/unfinished").exists()
+    assert "finished" in refusal(f"{RUN} --lr 0.01 --output out --resume")
+
+
+@pytest.mark.parametrize("recipe", ["captured", "tlora-paper", "lora"])
+def test_a_run_that_is_interrupted_in_its_calibration_computes_the_rest(recipe, monkeypatch):
+    passes = []
+
+    def interrupt(model, targets, batches, statistics):
+        run_batches(model, targets, (batch for batch in batches if passes.append(batch) or len(passes) < 3), statistics)
+        raise KeyboardInterrupt
+
+    asked = f"run {DATA} {QUICK} --recipe {recipe} --samples 24 --rank 2"
+    run_batches = calibrate.run_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "run_batches", interrupt)
+        patch.setattr(Checkpoint, "is_due", lambda checkpoint: True)
+        result = invoke(f"{asked} --output out")
+    assert (result.exit_code, Path("out/adapter_config.json").exists()) == (130, False)
+    samples = []
+    with monkeypatch.context() as patch:
+        count = lambda batches: (batch for batch in batches if samples.append(len(batch)) or True)  # noqa: E731
+        patch.setattr(calibrate, "run_batches", lambda m, t, b, s: run_batches(m, t, count(b), s))
+        done(next_command(result.stderr))
+    assert 0 < sum(samples) < 24
+    done(f"{asked} --output whole")
+    assert adapter_bytes("out") == adapter_bytes("whole")
+    names = {file.name for file in Path("whole/tlora").iterdir()}
+    assert {file.name for file in Path("out/tlora").iterdir()} == names
+
+
+def test_a_run_that_has_computed_nothing_leaves_nothing(monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "calibrate", interrupt)
+    before = content()
+    result = invoke(f"{RUN} --output out")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
+    assert content() == before
 
 
 def test_training_that_is_interrupted_is_saved_and_can_be_resumed(break_training):
@@ -206,27 +248,34 @@ def test_training_that_is_interrupted_is_saved_and_can_be_resumed(break_training
     break_training()
     assert (result.exit_code, ", interrupted" in result.stdout) == (130, True)
     assert tlora.TrainingRun.load("out").interrupted
-    line = next_command(result.stdout)
-    assert "--resume --overwrite" in line
-    resumed = done(line).stdout
+    resumed = done(next_command(result.stdout)).stdout
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
-    assert {path.stem for path in Path("out-unfinished").iterdir()} == {"calibration", "allocation"}
-    assert next_command(resumed, "kept").startswith("out-unfinished")
-
+    assert not Path("out/tlora/unfinished").exists()
     again = next_command(resumed, "again")
     assert tlora.TrainingRun.load("out").meta.recipe["command"] == f"tlora {again}"
     shutil.rmtree("out")
     done(again)
     assert adapter_bytes("out") == adapter_bytes("whole")
-    assert "kept " not in done(f"{RUN} {QUICK} --output out --overwrite").stdout
+
+
+def test_a_finished_adapter_stays_until_the_new_one_is_whole(break_training):
+    done(f"{RUN} --lr 0.02 --output out")
+    before = tlora.TrainingRun.load("out").after
+    break_training(RuntimeError("CUDA out of memory"), steps=3)
+    result = invoke(f"{RUN} --lr 0.01 --output out --overwrite")
+    break_training()
+    assert tlora.TrainingRun.load("out").after == before
+    assert tlora.load("out", tlora.load_model("llama")[0]).active_adapter == "default"
+    line = next_command(result.stderr)
+    assert "--overwrite" not in line
+    done(line)
+    done(f"{RUN} --lr 0.01 --output whole")
+    assert adapter_bytes("out") == adapter_bytes("whole")
 
 
 @pytest.mark.parametrize("steps", [3, None], ids=["a second time", "after training"])
-@pytest.mark.parametrize("options", ["", "--save-calibration"])
-def test_an_interruption_while_the_pictures_are_drawn_names_the_adapter_and_resumes(
-    steps, options, break_training, monkeypatch
-):
+def test_an_interruption_while_the_pictures_are_drawn_names_the_adapter(steps, break_training, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -234,25 +283,20 @@ def test_an_interruption_while_the_pictures_are_drawn_names_the_adapter_and_resu
         break_training(KeyboardInterrupt(), steps)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "draw_pictures", interrupt)
-        result = invoke(f"{RUN} --lr 0.01 --output out {options}")
+        result = invoke(f"{RUN} --lr 0.01 --output out --save-calibration")
     break_training()
-    assert (result.exit_code, "\ninterrupted\nsaved  out\nkept   out-unfinished\n" in result.stderr) == (130, True)
+    assert (result.exit_code, "\ninterrupted\nsaved  out\n" in result.stderr) == (130, True)
     assert tlora.TrainingRun.load("out").interrupted == bool(steps)
-    done(next_command(result.stderr))
+    if steps:
+        done(next_command(result.stderr))
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
     assert tlora.TrainingRun.load("out").after == tlora.TrainingRun.load("whole").after
 
 
-def test_a_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tlora, "calibrate", interrupt)
-    before = content()
-    result = invoke(f"{RUN} --output out")
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
-    assert content() == before
+def test_a_folder_of_an_earlier_version_is_named(break_training):
+    Path("out-unfinished").mkdir()
+    assert "out-unfinished is left from an earlier version" in done(f"{RUN} {QUICK} --output out").stderr
 
 
 def test_a_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(monkeypatch):
@@ -269,10 +313,8 @@ def test_a_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(mo
         patch.setattr(Path, "write_text", full)
         result = invoke(f"{RUN} --output out --overwrite")
     assert (result.exit_code, "No space left on device" in result.stderr) == (2, True)
-    assert content("out") == before
+    assert {name: content("out")[name] for name in before} == before
     assert not list(Path().glob(".tlora-*"))
-    line = next_command(result.stderr)
-    assert shlex.split(line)[-2:] == ["--resume", "--overwrite"]
-    done(line)
+    done(next_command(result.stderr))
     done(f"{RUN} --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")

@@ -29,13 +29,13 @@ pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
     ],
 )
 def test_each_format_and_engine(line, file):
-    text = done(f"export adapter {line}").stdout
+    text = done(f"export adapter --output {line}").stdout
     assert Path(file).is_file()
     assert re.search(r"exact +logits differ by at most [\d.e-]+ on 4 prompts", text)
     assert re.search(r"saved +\S+, [\d.]+ [kM]B", text)
-    result = invoke(f"export adapter {line}")
+    result = invoke(f"export adapter --output {line}")
     assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
-    done(f"export adapter {line} --overwrite --quiet")
+    done(f"export adapter --output {line} --overwrite --quiet")
     if "vllm" in line:
         assert "vllm serve llama --enable-lora --max-lora-rank 8 --lora-modules adapter=for-vllm" in text
         assert set(tlora.inspect("for-vllm").ranks.values()) == {8}
@@ -46,7 +46,7 @@ def test_each_format_and_engine(line, file):
 
 @pytest.mark.usefixtures("stages")
 def test_nothing_but_an_export_is_replaced(tmp_path):
-    done("export adapter served")
+    done("export adapter --output served")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for line in ("served served", "served adapter", "adapter bert --format merged", "adapter served --format merged"):
         result = invoke(f"export {line} --overwrite")
@@ -76,25 +76,25 @@ def test_the_base_in_the_line_is_one_that_the_engine_finds(base, engine, text, t
 
 
 def test_compress_prints_what_is_kept_and_lost():
-    done(f"{RUN} --max-steps 3 --eval-limit 0 --output trained --save-calibration")
+    done(f"{RUN} --steps 3 --eval-limit 0 --output trained --save-calibration")
     calibration = "trained/tlora/calibration"
-    text = done(f"compress trained half --parameters 0.5 --calibration {calibration}").stdout
+    text = done(f"compress trained --parameters 0.5 --calibration {calibration} --output half").stdout
     compression = tlora.compress("trained", parameters=0.5, calibration=tlora.Calibration.load(calibration))
     before, after = compression.parameters
     assert f"{after:,} of {before:,} parameters" in text
     assert f"lost (task)   {compression.error():.1%} of the outputs on the task" in text
     assert "next  tlora inspect half" in text
     assert tlora.inspect("half").ranks == {name: rank for name, rank in compression.ranks.items() if rank}
-    assert "--overwrite" in invoke("compress trained half --rank 1").stderr
-    done("compress trained half --rank 1 --overwrite")
+    assert "--overwrite" in invoke("compress trained --rank 1 --output half").stderr
+    done("compress trained --rank 1 --overwrite --output half")
     assert set(tlora.inspect("half").ranks.values()) == {1}
 
 
 @pytest.fixture
 def other(workplace, no_pictures):
     """Another adapter of the same base, trained on other samples from an A of its own."""
-    done(f"{RUN} --max-steps 3 --eval-limit 0 --seed 5 --recipe lora --output other --save-calibration")
-    done(f"{RUN} --max-steps 3 --eval-limit 0 --output trained --save-calibration")
+    done(f"{RUN} --steps 3 --eval-limit 0 --seed 5 --recipe lora --output other --save-calibration")
+    done(f"{RUN} --steps 3 --eval-limit 0 --output trained --save-calibration")
 
 
 @pytest.mark.usefixtures("other")
@@ -106,7 +106,7 @@ def test_two_adapters_are_compared_and_combined():
     assert "next  tlora combine trained other trained-and-other" in text
     assert len(json.loads(done("inspect trained other --json").stdout)["modules"]) == len(found)
     known = "--calibration trained/tlora/calibration"
-    text = done(f"combine trained=1 other=-0.5 both --rank 3 {known}").stdout
+    text = done(f"combine trained=1 other=-0.5 --rank 3 {known} --output both").stdout
     assert "combined  1 * trained + -0.5 * other" in text
     assert "next      tlora inspect both" in text
     expected = tlora.combine(
@@ -114,13 +114,13 @@ def test_two_adapters_are_compared_and_combined():
     )
     assert tlora.inspect("both").ranks == expected.ranks
     assert f"up to {max(expected.errors.values()):.1%} of a module's update" in text
-    assert "--overwrite" in invoke("combine trained other both").stderr
-    done("combine trained other both --overwrite --method ties")
+    assert "--overwrite" in invoke("combine trained other --output both").stderr
+    done("combine trained other --overwrite --method ties --output both")
 
 
 @pytest.mark.usefixtures("other")
 def test_an_adapter_of_zeros_is_said_to_change_nothing():
-    done("init llama --data pairs.jsonl --samples 1 --rank 2 --output start")
+    done("init llama pairs.jsonl --samples 1 --rank 2 --output start")
     for line in ("inspect trained start", "inspect start trained", "inspect start start"):
         text = done(line).stdout
         assert "all updates of start: it changes nothing" in text
@@ -142,5 +142,5 @@ def test_two_adapters_of_different_bases_are_said_to_be(tmp_path):
     file.write_text(file.read_text().replace('"llama"', '"elsewhere"'))
     shutil.rmtree(tmp_path / "other" / "tlora")  # as another trainer leaves it
     assert "not the same: the one names llama, the other elsewhere" in done("inspect trained other").stdout
-    result = invoke("combine trained other both")
+    result = invoke("combine trained other --output both")
     assert (result.exit_code, Path("both").exists()) == (2, False)
