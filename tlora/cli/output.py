@@ -42,8 +42,8 @@ class Report:
         return not self.quiet and is_first_process()
 
     def say(self, text: str) -> None:
-        """Print a line on stderr."""
-        if self.progress:
+        """Print a line on stderr, unless it is empty."""
+        if text and self.progress:
             typer.echo(text, err=True)
 
     @contextlib.contextmanager

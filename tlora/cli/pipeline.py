@@ -103,8 +103,8 @@ def run(
     check_training(training, placement, output)
     if read:
         load_viz()
-    for note in (DEFAULT_NOTE * is_default, earlier_leftover(output)):
-        report.say(note)
+    report.say(DEFAULT_NOTE * is_default)
+    report.say(earlier_leftover(output))
     base, task = load_base(model, data, placement, report)
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: work.begin(ctx, resume))
