@@ -118,6 +118,7 @@ def test_settings_of_the_user_change_no_picture():
         for plot, result in made.items():
             file = io.BytesIO()
             plot(result).figure.savefig(file, format="png", dpi=40)
+            plt.close("all")
             pictures.append(file.getvalue())
         return pictures
 
