@@ -110,19 +110,22 @@ def test_a_kind_has_one_color_in_all_pictures():
     assert shown[0] == shown[1]
 
 
-@pytest.mark.parametrize("settings", [{"image.origin": "lower", "axes.grid": True}, "dark_background"])
-def test_settings_of_the_user_change_no_picture(settings):
+def test_settings_of_the_user_change_no_picture():
+    made = {plot: make() for plot, make in PLOTS.items()}
+
     def draw() -> list[bytes]:
         pictures = [viz.Workbench(sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)._repr_png_()]
-        for plot, make in PLOTS.items():
+        for plot, result in made.items():
             file = io.BytesIO()
-            plot(make()).figure.savefig(file, format="png", dpi=40)
+            plot(result).figure.savefig(file, format="png", dpi=40)
+            plt.close("all")
             pictures.append(file.getvalue())
         return pictures
 
     plain = draw()
-    with plt.style.context(settings):
-        assert draw() == plain
+    for settings in ({"image.origin": "lower", "axes.grid": True}, "dark_background"):
+        with plt.style.context(settings):
+            assert draw() == plain
 
 
 def test_lines_are_visible_on_dark_axes():
