@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Demo:
         model, _ = tlora.load_model(MODEL)
         allocation = tlora.allocate(self.calibration.sensitivity, rank=8, max_rank=32)
         adapted = tlora.attach(model, self.subspaces("wc"), allocation, seed=self.seed)
-        options = {"learning_rate": 2e-3, "batch_size": 4, "max_steps": STEPS, "evaluation_limit": 16}
+        options = {"learning_rate": 2e-3, "batch_size": 4, "max_steps": STEPS, "evaluation_limit": 4}
         return tlora.train(adapted, self.task, seed=self.seed, logging_steps=1, progress=False, **options)
 
     @functools.cached_property
@@ -150,7 +151,6 @@ def calibration(demo: Demo) -> dict[str, Any]:
         "gradient": {name: gradient.dense() for name, gradient in result.gradient.items()},
         "fisher": {name: moment.total for name, moment in result.fisher.items()},
         "sensitivity": result.sensitivity.per_sample,
-        "spectrum": result.spectrum().to_frame(),
     }
 
 
@@ -250,7 +250,7 @@ def interference(demo: Demo) -> dict[str, Any]:
 
 def rescale(demo: Demo) -> dict[str, Any]:
     result = measure_scales(
-        demo.adapted, demo.task, demo.texts, limit=0.5, parts="projections", samples=4, progress=False
+        demo.adapted, demo.task, demo.texts, limit=0.5, parts="projections", samples=2, progress=False
     )
     milder = result.save_adapter(demo.folder / "milder", result.points[4])
     part = result.save_adapter(demo.folder / "part", result.points[-1])
@@ -402,7 +402,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         demo = Demo(Path(folder), options.seed)
         for stage in options.stage:
+            start = time.perf_counter()
             found |= digests(stage, STAGES[stage](demo))
+            print(f"{stage}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     options.output.write_text(json.dumps(found))
 
 
