@@ -51,9 +51,9 @@ def help_of(command: str) -> str:
 
 def run_arguments(model: str, data: str) -> list[str]:
     """Return the arguments of ``tlora run`` for the model and the task."""
-    if "--model" not in help_of("run"):
-        return [model, data]
-    return ["--model", model, "--task", data]
+    page = help_of("run")
+    task = "--task" if "--task" in page else "--data"
+    return [*(["--model"] if "--model" in page else []), model, task, data]
 
 
 def send(workbench: Any, call: str, gesture: str, args: Mapping[str, Any]) -> None:
