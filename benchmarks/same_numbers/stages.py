@@ -126,10 +126,10 @@ class Demo:
 
     @functools.cached_property
     def attribution(self) -> tlora.Attribution:
-        """Answers taken apart: a module is cut by the outputs on the task, each layer is left out."""
+        """Answers taken apart: a module is cut by the outputs on the task, each projection is left out."""
         module = self.calibration.names[0]
         options = {"limit": 2, "points": 4, "calibration": self.calibration, "progress": False}
-        return tlora.attribute(self.adapted, self.task, switch_off=["layers", (module, 1)], **options)
+        return tlora.attribute(self.adapted, self.task, switch_off=["projections", (module, 1)], **options)
 
     @functools.cache  # noqa: B019
     def command_line(self, recipe: str, *more: str) -> Path:
@@ -272,7 +272,7 @@ def attribute(demo: Demo) -> dict[str, Any]:
 
 
 def side_effects(demo: Demo) -> dict[str, Any]:
-    result = tlora.side_effects(demo.adapted, demo.texts, limit=4, explain=2, progress=False)
+    result = tlora.side_effects(demo.adapted, demo.texts, limit=2, explain=1, progress=False)
     explained = result.attribution
     values = {"texts": result.to_frame(), "sets": result.sets(), "tokens": result.tokens()}
     return values | {"explained": None if explained is None else explained.to_frame()}
