@@ -153,7 +153,7 @@ def test_lines_to_type_are_quoted_and_leave_out_defaults():
         "kind": "c",
     }
     assert shlex.split(format_command(COMMANDS["run"], values)) == [
-        *("captured", "run", "--model", "my models/llama", "--task", "it's.jsonl", "--output", "out"),
+        *("tlora", "run", "my models/llama", "it's.jsonl", "--output", "out"),
         *("--target-modules", "q_proj", "--target-modules", "v_proj"),
         *("--alpha", "16.0", "--no-adapt-ranks", "--kind", "c", "--overwrite"),
     ]
