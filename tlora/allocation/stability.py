@@ -177,10 +177,18 @@ def rank_intervals(
 
     Parameters
     ----------
-    sensitivity, allocation, resamples, confidence, seed
-        As for `allocation_stability`.
+    sensitivity : Sensitivity
+        Per-sample scores behind the allocation.
+    allocation : Allocation
+        The allocation to repeat, by score, with the same options and edits.
     samples : int, optional
         Samples in a resample, drawn with replacement; all N by default.
+    resamples : int
+        Number of resamples.
+    confidence : float
+        Share of the resamples inside the intervals.
+    seed : int
+        Seed of the resampling.
 
     Returns
     -------

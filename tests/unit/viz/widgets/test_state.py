@@ -89,6 +89,16 @@ def test_excluding_part_after_part_is_said_in_the_shortest_way():
     assert it.options["exclude_modules"] == ["k_proj", "layers.0.down_proj"]
 
 
+def test_options_that_only_the_edits_make_possible_are_refused():
+    """Of 24 ranks, a floor of 5 needs 30 without the two edits: `tlora.allocate` in the line of Python refuses it."""
+    it = workbench()
+    it.set_rank(["layers.0.k_proj", "layers.1.k_proj"], 1)
+    with pytest.raises(ValueError, match="min_rank"):
+        it.set(min_rank=5)
+    it.set(min_rank=4)
+    assert same(eval(it.code("scores"), {"tlora": tlora, "scores": it.sensitivity}), it.allocation)
+
+
 def test_no_rank_goes_beyond_the_bases():
     it = viz.Workbench(results.calibration().sensitivity, results.subspaces(), rank=4)
     most = results.subspaces().max_rank
