@@ -114,7 +114,7 @@ def run(
     run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
     with note_what_is_kept(ctx, output) as kept:
         adapted, results = start_adapter(
-            base, task, calibrating, allocating, start, data.seed, origin, report, work, read
+            base, task, calibrating, allocating, start, data.seed, origin, report, work, read, training.batch_size
         )
         activations = results.pop("activations", None)
         trained = train_adapter(adapted, task, training, work, data.seed, origin, report)
@@ -394,6 +394,7 @@ def start_adapter(
     report: Report,
     work: Path | None = None,
     read: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[Any, dict[str, Any]]:
     """Calibrate, allocate and attach, and keep the calibration and the allocation in a work folder."""
     from tlora.allocation.allocate import check_limits
@@ -401,7 +402,7 @@ def start_adapter(
 
     allocating = allocating.limit_to(start.directions, asdict(calibrating))
     check_limits(tlora.target_modules(model, module_selection(calibrating.target_modules)), **asdict(allocating))
-    calibration = calibrate_on(model, task, calibrating, start.needs, origin, report)
+    calibration = calibrate_on(model, task, calibrating, start.needs, origin, report, batch_size=batch_size)
     if work:
         run_on_first(lambda: calibration.save(work / CALIBRATION))
     activations = {}
@@ -424,12 +425,13 @@ def calibrate_on(
     origin: Mapping[str, Any],
     report: Report,
     checkpoint: Path | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> tlora.Calibration:
-    """Calibrate on training samples of the task."""
+    """Calibrate on training samples of the task, in batches no larger than those of the training."""
     from tlora.utils.distributed import Processes
 
     each = max(1, calibrating.samples // Processes.current().count)  # so that every process has a batch
-    batches = task.calibration(calibrating.samples, min(BATCH_SIZE, each))
+    batches = task.calibration(calibrating.samples, min(BATCH_SIZE, batch_size, each))
     options: dict[str, Any] = {**needs, "checkpoint": checkpoint, "progress": report.progress}
     with report.step(f"calibrating on {count_text(calibrating.samples, 'sample')}"):
         calibration = tlora.calibrate(model, batches, **calibrating.arguments(), **options)
