@@ -31,12 +31,10 @@ def test_a_row_takes_what_an_estimate_of_its_arguments_says(fraction):
         options = {name: getattr(row, name) for name in ("batch_size", "gradient_checkpointing", "optim", "gpus")}
         sizes = estimate(WIDE, 8, **WORK | options).bytes
         form = "whole" if row.covariance == "dense" else "sketched"
-        calibration = max(sizes[f"calibration, covariances {form}"], sizes["subspaces"])
+        calibration = sizes[f"calibration, covariances {form}"]  # subspaces of sketches take less
         assert 1e9 * row.gigabytes == pytest.approx(sizes[f"training {row.training}"])
-        assert 0.9 * calibration <= 1e9 * row.calibration_gigabytes <= calibration * 1.000001  # subspaces of sketches
-        assert (
-            max(sizes[f"training {row.training}"], 1e9 * row.calibration_gigabytes) <= fraction * plain()["training B"]
-        )
+        assert calibration <= round(1e9 * row.calibration_gigabytes) <= max(calibration, sizes["subspaces"])
+        assert 1e9 * max(row.gigabytes, row.calibration_gigabytes) <= fraction * plain()["training B"]
         assert row.batch_size * row.gradient_accumulation_steps == WORK["batch_size"]
 
 
@@ -49,8 +47,9 @@ def test_the_first_row_changes_no_more_than_it_has_to(fraction, changed):
 
 
 def test_a_base_that_is_too_large_is_quantized_before_it_is_shared():
-    memory = 0.8 * plain()["weights"]
-    first = estimate(WIDE, 8, **SHORT, memory=memory).what_fits.iloc[0]
+    llama = LlamaConfig(num_hidden_layers=4)
+    memory = 0.9 * estimate(llama, 8, **SHORT).bytes["weights"]
+    first = estimate(llama, 8, **SHORT, memory=memory).what_fits.iloc[0]
     assert (first["fits"], first["bits"], first["gpus"], first["batch_size"]) == (True, 4, 1, 2)
     assert "the base is rounded to 4 bits" in first["costs"]
 
