@@ -93,7 +93,7 @@ def test_covariances_are_sketched_only_if_whole_ones_do_not_fit():
 
 
 def test_lora_starts_without_fisher_matrices():
-    frame = estimate(WIDE, 8, **SHORT, fisher=True).what_fits
+    frame = estimate(WIDE, 8, **WORK, fisher=True).what_fits
     frozen, lora = (frame[frame["training"] == kind]["calibration_gigabytes"].iloc[0] for kind in ("B", "A and B"))
     assert lora < frozen
 
