@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 PACKAGES = {"tlora": "tlora: from a model to an adapter", "viz": "viz: pictures, widgets and pages"}
 STAGES = {
     "models": "A base model",
-    "resource_estimate": "What it will take",
+    "resources": "What it will take",
     "tasks": "A task",
     "calibration": "Stages 1 and 2: covariance and sensitivity",
     "subspaces": "Stage 3: subspaces",

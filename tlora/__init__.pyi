@@ -7,8 +7,8 @@ import viz as viz
 from .models.loading import load_model as load_model
 from .models.targets import target_modules as target_modules
 from .models.targets import Target as Target
-from .resource_estimate import estimate as estimate
-from .resource_estimate import ResourceEstimate as ResourceEstimate
+from .resources.estimate import estimate as estimate
+from .resources.estimate import ResourceEstimate as ResourceEstimate
 from .tasks.load import load_task as load_task
 from .tasks.load_texts import load_texts as load_texts
 from .tasks.load import task_names as task_names

@@ -246,6 +246,7 @@ def prepare(
     calibration: Calibration | None = None,
     allocation: Allocation | None = None,
     samples: int = SAMPLES,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     checkpoint: Any = None,
     progress: bool = True,
@@ -269,6 +270,8 @@ def prepare(
         Made before; its directions are then all that is left to compute.
     samples : int
         Training samples to calibrate on.
+    batch_size : int
+        Most samples at a time: the memory of a calibration grows with it, its numbers change by rounding.
     seed : int
         Seed of the directions, and of a random ``A``.
     checkpoint : path-like, optional
@@ -309,7 +312,7 @@ def prepare(
             _check_directions(allocation, recipe)
         if calibration is None and (allocation is None or recipe.kind):
             arguments = recipe.needs | dict(recipe.calibrate)
-            calibration = calibrate_on(model, task, arguments, samples, checkpoint, progress)
+            calibration = calibrate_on(model, task, arguments, samples, batch_size, checkpoint, progress)
         elif calibration is not None:
             check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
         subspaces = None
@@ -391,14 +394,20 @@ def allocate_and_decompose(
 
 
 def calibrate_on(
-    model: Any, task: Any, arguments: Arguments, samples: int, checkpoint: Any = None, progress: bool = True
+    model: Any,
+    task: Any,
+    arguments: Arguments,
+    samples: int = SAMPLES,
+    batch_size: int = BATCH_SIZE,
+    checkpoint: Any = None,
+    progress: bool = True,
 ) -> Calibration:
     """Calibrate on training samples of a task, or on batches; ``arguments`` are those of `calibrate`."""
     logger.info("calibrating on %s", count_text(samples, "sample"))
     batches = task
     if hasattr(task, "calibration"):
         share = max(1, samples // Processes.current().count)  # so that every process has a batch
-        batches = task.calibration(samples, min(BATCH_SIZE, share))
+        batches = task.calibration(samples, min(batch_size, share))
     return calibrate(model, batches, samples=samples, checkpoint=checkpoint, progress=progress, **arguments)
 
 

@@ -29,7 +29,7 @@ class Comparison:
     Attributes
     ----------
     runs : pandas.DataFrame
-        One row a run; see ``columns``.
+        One row per run; see ``columns``.
     outcomes : dict of (N,) float32 tensor
         The outcome of each test sample, by ``"ROW.METRIC"``: the run's row in ``runs``, and a metric. Under
         ``"ROW.training"``, the loss of each training step.

@@ -84,7 +84,7 @@ def slopes(arguments: argparse.Namespace) -> None:
 
 
 def _speed(device: str, size: int = 2048) -> float:
-    """Floating-point operations a second of a product, as `tlora.estimate.matmul_speed`, by the time of this file."""
+    """Floating-point operations per second of a product, as `tlora.estimate.matmul_speed`, by the time of this file."""
     a = torch.ones(size, size, device=device)
     seconds = []
     for _ in range(5):

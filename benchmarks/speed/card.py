@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import tlora
 from benchmarks.speed.stopwatch import Stages
-from tlora.resource_estimate import matmul_speed
+from tlora.resources.matmul_speed import matmul_speed
 from tlora.utils.packages import library_versions
 
 SMALL = {

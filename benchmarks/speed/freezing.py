@@ -32,7 +32,7 @@ import torch
 import tlora
 from benchmarks.speed.stopwatch import now
 from tests.helpers.training_steps import CASES, LABELS, RANK, RUNS, TLORA, VARIANTS, Stepper, random_model, stored_bytes
-from tlora.resource_estimate import matmul_speed
+from tlora.resources.matmul_speed import matmul_speed
 
 
 def seconds(stepper: Stepper) -> float:
@@ -93,7 +93,7 @@ def text(frame: pd.DataFrame) -> str:
         "seconds a step": relative("seconds", "{:.2f}".format),
         "estimated / seconds": frame["estimated seconds"] / frame["seconds"],
         "tokens that fit": frame["fit"].map("{:,.0f}".format),
-        "tokens a second": frame["speed"].map("{:,.0f}".format),
+        "tokens per second": frame["speed"].map("{:,.0f}".format),
     }
     return pd.DataFrame(shown).round(2).to_string(index=False)
 

@@ -33,7 +33,7 @@ from transformers import (
 import tlora
 from tests.helpers.training_steps import random_batch
 from tlora.models.forward import restrict_logits
-from tlora.resource_estimate import switch_checkpointing
+from tlora.resources.simulated_model import switch_checkpointing
 from tlora.utils.peak_memory import PeakMemory
 
 LLAMA = LlamaConfig(

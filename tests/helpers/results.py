@@ -50,7 +50,7 @@ from tlora.explanation.rescale import rescale
 from tlora.explanation.rescaling import Rescaling
 from tlora.explanation.side_effects import side_effects
 from tlora.explanation.side_effects_result import SideEffects
-from tlora.resource_estimate import ResourceEstimate, estimate
+from tlora.resources.estimate import ResourceEstimate, estimate
 from tlora.results import FORMAT_VERSION, Meta, Result
 from tlora.serving.inspect import inspect
 from tlora.serving.inspection import Inspection

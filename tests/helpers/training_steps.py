@@ -26,7 +26,7 @@ import tlora
 from tlora.allocation.footprint import AS_BASE
 from tlora.models.forward import restrict_logits
 from tlora.models.weights import copy_sharing_weights
-from tlora.resource_estimate import switch_checkpointing
+from tlora.resources.simulated_model import switch_checkpointing
 from tlora.utils.peak_memory import PeakMemory
 
 RANK, LABELS = 8, 16

@@ -82,7 +82,7 @@ class Combination(ComputedAdapter, Result):
     }
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a module; see ``columns``."""
+        """Return one row per module; see ``columns``."""
         ranks = list(self.ranks.values())
         return pd.DataFrame(
             {

@@ -123,7 +123,7 @@ class Compression(ComputedAdapter, Result):
         return _error(self._energies(self.cuts[-1], measure), self.ranks)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a module; see ``columns``."""
+        """Return one row per module; see ``columns``."""
         own = self._energies(self.cuts[-1], self.cuts[-1])
         shares = [_lost(own[name], self.ranks[name]) for name in self.names]
         held = self._energies(self.cuts[-1], HELD_OUT) if HELD_OUT in self.measures else None

@@ -10,10 +10,20 @@ import typer
 import tlora
 from tlora.allocation.footprint import TRAINED_PARTS, TRAININGS
 from tlora.cli.checks import check_positive, check_task
-from tlora.cli.command_line import in_options, next_command
+from tlora.cli.command_line import next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
 from tlora.cli.output import print_json, show_own_warnings
-from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE, Dtype
+from tlora.utils.defaults import (
+    BATCH_SIZE,
+    DEFAULT_RECIPE,
+    DTYPE,
+    LENGTH,
+    OPTIMIZER,
+    RANK,
+    SAMPLES,
+    SKETCH_SIZE,
+    Dtype,
+)
 from tlora.utils.text import facts_text, size_text, table_text
 
 
@@ -22,7 +32,7 @@ def estimate(
     model: Model,
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", "--data", help="Measure length and labels on its samples.", callback=check_task),
+        typer.Argument(metavar="[TASK]", help="Measure length and labels on its samples.", callback=check_task),
     ] = None,
     rank: Annotated[int, typer.Option(help="Nominal rank.", min=1)] = RANK,
     samples: Annotated[int, typer.Option(help="Calibration samples.", min=1)] = SAMPLES,
@@ -45,10 +55,14 @@ def estimate(
     num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.", min=1)] = None,
     target_modules: TargetModules = (),  # type: ignore[assignment]
     memory: Annotated[
-        float | None, typer.Option(help="Gigabytes of a GPU: what fits, what to change.", callback=check_positive)
+        float | None, typer.Option(help="Gigabytes of a GPU: what fits, and how.", callback=check_positive)
     ] = None,
     teraflops: Annotated[
-        float | None, typer.Option(help="Speed of the device. Default: that of this CPU.", callback=check_positive)
+        float | None,
+        typer.Option(
+            help="Speed of a GPU, or of the CPU with --gpus 0. Default: that of this machine's, if it has one.",
+            callback=check_positive,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,32 +72,31 @@ def estimate(
 
     Examples
     --------
-    `tlora estimate --model smollm2-135m --data notebooks/data/smart_home --memory 4`
+    `tlora estimate smollm2-135m notebooks/data/smart_home --memory 4`
 
-    `tlora estimate --model NousResearch/Llama-2-7b-hf --dtype bfloat16 --batch-size 4 --length 1024 --memory 40`
+    `tlora estimate NousResearch/Llama-2-7b-hf --dtype bfloat16 --batch-size 4 --length 1024 --memory 40`
 
-    `tlora estimate --model llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
+    `tlora estimate llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
     """
-    from tlora.resource_estimate import matmul_speed
-
     show_own_warnings()
-    found, measured = ({}, "") if task is None else _measure_lengths(model, task)
-    found |= {name: ctx.params[name] for name in ("length", "labels", "num_labels") if ctx.params[name] is not None}
+    lengths, measured = ({}, "") if task is None else _measure_lengths(model, task)
+    lengths |= {name: ctx.params[name] for name in ("length", "labels", "num_labels") if ctx.params[name] is not None}
     shared = ctx.params.keys() - {"target_modules", "memory", "teraflops", "as_json", "task"}
     resources = tlora.estimate(
-        **{name: ctx.params[name] for name in shared} | {"length": LENGTH} | found,
+        **{name: ctx.params[name] for name in shared} | {"length": LENGTH} | lengths,
         target_modules=module_selection(target_modules),
-        speed=matmul_speed(dtype=dtype) if teraflops is None else 1e12 * teraflops,
+        speed=_measure_speed(gpus, dtype) if teraflops is None else 1e12 * teraflops,
         memory=None if memory is None else 1e9 * memory,
     )
-    frame, trainable, limit = resources.to_frame(), resources.trainable, resources.memory
     if as_json:
-        counts = {"parameters": resources.parameters, "modules": len(resources.shapes), "trainable": trainable}
-        stages = {"stages": frame.to_dict("records"), "choices": resources.choices.to_dict("records")}
-        print_json({**counts, **stages, "changes": resources.changes})
+        counts = {"parameters": resources.parameters, "modules": len(resources.shapes)}
+        tables = {"stages": resources.to_frame(), "what_fits": resources.what_fits}
+        records = {name: table.to_dict("records") for name, table in tables.items()}
+        print_json(counts | {"trainable": resources.trainable} | records)
         return
-    assumed = resources.meta.recipe
+    assumed, trainable = resources.meta.recipe, resources.trainable
     where = f"{gpus} GPUs" if gpus > 1 else "a GPU" if gpus else "the CPU"
+    source = "" if teraflops else " of this machine's GPU" if gpus else " of this CPU"
     about = {
         "model": f"{resources.meta.model}, {resources.parameters:,} parameters",
         "adapts": f"{len(resources.shapes)} modules with {len(set(resources.shared.values()))} distinct inputs",
@@ -91,25 +104,24 @@ def estimate(
         "data": measured,
         "assumes": f"batches of {batch_size} samples of {assumed['length']:,} tokens, {assumed['labels']:,} of them "
         f"labeled; {dtype}{f', {bits} bits' if bits else ''}; rank {rank}; {optim}; {where}",
-        "speed": f"{(resources.speed or 0) / 1e12:.3g} teraflops a second{' of this CPU' if teraflops is None else ''}",
+        "speed": f"{resources.speed / 1e12:.3g} teraflops per second{source}" if resources.speed else "",
     }
-    rows = [["stage", "memory", "activations", "teraflops", "at least", *(["fits"] if limit else [])]]
-    for row in frame.itertuples():
-        work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"] if row.teraflops else ["", ""]
-        stored = size_text(1e9 * row.activations) if row.activations else ""
-        kind = row.stage.removeprefix("training ")
-        stage = f"training, {TRAININGS[kind]}: one step" if kind in TRAININGS else row.stage
-        rows.append([stage, size_text(1e9 * row.gigabytes), stored, *work, *([_yes(row.fits)] if limit else [])])
-    typer.echo(f"{facts_text(about)}\n\n{table_text(rows)}")
-    if limit:
-        typer.echo(f"\nTraining in {size_text(limit)}, the cheapest first:\n{_choices_table(resources)}")
-    if limit and resources.changes:
-        rows = [["change, one after the other", "most memory", "what it costs"]]
-        rows += [[_change(ctx, each["change"]), size_text(each["bytes"]), each["costs"]] for each in resources.changes]
-        ending = "" if resources.changes[-1]["bytes"] <= limit else ", which is still too little"
-        typer.echo(f"\nTo fit LoRA and its calibration into {size_text(limit)}{ending}:\n{table_text(rows)}")
-    if following := _next_command(ctx, resources):
-        typer.echo(f"\n{facts_text({'next': following})}")
+    typer.echo(f"{facts_text(about)}\n\n{_stages_table(resources)}")
+    if resources.memory:
+        typer.echo(f"\n{_what_fits_table(resources)}")
+    if following := _following(ctx, resources, is_measured=task is not None and length is None):
+        typer.echo(f"\n{facts_text(following)}")
+
+
+def _measure_speed(gpus: int, dtype: str) -> float | None:
+    """Return the speed of what the estimate is about, if this machine has it: of a GPU, or of the CPU."""
+    import torch
+
+    from tlora.resources.matmul_speed import matmul_speed
+
+    if gpus and not torch.cuda.is_available():
+        return None
+    return matmul_speed("cuda" if gpus else "cpu", dtype)
 
 
 def _measure_lengths(model: str, task: str) -> tuple[dict[str, Any], str]:
@@ -119,49 +131,94 @@ def _measure_lengths(model: str, task: str) -> tuple[dict[str, Any], str]:
 
     data = load_task_for_model(model, task, progress=False, **Data(task=task).sizes())
     lengths = [len(ids) for ids in data.train["input_ids"]]
-    found: dict[str, Any] = {"length": max(lengths), "num_labels": data.num_labels}
+    measured: dict[str, Any] = {"length": max(lengths), "num_labels": data.num_labels}
     if data.num_labels is None:
-        found["labels"] = max(sum(label != IGNORED for label in labels) for labels in data.train["labels"])
+        measured["labels"] = max(sum(label != IGNORED for label in labels) for labels in data.train["labels"])
     mean = sum(lengths) / len(lengths)
-    return found, f"{len(lengths):,} samples of {min(lengths):,} to {max(lengths):,} tokens, {mean:,.0f} on average"
+    return measured, f"{len(lengths):,} samples of {min(lengths):,} to {max(lengths):,} tokens, {mean:,.0f} on average"
 
 
-def _choices_table(resources: tlora.ResourceEstimate) -> str:
-    size, length = resources.meta.recipe["batch_size"], resources.meta.recipe["length"]
-    head = ["", "checkpointing", "memory", "fits", f"samples of {length:,}", f"tokens of {size} samples", "teraflops"]
-    rows = [[*head, "at least"]]
-    for row in resources.choices.itertuples():
-        sizes = [f"{row.batch_size:,}", f"{row.length:,}"]
-        work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"]
-        answers = [_yes(row.gradient_checkpointing), size_text(1e9 * row.gigabytes), _yes(row.fits)]
-        rows.append([TRAININGS[row.training], *answers, *sizes, *work])
+def _stages_table(resources: tlora.ResourceEstimate) -> str:
+    has_speed, has_limit = resources.speed is not None, resources.memory is not None
+    times, answers = ["at least"] if has_speed else [], ["fits"] if has_limit else []
+    rows = [["stage", "memory", "activations", "teraflops", *times, *answers]]
+    for row in resources.to_frame().itertuples():
+        stored = size_text(1e9 * row.activations) if row.activations else ""
+        kind = row.stage.removeprefix("training ")
+        cells = [f"training, {TRAININGS[kind]}: one step" if kind in TRAININGS else row.stage]
+        cells += [size_text(1e9 * row.gigabytes), stored, f"{row.teraflops:.3g}" if row.teraflops else ""]
+        if has_speed:
+            cells.append(f"{row.seconds:.3g} s" if row.teraflops else "")
+        rows.append([*cells, _yes(row.fits)] if has_limit else cells)
     return table_text(rows)
+
+
+def _what_fits_table(resources: tlora.ResourceEstimate) -> str:
+    """Return the ways to train under a heading that says how to read them."""
+    ways, length, limit = resources.what_fits, resources.meta.recipe["length"], size_text(resources.memory or 0)
+    head = ["", "checkpointing", "batch", "covariances", "calibration", "training", "fits"]
+    rows = [[*head, f"most samples of {length:,}", "most tokens", "teraflops"]]
+    rows[0] += ["at least"] if resources.speed else []
+    for way in ways.itertuples():
+        batches = way.gradient_accumulation_steps
+        batch = f"{way.batch_size} x {batches}" if batches > 1 else str(way.batch_size)
+        sizes = [size_text(1e9 * way.calibration_gigabytes), size_text(1e9 * way.gigabytes)]
+        cells = [_yes(way.gradient_checkpointing), batch, way.covariance, *sizes, _yes(way.fits)]
+        cells += [f"{way.most_samples:,}", f"{way.most_tokens:,}", f"{way.teraflops:.3g}"]
+        rows.append([_name(way, resources), *cells, *([f"{way.seconds:.3g} s"] if resources.speed else [])])
+    order = "the way to take first" if ways["fits"].any() else "nothing; the ways that lack the least first"
+    return f"What fits into {limit}, {order}:\n{table_text(rows)}"
+
+
+def _name(way: Any, resources: tlora.ResourceEstimate) -> str:
+    """Return the trained part, and how the base, the optimizer and the GPUs differ from what was asked."""
+    asked = resources.meta.recipe
+    changes = {
+        f"{way.bits} bits": way.bits == 4 and asked["bits"] != 4,
+        way.optim: way.optim != asked["optim"],
+        f"{way.gpus} GPUs": way.gpus != asked["gpus"],
+    }
+    return ", ".join([TRAININGS[way.training], *(text for text, is_changed in changes.items() if is_changed)])
 
 
 def _yes(is_true: bool) -> str:
     return "yes" if is_true else "no"
 
 
-def _change(ctx: typer.Context, text: str) -> str:
-    """Return a change in the options of tlora run; what it has no option for is there in Python alone."""
-    run = ctx.find_root().command.commands["run"]  # type: ignore[attr-defined]
-    bare = text.removeprefix("quantization_config=BitsAndBytesConfig(").removesuffix(")")
-    return text if "=" in (change := in_options(bare, run)) else change
+def _following(ctx: typer.Context, resources: tlora.ResourceEstimate, *, is_measured: bool) -> dict[str, str]:
+    """Return what the first way that fits costs, and the command that takes it, or what it needs in Python.
 
-
-def _next_command(ctx: typer.Context, resources: tlora.ResourceEstimate) -> str:
-    """Return the line that trains what fits and takes the least time; LoRA without a limit, nothing if none fits."""
-    if ctx.params["bits"] == 8:  # which tlora run has no option for
-        return ""
-    values = ctx.params | {"task": ctx.params["task"] or "TASK", "load_in_4bit": ctx.params["bits"] == 4}
+    Without a limit it is the first with the gradient checkpointing that was asked for.
+    """
+    ways, asked = resources.what_fits, resources.meta.recipe
+    if resources.memory is None:
+        ways = ways[ways["gradient_checkpointing"] == asked["gradient_checkpointing"]]
+    way = next(ways.itertuples())
+    if way.fits is False:
+        return {}
+    costs = {"costs": way.costs} if resources.memory else {}
+    is_quantized_here = way.bits < 16 and (ctx.params["bits"] is not None or asked["bits"] is None)
+    in_python = {
+        "autocast_adapter_dtype=False in PEFT": way.training not in TRAINED_PARTS,
+        "tlora.load_model(..., quantization_config=BitsAndBytesConfig(load_in_8bit=True))": is_quantized_here
+        and way.bits == 8,
+        f"tlora.train(..., optim={way.optim!r})": way.optim != OPTIMIZER,
+        f"the base sharded over {way.gpus} GPUs by FSDP2": way.gpus > 1,
+    }
+    if needs := [text for text, is_needed in in_python.items() if is_needed]:
+        return costs | {"in Python": "; ".join(needs)}
+    values = ctx.params | {
+        "task": ctx.params["task"] or "TASK",
+        "load_in_4bit": is_quantized_here,
+        "device": None if way.gpus else "cpu",
+        "max_length": None if is_measured else asked["length"],
+        "recipe": DEFAULT_RECIPE if way.training == "B" else "lora",
+        "covariance": way.covariance,
+        "batch_size": way.batch_size,
+        "calibration_batch_size": min(way.batch_size, BATCH_SIZE),
+        "gradient_accumulation": way.gradient_accumulation_steps,
+        "gradient_checkpointing": way.gradient_checkpointing,
+    }
     if (config := Path(values["model"])).is_file() and config.suffix == ".json":
         values["model"] = str(config.parent) if any(config.parent.glob("*.safetensors")) else "MODEL"
-    if resources.memory is not None:
-        chosen = resources.choices[resources.choices["fits"] & resources.choices["training"].isin(TRAINED_PARTS)]
-        if chosen.empty:
-            return ""
-        values["gradient_checkpointing"] = bool(chosen["gradient_checkpointing"].iloc[0])
-        values["recipe"] = "tlora" if chosen["training"].iloc[0] == "B" else "lora"
-        if resources.bytes["calibration, covariances whole"] > resources.memory:
-            values["covariance"] = "sketch"
-    return next_command(ctx, "run", values)
+    return costs | {"next": next_command(ctx, "run", values)}

@@ -242,12 +242,18 @@ class CalibrationFlags:
     sketch_size: Annotated[
         int, _calibration("Columns of a sketch, that of kind fisher too: twice the largest rank is plenty.", min=1)
     ] = SKETCH_SIZE
+    calibration_batch_size: Annotated[
+        int, _calibration("Samples of the calibration at once: fewer take less memory.", min=1)
+    ] = BATCH_SIZE
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `tlora.calibrate`, except for the samples."""
-        arguments = asdict(self) | {"target_modules": module_selection(self.target_modules)}
-        del arguments["samples"]
-        return arguments
+        own = {name: value for name, value in asdict(self).items() if name in OF_RECIPES["calibrate"]}
+        return own | {"target_modules": module_selection(self.target_modules)}
+
+    def sizes(self) -> dict[str, Any]:
+        """Return how many samples there are, and how many are run at once."""
+        return {"samples": self.samples, "batch_size": self.calibration_batch_size}
 
 
 @dataclass(frozen=True, kw_only=True)

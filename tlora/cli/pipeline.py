@@ -109,7 +109,7 @@ def run(
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: work.begin(ctx, resume))
     with work.kept_on_error(ctx):
-        options = {"samples": calibrating.samples, "seed": data.seed, "checkpoint": work.calibration}
+        options = calibrating.sizes() | {"seed": data.seed, "checkpoint": work.calibration}
         plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
         run_on_first(lambda: plan.allocation.save(work.allocation))
         activations = read_directions(base, task, plan, report) if read else None
@@ -174,7 +174,8 @@ def calibrate(
 
     arguments: dict[str, Any] = calibrating.arguments() | {"gradient": gradient, "fisher": fisher}
     with report.step("calibrating"):
-        calibration = calibrate_on(base, task, arguments, calibrating.samples, checkpoint, report.progress)
+        options = calibrating.sizes() | {"checkpoint": checkpoint, "progress": report.progress}
+        calibration = calibrate_on(base, task, arguments, **options)
     if calibrating.tokens == "task":
         report.say(f"  left out: {constant_text(calibration.meta.recipe['constant_tokens'], task.tokenizer)}")
     calibration = add_origin(calibration, describe_origin(ctx, data, placement))
@@ -267,7 +268,7 @@ def init(
     refuse_other_writer(output, SAVE_INITIAL)
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
-    options = {"samples": calibrating.samples, "seed": data.seed}
+    options = calibrating.sizes() | {"seed": data.seed}
     plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
     adapted = tlora.attach(base, plan)
     results = results_of(plan, describe_origin(ctx, data, placement), report)

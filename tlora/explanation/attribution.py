@@ -207,7 +207,7 @@ class Attribution(ModuleResult):
         return np.stack([sample.by_module[measure].sum(0).numpy() for sample in self.samples])
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a module; see ``columns``."""
+        """Return one row per module; see ``columns``."""
         use = rank_use(self.singular_values, ENERGY)[["rank", "used_rank", "update_norm"]]
         parts = [self._row(name, [name]) for name in self.names]
         return pd.concat([module_frame(self.targets.values()), use, pd.DataFrame(parts)], axis=1)[list(self.columns)]
@@ -241,7 +241,7 @@ class Attribution(ModuleResult):
         return pd.DataFrame(rows)
 
     def costs(self) -> pd.DataFrame:
-        """Return what was lost without each part that was left out, one row a part; see ``cost_columns``."""
+        """Return what was lost without each part that was left out, one row per part; see ``cost_columns``."""
         rows = []
         for label, names in self.switches.items():
             row, (low, high) = self._row(label, names), mean_interval(self._lost(label, 0)[:, None], CONFIDENCE)
@@ -254,7 +254,7 @@ class Attribution(ModuleResult):
         return pd.concat([self._token_rows(number) for number in range(len(self.samples))], ignore_index=True)
 
     def answers(self) -> pd.DataFrame:
-        """Return the greedy answers of the base and of the adapted model, one row a sample.
+        """Return the greedy answers of the base and of the adapted model, one row per sample.
 
         Returns
         -------
@@ -284,7 +284,7 @@ class Attribution(ModuleResult):
         Returns
         -------
         pandas.DataFrame
-            ``token`` (its text) and ``contribution`` (nats), one row a token of the sample.
+            ``token`` (its text) and ``contribution`` (nats), one row per token of the sample.
         """
         one = self.samples[sample]
         modules = slice(None) if module is None else [self.names.index(module)]

@@ -111,7 +111,7 @@ class Interference(Result):
         return values[0], values[1]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a module; see ``columns``."""
+        """Return one row per module; see ``columns``."""
         rows = []
         for name, gram in self.grams.items():
             (one, other), (d_out, d_in) = self.ranks[name], self.shapes[name]

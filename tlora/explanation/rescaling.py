@@ -155,7 +155,7 @@ class Rescaling(ModuleResult):
         return min(within, key=lambda point: self.loss(point, TASK))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a point and set; see ``columns``."""
+        """Return one row per point and set; see ``columns``."""
         rows = []
         for point in self.points:
             kept = sum(factor > 0 for factor in point.factors.values())
@@ -217,4 +217,4 @@ class Rescaling(ModuleResult):
         return "; ".join(parts)
 
     def _summary(self) -> str:
-        return f"{len(self.points)} points on {len(self.counts)} sets, nats a token; {self.headline}"
+        return f"{len(self.points)} points on {len(self.counts)} sets, nats per token; {self.headline}"

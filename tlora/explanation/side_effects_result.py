@@ -115,7 +115,7 @@ class SideEffects(Result):
     }
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a text, the worst first; see ``columns``."""
+        """Return one row per text, the worst first; see ``columns``."""
         rows = []
         for one in self.samples:
             worst = one.positions[int(one.rise.argmin())]
@@ -125,7 +125,7 @@ class SideEffects(Result):
         return pd.DataFrame(rows)[list(self.columns)]
 
     def sets(self) -> pd.DataFrame:
-        """Return one row a set, in the order in which they were given; see ``set_columns``."""
+        """Return one row per set, in the order in which they were given; see ``set_columns``."""
         rows = []
         for name in self.meta.recipe["sets"]:
             samples = [one for one in self.samples if one.set == name]
@@ -135,7 +135,7 @@ class SideEffects(Result):
         return pd.DataFrame(rows)[list(self.set_columns)]
 
     def tokens(self) -> pd.DataFrame:
-        """Return one row a measured token, text by text; see ``token_columns``."""
+        """Return one row per measured token, text by text; see ``token_columns``."""
         frames = []
         for one in self.samples:
             columns = {
@@ -166,11 +166,11 @@ class SideEffects(Result):
         """The finding: the set whose loss rose most, with its interval."""
         worst = self.sets().nlargest(1, "loss_change").iloc[0]
         ends = "" if math.isnan(worst["low"]) else f" ({worst['low']:+.3f} to {worst['high']:+.3f})"
-        return f"The loss of {worst['set']} changed by {worst['loss_change']:+.3f} nats a token{ends}"
+        return f"The loss of {worst['set']} changed by {worst['loss_change']:+.3f} nats per token{ends}"
 
     def _summary(self) -> str:
         changes = ", ".join(f"{row.set} {row.loss_change:+.3f}" for row in self.sets().itertuples())
-        return f"{len(self.samples)} texts, change of the loss in nats a token: {changes}"
+        return f"{len(self.samples)} texts, change of the loss in nats per token: {changes}"
 
 
 def _losses(samples: list[MeasuredText]) -> dict[str, float]:

@@ -2,6 +2,5 @@
 
 loading (from a folder, a hub or a package), targets (the linear modules that an adapter may adapt), module_result (the
 base of results about them), sharding (over processes, by FSDP2), weights (dense matrices of any layer, their
-fingerprints), forward (logits and per-sample losses), hooks (record what modules read), simulation (run a model's code
-on tensors without data).
+fingerprints), forward (logits and per-sample losses), hooks (record what modules read).
 """

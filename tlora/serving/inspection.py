@@ -100,7 +100,7 @@ class Inspection(Result):
         return pd.DataFrame(rows, columns=list(self.engine_columns))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a module; see ``columns``."""
+        """Return one row per module; see ``columns``."""
         shapes = pd.DataFrame(self.shapes.values(), columns=["d_out", "d_in"], dtype=int)
         frame = pd.concat([self.rank_use(), shapes], axis=1)
         return frame.assign(scaling=list(self.scalings.values()))[list(self.columns)]

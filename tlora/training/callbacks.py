@@ -88,11 +88,11 @@ class ModuleRecorder(TrainerCallback):
 
     @property
     def latest(self) -> pd.DataFrame:
-        """The last record as a table, one row a module; see ``MODULE_COLUMNS``."""
+        """The last record as a table, one row per module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps[-1:], self.values[-1:])
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records, one row a step and module; see ``MODULE_COLUMNS``."""
+        """Return all records, one row per step and module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps, self.values)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

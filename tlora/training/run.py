@@ -113,7 +113,7 @@ class TrainingRun(Result):
         return str(self.meta.recipe.get("evaluated_on", ""))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the history, one row a logged step; see ``columns``."""
+        """Return the history, one row per logged step; see ``columns``."""
         return self.history.copy()
 
     def singular_values(self) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def edges(places: Sequence[int]) -> np.ndarray:
 def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     """Draw a column of the frame as cells: a column for each layer, a row for each projection.
 
-    The frame has one row a module, with ``layer`` and ``projection``; the array of the mesh is (projections, layers),
+    The frame has one row per module, with ``layer`` and ``projection``; the array of the mesh is (projections, layers),
     masked for missing modules.
     """
     rows, layers = style.projections(frame), style.layers(frame)

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from matplotlib.axes import Axes
 
 from tlora.allocation.footprint import TRAININGS
-from tlora.resource_estimate import ResourceEstimate
+from tlora.resources.estimate import ResourceEstimate
 from tlora.utils.text import size_text
 from tlora.utils.validation import check_type
 from viz import style
@@ -36,9 +36,13 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     <Axes: title={'left': '...'}, xlabel='peak memory of a training step, GB'>
     """
     estimate = check_type(estimate, ResourceEstimate, "tlora.estimate(model)")
-    choices = estimate.choices.set_index(["gradient_checkpointing", "training"])
+    ways, recipe = estimate.what_fits, estimate.meta.recipe
+    bits = recipe["bits"] or ways["bits"].max()
+    asked = (ways["batch_size"] == recipe["batch_size"]) & (ways["bits"] == bits)
+    asked &= (ways["optim"] == recipe["optim"]) & (ways["gpus"] == recipe["gpus"])
+    ways = ways[asked].set_index(["gradient_checkpointing", "training"])
     rows = [(checkpointing, kind) for checkpointing in (False, True) for kind in TRAININGS]
-    bars = choices.loc[[row for row in rows if row in choices.index]]
+    bars = ways.loc[[row for row in rows if row in ways.index]]
     names = [f"{TRAININGS[kind]}{', checkpointing' if checkpointing else ''}" for checkpointing, kind in bars.index]
     weights, left = estimate.bytes["weights"] / 1e9, 0.0
     rest = bars["gigabytes"] - weights - bars["activations"]
@@ -52,7 +56,6 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.set(xlabel="peak memory of a training step, GB")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), labelspacing=0.6)
-    recipe = estimate.meta.recipe
     work = f"{recipe['batch_size']} samples of {recipe['length']:,} tokens, {recipe['dtype']}, rank {recipe['rank']}"
     lora, frozen = (1e9 * bars["gigabytes"][False, kind] for kind in ("A and B", "B"))
     style.headline(

@@ -17,7 +17,7 @@ function effectsPart(parent, part) {
     drawRamp(list, most, "nats that a token gained or lost; beyond are 2\u00a0% of the tokens; faint: not measured", dark);
     for (const { set, tokens, positions, base, rise } of shown) {
       const line = make("div", { class: "sample" }, list), mean = rise.reduce((sum, v) => sum + v, 0) / rise.length;
-      make("span", { class: "set" }, line, `${set} ${signedNumber(-mean)}`).title = "change of the loss, nats a token";
+      make("span", { class: "set" }, line, `${set} ${signedNumber(-mean)}`).title = "change of the loss, nats per token";
       const strip = make("span", { class: "strip" }, line), at = new Map(positions.map((place, k) => [place, k]));
       tokens.forEach((text, place) => {
         const k = at.get(place), token = coloredToken(strip, text, k === undefined ? 0 : rise[k] / most, dark);
@@ -27,7 +27,7 @@ function effectsPart(parent, part) {
       });
     }
     const hidden = found.length - shown.length, words = part.of > part.samples.length ? ` Of the ${part.of} texts, the worst ${part.samples.length} are here.` : "";
-    const foot = make("div", { class: "key" }, list, `${shown.length} of ${found.length} texts, the worst first; the number is the change of the loss, nats a token.${words}`);
+    const foot = make("div", { class: "key" }, list, `${shown.length} of ${found.length} texts, the worst first; the number is the change of the loss, nats per token.${words}`);
     if (hidden) make("button", { type: "button" }, foot, `Show ${hidden} more`).addEventListener("click", () => { choice.all = true; draw(); });
   }
   draw();
@@ -46,7 +46,7 @@ function rescalingPart(parent, part) {
     points.forEach((point, k) => { if (point.kind !== "scale") make("option", { value: k }, out, point.label.replace("without ", "")); });
     out.addEventListener("change", () => { choice.at = out.value === "" ? scales.at(-1) : Number(out.value); draw(); });
   }
-  const limit = make("input", { type: "number", step: 0.01, min: 0, value: choice.limit }, label("Most that a text may lose, nats a token"));
+  const limit = make("input", { type: "number", step: 0.01, min: 0, value: choice.limit }, label("Most that a text may lose, nats per token"));
   limit.addEventListener("change", () => { if (limit.value !== "" && limit.validity.valid) choice.limit = Number(limit.value); toBest(); });
   make("button", { type: "button" }, bar, "Best within the limit").addEventListener("click", toBest);
   const below = make("div", { class: "pair" }, root), curve = make("div", {}, below), at = make("div", {}, below);
@@ -67,11 +67,11 @@ function rescalingPart(parent, part) {
     curve.replaceChildren();
     at.replaceChildren();
     chart(curve, { title: "Loss on the task by what other text loses", lines: [...lines, { label: "chosen", points: [[point.lost, point.task]], color: 6, name: "chosen" }], cursor: choice.limit, width: 520, height: 240,
-      x: { label: "largest change of other text, nats a token" }, y: { label: "task loss, nats a token", log: true } });
+      x: { label: "largest change of other text, nats per token" }, y: { label: "task loss, nats per token", log: true } });
     const title = `${point.label[0].toUpperCase()}${point.label.slice(1)}`;
     drawTable(at, { caption: [title, ...(point.without.length ? [point.without.join(", ")] : [])].join(": "), head: ["set", "loss", "change", "95 % interval over texts"], rows: point.rows });
     const words = top === choice.at ? "the lowest task loss within the limit" : top === null ? "no point is within the limit" : `within the limit, ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
-    finding.textContent = `${title}: task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats a token; ${words}.`;
+    finding.textContent = `${title}: task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats per token; ${words}.`;
     line.textContent = isScale && !point.scale ? "# scale 0 is the base model: there is nothing to write" : `rescaling.save_adapter("milder", rescaling.points[${choice.at}])  # ${point.label}`;
   }
   draw();

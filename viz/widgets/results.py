@@ -17,7 +17,7 @@ from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.explanation.rescaling import Rescaling
 from tlora.explanation.side_effects_result import SideEffects
-from tlora.resource_estimate import ResourceEstimate
+from tlora.resources.estimate import ResourceEstimate
 from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture

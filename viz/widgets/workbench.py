@@ -32,7 +32,7 @@ from tlora.explanation.direction_activations import DirectionActivations
 from tlora.explanation.rescaling import Rescaling
 from tlora.explanation.side_effects_result import SideEffects
 from tlora.recipes import Plan, Recipe
-from tlora.resource_estimate import ResourceEstimate
+from tlora.resources.estimate import ResourceEstimate
 from tlora.results import count_bytes, read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture

@@ -15,7 +15,7 @@ from tests.helpers.adapted import rising_allocation
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, sft
 from tests.helpers.training_steps import stored_bytes
-from tlora.resource_estimate import switch_checkpointing
+from tlora.resources.simulated_model import switch_checkpointing
 
 TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", "") for n in range(8)]
 

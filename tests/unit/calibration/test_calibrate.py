@@ -26,7 +26,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.models.forward import sample_losses
 from tlora.models.targets import target_modules
 from tlora.models.weights import fingerprint
-from tlora.resource_estimate import switch_checkpointing
+from tlora.resources.simulated_model import switch_checkpointing
 
 SIZES = (
     "vocab_size",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_options_reach_the_functions():
     assert {target.part for target in targets.values()} == {"attention"}
     told = done("estimate llama --target-modules attention --teraflops 1 --json").stdout
     resources = json.loads(told, parse_constant=pytest.fail)  # NaN is no JSON
-    assert (resources["modules"], resources["choices"][0]["batch_size"]) == (len(targets), None)
+    assert (resources["modules"], resources["what_fits"][0]["most_samples"]) == (len(targets), None)
     assert "--load-in-4bit" in next_command(done("estimate llama --bits 4 --teraflops 1").stdout)
     assert "next " not in done("estimate llama --bits 8 --teraflops 1").stdout  # tlora run has no such option
 
@@ -179,17 +180,51 @@ def test_an_estimate_measures_the_data_and_names_the_training_that_fits():
     plain = done("estimate llama pairs.jsonl --rank 2 --teraflops 1 --memory 1").stdout
     assert f"samples of {longest} tokens" in plain
     assert next_command(plain).startswith("run llama pairs.jsonl --dtype float32 --rank 2")
+    assert "--max-length" not in next_command(plain)
     resources = json.loads(done("estimate llama pairs.jsonl --memory 1 --teraflops 1 --json").stdout)
-    assert resources["choices"][0]["training"] == "B"
+    assert resources["what_fits"][0]["training"] == "B"
 
 
-def test_an_estimate_names_options_that_a_run_takes():
-    known = {name for p in typer.main.get_command(app).commands["run"].params for name in (*p.opts, *p.secondary_opts)}
-    wide = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4)
-    wide.save_pretrained("wide")
-    told = done("estimate wide --memory 0.1 --length 256 --sketch-size 8 --teraflops 1").stdout
-    named = re.findall(r"--[\w-]+", told.partition("To fit")[2])
-    assert {"--covariance", "--batch-size", "--gradient-accumulation"} <= {*named} <= known
+@pytest.mark.parametrize(
+    ("memory", "options"),
+    [("0.3", set()), ("0.1", {"--batch-size", "--gradient-accumulation"}), ("0.08", {"--load-in-4bit"})],
+)
+def test_the_command_of_an_estimate_fits_by_the_estimate(memory, options):
+    """The command is read back, and what it trains is estimated again."""
+    run = typer.main.get_command(app).commands["run"]
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 4, "vocab_size": 2000}
+    LlamaConfig(**sizes, num_hidden_layers=2).save_pretrained("wide")
+    line = f"estimate wide --memory {memory} --length 128 --sketch-size 8 --dtype bfloat16"
+    command = next_command(done(line).stdout)
+    assert options <= {*command.split()}
+    values = run.make_context("run", [*shlex.split(command)[1:], "--output", "trained"]).params
+    assert values["max_length"] == 128
+    names = ("batch_size", "dtype", "gradient_checkpointing", "sketch_size", "rank")
+    options = {name: values[name] for name in names} | {"bits": 4 if values["load_in_4bit"] else None}
+    peaks, form = (
+        tlora.estimate("wide", length=128, fisher=True, **options).bytes,
+        "whole" if values["covariance"] == "dense" else "sketched",
+    )
+    stages = [f"calibration, covariances {form}", f"training {'A and B' if values['recipe'] == 'lora' else 'B'}"]
+    assert max(peaks[stage] for stage in stages) <= 1e9 * float(memory)
+    assert values["batch_size"] * values["gradient_accumulation"] == 8
+
+
+def test_an_estimate_without_a_command_says_what_it_needs_in_python():
+    said = done("estimate llama --optim paged_adamw_8bit --length 16 --memory 1").stdout
+    assert "next " not in said
+    assert "tlora.train(..., optim='paged_adamw_8bit')" in said
+    nothing = done("estimate llama --length 16 --gpus 0 --teraflops 1 --memory 0.00001").stdout
+    assert "nothing" in nothing
+    assert "next " not in nothing
+
+
+def test_an_estimate_gives_no_times_of_a_device_that_is_not_here(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_gpu, on_cpu = (done(f"estimate llama --length 16 --memory 1 --gpus {gpus}").stdout for gpus in (1, 0))
+    assert "at least" not in on_gpu
+    assert "teraflops per second of this CPU" in on_cpu
+    assert "--device cpu" in next_command(on_cpu)
 
 
 def test_an_estimate_of_a_config_names_the_model_that_it_belongs_to():

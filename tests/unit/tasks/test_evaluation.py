@@ -16,7 +16,7 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.padding import decoder
 from tests.helpers.rows import pairs, single_losses
 from tests.helpers.tokenizers import bytes_tokenizer, pieces_tokenizer
-from tlora.resource_estimate import switch_checkpointing
+from tlora.resources.simulated_model import switch_checkpointing
 from tlora.tasks.evaluation import decode_answer, generate, losses_of_samples
 from tlora.tasks.load import load_task
 

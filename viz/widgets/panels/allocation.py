@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import BYTES, Footprint, uniform_footprints
-from tlora.resource_estimate import ResourceEstimate
+from tlora.resources.estimate import ResourceEstimate
 from tlora.utils.text import size_text
 from viz.plots.allocation import left_out
 from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, texts, whole

@@ -34,7 +34,7 @@ def change(value: float) -> str:
 
 SETS: list[Column] = [
     ("set", "set", str), ("samples", "texts", whole), ("tokens", "tokens", whole),
-    ("base_loss", "loss of the base, nats a token", loss), ("adapter_loss", "with the adapter", loss),
+    ("base_loss", "loss of the base, nats per token", loss), ("adapter_loss", "with the adapter", loss),
     ("loss_change", "change", change), ("interval", "95 % interval over texts", str),
 ]  # fmt: skip
 CHANGED: list[Column] = [

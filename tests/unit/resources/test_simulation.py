@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.models import tiny_model
-from tlora.models.simulation import Simulation, group_blocks, keep_blocks, simulation_mode
+from tlora.resources.simulation import Simulation, group_blocks, keep_blocks, simulation_mode
 
 
 def measure(simulation: Simulation, act: Callable[[], object]) -> tuple[int, int]:
