@@ -39,6 +39,8 @@ from .training.train import train as train
 from .training.run import TrainingRun as TrainingRun
 from .training.callbacks import ModuleRecorder as ModuleRecorder
 from .adapters.load import load as load
+from .adapters.adapter import LoraAdapter as LoraAdapter
+from .adapters.update import LoraUpdate as LoraUpdate
 from .adapters.attach import merge as merge
 from .adapters.compress import compress as compress
 from .adapters.compression import Compression as Compression

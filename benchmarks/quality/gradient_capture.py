@@ -28,7 +28,7 @@ from torch import Tensor
 
 import tlora
 from tlora.results import Result
-from tlora.serving.uniform_lora import plain_lora
+from tlora.serving.uniform_lora import uniform_lora
 from tlora.utils.defaults import Kind
 
 COUNTS = (8, 16, 32, 64, 128)
@@ -125,10 +125,10 @@ def trained(
     with timed(f"{options.steps} steps of LoRA of rank {rank}"):
         uniform = tlora.allocate(scores, rank=rank, adapt_ranks=False, adapt_scales=False)
         lora = tlora.attach(model, None, uniform, freeze_a=False)
-        start = {name: torch.linalg.qr(a.T).Q.T for name, (a, _) in plain_lora(lora).factors.items()}
+        start = {name: torch.linalg.qr(update.a.T).Q.T for name, update in uniform_lora(lora).updates.items()}
         rate = options.learning_rate
         tlora.train(lora, task, max_steps=options.steps, batch_size=4, learning_rate=rate, evaluation_limit=8)
-    updates = {name: b @ a for name, (a, b) in plain_lora(lora).factors.items()}
+    updates = {name: update.matrix() for name, update in uniform_lora(lora).updates.items()}
     directions = {kind: {n: rows.basis(n, rank) for n in updates} for kind, rows in subspaces.items()}
     whole = sum(float(update.square().sum()) for update in updates.values())
     within = {

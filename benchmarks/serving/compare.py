@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ import torch
 
 import tlora
 from benchmarks.serving.engines import REFUSED, Questions, llama_cpp_answers, peft_answers, vllm
-from tlora.adapters.lora_layers import adapter_layers
+from tlora.adapters.lora_layers import lora_updates
 from tlora.models.loading import load_tokenizer, resolve
 from tlora.serving.export import save_model
 from tlora.serving.llama_cpp import Layout, write_gguf
-from tlora.serving.uniform_lora import plain_lora
+from tlora.serving.uniform_lora import uniform_lora
 from tlora.serving.verify import PROMPTS
 
 MODEL = "smollm2-135m"
@@ -85,7 +86,7 @@ def prepare(folder: Path, adapter: Path) -> dict[str, Any]:
     write_with_one_alpha(adapted, folder / "saved.gguf")
     tlora.export(adapted, folder / "merged", format="merged", tokenizer=tokenizer)
     _tell_old_versions(folder / "merged")
-    write_merged(folder / "base.gguf", folder / "merged", list(plain_lora(adapted).factors), folder / "merged.gguf")
+    write_merged(folder / "base.gguf", folder / "merged", list(uniform_lora(adapted).updates), folder / "merged.gguf")
     seen = tlora.inspect(folder / "saved")
     return {
         "modules": len(seen.ranks),
@@ -142,12 +143,9 @@ def _write_gguf(path: Path, reader: gguf.GGUFReader, tensors: dict[str, np.ndarr
 
 def write_with_one_alpha(adapted: Any, path: Path) -> None:
     """What llama.cpp's converter writes, by its computation: ``lora_alpha`` over each tensor's own rank."""
-    plain, scalings = plain_lora(adapted), adapter_layers(adapted)
-    alpha = plain.config.lora_alpha
-    factors = {
-        name: (a, b / scalings[name].scaling["default"] * (alpha / len(a))) for name, (a, b) in plain.factors.items()
-    }
-    write_gguf(path, factors, adapted.get_base_model().config, torch.float32)
+    alpha = adapted.peft_config[adapted.active_adapter].lora_alpha
+    updates = {name: replace(update, scaling=alpha / update.rank) for name, update in lora_updates(adapted).items()}
+    write_gguf(path, updates, adapted.get_base_model().config, torch.float32)
 
 
 def questions(folder: Path, prompts: int) -> Questions:

@@ -17,7 +17,6 @@ from transformers import LlamaConfig
 
 import tlora
 import viz
-from tlora.adapters.updates import update_singular_values
 from tlora.training.run import PREFIX
 
 DATA = Path(__file__).parent / "data"
@@ -37,10 +36,9 @@ def first(spectrum: tlora.Spectrum) -> tlora.Spectrum:
 def small(run: tlora.TrainingRun) -> tlora.TrainingRun:
     """The run with an adapter of the same singular values, a hundredth of its size."""
     adapter = {}
-    for name, scaling in run.scalings.items():
+    for name, values in run.singular_values().items():
         a, b = (f"{PREFIX}{name}.lora_{part}.weight" for part in "AB")
-        values = update_singular_values(run.adapter[a], run.adapter[b], scaling)
-        adapter |= {a: torch.eye(len(values)), b: torch.diag(values / scaling)}
+        adapter |= {a: torch.eye(len(values)), b: torch.diag(values / run.scalings[name])}
     return replace(run, adapter=adapter, fingerprints={})
 
 

@@ -1,8 +1,8 @@
 """Adapters: from an allocation to PEFT, to a folder, and back (stage 5 of TLoRA).
 
 attach (put an allocation on a model, take it off, merge it), config (the PEFT config of an allocation), freeze (train B
-alone), lora_layers (the LoRA layers of a model), updates (what an adapter adds), files (an adapter's folder), hub
-(names on the Hugging Face hub), initial (save an adapter before training), load (load an adapter), factored (take an
-adapter apart), computed_adapter (what makes a new one from it), compress and compression (cut its ranks), combine and
-combination (put several together).
+alone), lora_layers (the LoRA layers of a model), update (``s B A`` of a module, and its algebra), adapter (all updates,
+and what comes with them: read, save), peft_config (keys of PEFT's config), files (an adapter's folder), hub (names on
+the Hugging Face hub), initial (save an adapter before training), load (load an adapter), rank_use (how much of its rank
+an update uses), compress and compression (cut ranks), combine and combination (put several together).
 """

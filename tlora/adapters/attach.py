@@ -24,7 +24,7 @@ from tlora.adapters.lora_layers import (
     without_noise,
     wrappers,
 )
-from tlora.adapters.updates import trace_in_base
+from tlora.adapters.peft_config import trace_in_base
 from tlora.allocation.allocation import Allocation
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.record import record_of

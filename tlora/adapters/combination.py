@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import Tensor
 
-from tlora.adapters.computed_adapter import ComputedAdapter
+from tlora.adapters.adapter import ComputedAdapter
 from tlora.adapters.files import COMBINE
 from tlora.results import Meta, Result
 from tlora.utils.text import ranks_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, get_args
 
@@ -11,35 +12,21 @@ import torch
 from peft.utils import merge_utils
 from torch import Tensor
 
+from tlora.adapters.adapter import LoraAdapter, difference_of_bases, input_moments
 from tlora.adapters.combination import Combination
-from tlora.adapters.compress import cut_update
-from tlora.adapters.factored import (
-    FactoredAdapter,
-    check_calibration,
-    difference_of_bases,
-    embedding_ranks,
-    factor_tensors,
-    have_same_a,
-    pattern_config,
-    read_adapter,
-    second_moments,
-)
 from tlora.adapters.files import PREFIX
+from tlora.adapters.update import LoraUpdate, add_updates, cut_update, have_same_a
 from tlora.calibration.calibration import Calibration
 from tlora.results import Meta
 from tlora.utils.defaults import CombineMethod
 from tlora.utils.reproducibility import temporary_seed
 from tlora.utils.validation import (
     check_mapping,
-    check_type,
     require_choice,
     require_finite,
     require_fraction,
     require_positive_int,
 )
-
-Update = tuple[float, Tensor, Tensor]
-"""The weight of an update, its ``A``, and its ``B`` times the scaling."""
 
 
 def combine(
@@ -129,43 +116,44 @@ def combine(
         require_positive_int(rank, "rank")
     if method != "sum" and not 0 < require_fraction(density, "density") < 1:
         raise ValueError(f"density={density}: use a share above 0 and below 1, such as 0.5")
-    parts = {name: read_adapter(name, "combine") for name in names}
-    for one, other in combinations(names, 2):
-        if why := difference_of_bases(parts[one], parts[other]):
-            raise ValueError(f"{one} and {other} are of different bases ({why}): combine adapters of one base")
+    parts = {name: LoraAdapter.read(name, "combine") for name in names}
+    for first, second in combinations(names, 2):
+        if why := difference_of_bases(parts[first], parts[second]):
+            raise ValueError(f"{first} and {second} are of different bases ({why}): combine adapters of one base")
     owner = _owner_of_head(parts, None if head is None else os.fspath(head))
-    for part in parts.values() if calibration is not None else ():
-        check_calibration(check_type(calibration, Calibration, "calibrate(model, ...)"), part, "the calibration")
-    updates: dict[str, list[Update]] = {}
+    moment = None if calibration is None else input_moments(calibration, parts.values(), "the calibration")
+    by_module: dict[str, list[tuple[float, LoraUpdate]]] = {}  # weights and updates of each module
     for name, part in parts.items():
-        for module, (a, b) in part.factors.items():
-            scaled = part.scalings[module] * b.double()
-            updates.setdefault(module, []).append((weights[name], a.float(), scaled.float()))
-    moment = None if calibration is None else second_moments(calibration)
-    factors, errors = {}, {}
+        for module, update in part.updates.items():
+            folded = update.to(torch.float64).fold().to(torch.float32)
+            by_module.setdefault(module, []).append((weights[name], folded))
+    updates, errors = {}, {}
     with temporary_seed(seed):
-        for module, several in updates.items():
+        for module, weighted in by_module.items():
             if method == "sum":
-                a, b = _add(several)
+                update = add_updates([weight * part for weight, part in weighted])
             else:
-                a, b = _merge(getattr(merge_utils, method), density, several)
-            asked = rank or (len(a) if method == "sum" else max(len(one) for _, one, _ in several))
-            kept = min(asked, *b.shape, a.shape[1])
-            a, b, errors[module] = cut_update(module, a, b, kept, moment) if kept < len(a) else (a, b, 0.0)
-            factors[module] = (a, b)
-    source, ranks = parts[owner or names[0]], {module: len(a) for module, (a, _) in factors.items()}
+                update = _merge(getattr(merge_utils, method), density, weighted)
+            asked = rank or (update.rank if method == "sum" else max(part.rank for _, part in weighted))
+            kept = min(asked, *update.shape)
+            cut, error = cut_update(update, kept, moment and moment(module)) if kept < update.rank else (update, 0.0)
+            updates[module], errors[module] = cut, float(error)
+    source = parts[owner or names[0]]
+    combined = replace(source.with_updates(updates), others=source.others if owner else {})
     return Combination(
         weights=weights,
         method=method,
-        shapes={module: (len(b), a.shape[1]) for module, (a, b) in factors.items()},
+        shapes=combined.shapes,
         ranks_before={module: [part.ranks.get(module, 0) for part in parts.values()] for module in updates},
-        ranks=ranks,
-        same_a={m: len(several) > 1 and have_same_a([a for _, a, _ in several]) for m, several in updates.items()},
+        ranks=combined.ranks,
+        same_a={
+            m: len(weighted) > 1 and have_same_a([part for _, part in weighted]) for m, weighted in by_module.items()
+        },
         errors=errors,
         head=owner,
-        config=pattern_config(source.config, ranks, dict.fromkeys(ranks, 1.0)),
-        adapter=factor_tensors(factors) | (source.others if owner else {}),
-        fingerprints={m: p for part in parts.values() for m, p in part.fingerprints.items() if m in ranks},
+        config=combined.config,
+        adapter=combined.tensors,
+        fingerprints={m: p for part in parts.values() for m, p in part.fingerprints.items() if m in updates},
         meta=Meta(
             model=source.base,
             task="" if calibration is None else calibration.meta.task,
@@ -176,11 +164,12 @@ def combine(
     )
 
 
-def _owner_of_head(parts: Mapping[str, FactoredAdapter], head: str | None) -> str:
+def _owner_of_head(parts: Mapping[str, LoraAdapter], head: str | None) -> str:
     """Return the adapter whose other tensors are kept, empty if none has any; refuse to choose one of several."""
     for name, part in parts.items():
-        if embeddings := embedding_ranks(part.others):
-            raise ValueError(f"{name} has LoRA of an embedding, {next(iter(embeddings))}: combine takes linear layers")
+        if part.embeddings:
+            embedding = next(iter(part.embeddings))
+            raise ValueError(f"{name} has LoRA of an embedding, {embedding}: combine takes linear layers")
     owners = [name for name, part in parts.items() if part.others]
     if head is not None:
         if head not in owners:
@@ -197,21 +186,10 @@ def _owner_of_head(parts: Mapping[str, FactoredAdapter], head: str | None) -> st
     return owners[0] if owners else ""
 
 
-def _add(several: Sequence[Update]) -> tuple[Tensor, Tensor]:
-    """Return ``A`` and ``B`` of a sum: at the largest rank if all have the same ``A``, otherwise concatenated."""
-    rows = [a for _, a, _ in several]
-    if not have_same_a(rows):
-        return torch.cat(rows), torch.cat([weight * b for weight, _, b in several], dim=1)
-    longest = max(rows, key=len)
-    total = torch.zeros(len(several[0][2]), len(longest), dtype=torch.float64)
-    for weight, a, b in several:
-        total[:, : len(a)] += weight * b.double()
-    return longest, total.float()
-
-
-def _merge(merge: Callable[..., Tensor], density: float, several: Sequence[Update]) -> tuple[Tensor, Tensor]:
+def _merge(merge: Callable[..., Tensor], density: float, weighted: Sequence[tuple[float, LoraUpdate]]) -> LoraUpdate:
     """Return what a function of PEFT makes of whole updates, as a product with the identity."""
-    weights = torch.tensor([weight for weight, _, _ in several])
-    whole = merge([b @ a for _, a, b in several], weights, density)
+    weights = torch.tensor([weight for weight, _ in weighted])
+    whole = merge([update.matrix() for _, update in weighted], weights, density)
     d_out, d_in = whole.shape
-    return (torch.eye(d_in), whole) if d_in < d_out else (whole, torch.eye(d_out))
+    a, b = (torch.eye(d_in), whole) if d_in < d_out else (whole, torch.eye(d_out))
+    return LoraUpdate(weighted[0][1].module, a, b)

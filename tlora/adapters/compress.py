@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
+from tlora.adapters.adapter import LoraAdapter, input_moments
 from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, Compression, check_budget, choose_ranks
-from tlora.adapters.factored import (
-    FactoredAdapter,
-    check_calibration,
-    embedding_ranks,
-    factor_tensors,
-    pattern_config,
-    read_adapter,
-    second_moments,
-)
+from tlora.adapters.update import direction_energies, leading_directions, project
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.results import Meta
-from tlora.utils.validation import check_type
-
-_ROUNDING = 1e-13
-"""Share of a module's largest energy below which energies are rounding of float64."""
 
 
 def compress(
@@ -119,30 +107,30 @@ def compress(
     """
     budget: dict[str, Any] = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
     check_budget(budget)
-    source = read_adapter(adapter, "compress")
-    moments = {}
-    for label, one in ((TASK, calibration), (HELD_OUT, held_out)):
-        if one is not None:
-            what = "the calibration" if label == TASK else "the held-out calibration"
-            check_calibration(check_type(one, Calibration, "calibrate(model, ...)"), source, what)
-            moments[label] = second_moments(one)
+    source = LoraAdapter.read(adapter, "compress")
+    moments: dict[str, Callable[[str], Covariance | None]] = {PLAIN: lambda name: None}
+    if calibration is not None:
+        moments[TASK] = input_moments(calibration, [source], "the calibration")
+    if held_out is not None:
+        moments[HELD_OUT] = input_moments(held_out, [source], "the held-out calibration")
     _check_disjoint(calibration, held_out)
-    cuts = [PLAIN] if calibration is None else [PLAIN, TASK]
-    directions = {
-        name: _directions(name, *factors, source.scalings[name], cuts, moments)
-        for name, factors in source.factors.items()
-    }
-    energies = {name: ranked.energies[-1, len(cuts) - 1] for name, ranked in directions.items()}
+    cuts = [label for label in (PLAIN, TASK) if label in moments]
+    measured, directions = {}, {}
+    for name, update in source.updates.items():
+        cores = [update.core(moment(name)) for moment in moments.values()]
+        several = [leading_directions(core) for core in cores[: len(cuts)]]
+        measured[name] = torch.stack(
+            [torch.stack([direction_energies(core, axes) for core in cores]) for axes in several]
+        )
+        directions[name] = several[-1]
+    energies = {name: by_cut[-1, len(cuts) - 1] for name, by_cut in measured.items()}
     if contributions is not None:
         energies = _weighted(energies, contributions, budget)
     ranks = choose_ranks(energies, source.shapes, **budget)
-    cut = {
-        name: _cut(*source.factors[name], source.scalings[name], directions[name].vectors[:, :kept])
-        for name, kept in ranks.items()
-        if kept
-    }
+    cut = {name: project(source.updates[name], directions[name][:, :kept]) for name, kept in ranks.items() if kept}
     if not cut:
         raise ValueError("nothing would be kept: every update is zero, or the budget drops every module")
+    smaller = source.with_updates(cut)
     given = {"rank": rank, "contributions": contributions}
     described = budget | {name: dict(one) if isinstance(one, Mapping) else one for name, one in given.items()}
     used = Meta() if calibration is None else calibration.meta
@@ -151,10 +139,10 @@ def compress(
         original_ranks=source.ranks,
         ranks=ranks,
         cuts=cuts,
-        measures=[PLAIN, *moments],
-        energies={name: ranked.energies for name, ranked in directions.items()},
-        config=_config(source, cut),
-        adapter=factor_tensors({name: (a, b) for name, (a, b, _) in cut.items()}) | source.others,
+        measures=list(moments),
+        energies=measured,
+        config=smaller.config,
+        adapter=smaller.tensors,
         fingerprints={name: source.fingerprints[name] for name in source.shapes if name in source.fingerprints},
         meta=Meta(source.base, used.task, described, None, used.samples),
     )
@@ -178,70 +166,3 @@ def _weighted(
         raise ValueError(f"contributions= lacks {missing[0]}: take them from tlora.attribute on this adapter")
     least = torch.finfo(torch.float64).tiny
     return {n: max(contributions[n], 0.0) * energy / energy.sum().clamp(min=least) for n, energy in energies.items()}
-
-
-class _Directions(NamedTuple):
-    """Energies of each cut in every measure, (cuts, measures, r), and the directions of the last cut, (r, r)."""
-
-    energies: Tensor
-    vectors: Tensor
-
-
-def _directions(
-    name: str,
-    a: Tensor,
-    b: Tensor,
-    scaling: float,
-    cuts: list[str],
-    moments: Mapping[str, Callable[[str], Covariance]],
-) -> _Directions:
-    """Return what each direction of each cut contributes to what is kept, from r x r matrices in float64."""
-    a, r = a.double(), _qr(b, scaling).R
-    grams = {PLAIN: a @ a.T} | {label: a @ (moment(name) @ a.T) for label, moment in moments.items()}
-    cores = {label: r @ gram @ r.T for label, gram in grams.items()}
-    if not all(bool(core.isfinite().all()) for core in cores.values()):
-        raise ValueError(f"the update of {name} is not finite: the adapter is damaged, or diverged")
-    energies = []
-    for cut in cuts:
-        vectors = torch.linalg.eigh((cores[cut] + cores[cut].T) / 2).eigenvectors.flip(1)
-        kept = torch.stack([((core @ vectors) * vectors).sum(0) for core in cores.values()])
-        energies.append(torch.where(kept > _ROUNDING * kept.amax(1, keepdim=True), kept, 0.0))
-    return _Directions(torch.stack(energies), vectors)
-
-
-def _qr(b: Float[Tensor, "d_out r"], scaling: float) -> Any:
-    """Return ``Q`` (d_out, r) and ``R`` of ``s B``, float64."""
-    return torch.linalg.qr(scaling * b.double())
-
-
-def _cut(a: Tensor, b: Tensor, scaling: float, vectors: Float[Tensor, "r rank"]) -> tuple[Tensor, Tensor, float]:
-    """Return ``A``, ``B`` and scaling for as many directions; unchanged if all directions are kept."""
-    if vectors.shape[1] == len(a):
-        return a, b, scaling
-    q, r = _qr(b, scaling)
-    rows, columns = vectors.T @ r @ a.double(), q @ vectors
-    size = rows.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()  # as large in A as in B
-    return (rows / size[:, None]).to(a.dtype), (columns * size).to(b.dtype), 1.0
-
-
-def cut_update(
-    name: str, a: Tensor, b: Tensor, rank: int, moment: Callable[[str], Covariance] | None
-) -> tuple[Tensor, Tensor, float]:
-    """Cut the update ``B A`` of a module to a rank as `compress` does; return ``A``, ``B`` and its error.
-
-    The error is the share of the update's norm that is lost, in the outputs if there is a ``moment`` of the inputs, and
-    otherwise in the weights.
-    """
-    moments = {} if moment is None else {TASK: moment}
-    energies, vectors = _directions(name, a, b, 1.0, [PLAIN, *moments], moments)
-    own = energies[-1, -1]
-    a, b, _ = _cut(a, b, 1.0, vectors[:, :rank])
-    return a, b, float((own[rank:].sum() / own.sum().clamp(min=torch.finfo(own.dtype).tiny)).sqrt())
-
-
-def _config(source: FactoredAdapter, cut: Mapping[str, tuple[Tensor, Tensor, float]]) -> dict[str, Any]:
-    """Return the adapter's config with the new ranks, by full names."""
-    embeddings = embedding_ranks(source.others)
-    ranks = {name: len(a) for name, (a, _, _) in cut.items()} | embeddings
-    scalings = {name: s for name, (_, _, s) in cut.items()} | {name: source.scalings[name] for name in embeddings}
-    return pattern_config(source.config, ranks, scalings)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.computed_adapter import ComputedAdapter
+from tlora.adapters.adapter import ComputedAdapter
 from tlora.adapters.files import COMPRESS
 from tlora.results import Meta, Result
 from tlora.utils.validation import require_fraction, require_positive, require_positive_int

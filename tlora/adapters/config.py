@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from peft import LoraConfig, TaskType
 from transformers.pytorch_utils import Conv1D
 
+from tlora.adapters.peft_config import patterns
 from tlora.allocation.allocation import Allocation
 from tlora.models.targets import head_modules, refuse_adapted
 from tlora.models.weights import base_modules, check_same_model
@@ -93,15 +93,6 @@ def build_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any
         "modules_to_save": list(dict.fromkeys(saved)) or None,
     }
     return LoraConfig(**{**shared, **overrides, **ours})
-
-
-def patterns(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return ``rank_pattern`` and ``alpha_pattern`` of a config, by anchored full names."""
-    anchored = {name: f"^{re.escape(name)}$" for name in ranks}
-    return {
-        "rank_pattern": {anchored[name]: rank for name, rank in ranks.items()},
-        "alpha_pattern": {anchored[name]: scalings[name] * rank for name, rank in ranks.items()},
-    }
 
 
 def non_default_options(config: LoraConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -22,20 +22,18 @@ from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from tlora.adapters.updates import EXPERTS, rewrites_base
+from tlora.adapters.peft_config import EXPERTS, module_ranks, module_scalings
+from tlora.adapters.update import LoraUpdate
 from tlora.results import Meta, read_result
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD, MODEL_CONFIG
-from tlora.utils.files import digest, read_json, replace_files
+from tlora.utils.files import digest, read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
-COMPUTES_MORE = (
-    "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication",
-)  # fmt: skip
-"""Keys of ``adapter_config.json`` with which the update is not ``s B A``."""
-
 PREFIX = "base_model.model."
 """Prefix that PEFT gives the names of modules in the file."""
+LINEAR, EMBEDDING = (".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")
+"""Ends of the names of ``A`` and ``B`` in the file."""
 RUN = Path("tlora", "run.safetensors")
 """The `TrainingRun` of an adapter that was trained."""
 INITIAL = Path("tlora", "initial.json")
@@ -53,18 +51,6 @@ EXPORT, TRAINING = "export", "training"
 
 ARGUMENTS = "arguments.json"
 """Arguments of a training that resuming it cannot change, in a checkpoint; written after everything else."""
-
-
-def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
-    """Refuse, by name, an adapter that is not ``W + s B A``; ``way_out`` is what its owner can do."""
-    if rewrites_base(config):
-        start = config["init_lora_weights"]
-        raise ValueError(
-            f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
-        )
-    for key in ("use_dora", *COMPUTES_MORE):
-        if config.get(key):
-            raise ValueError(f"{key}={config[key]!r} computes more than W + s B A: {way_out}")
 
 
 def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -186,26 +172,42 @@ def _explain_damage(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
 
 
-def split_factors(
-    tensors: Mapping[str, Tensor], where: str | Path
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Return ``A`` and ``B`` of each linear layer by full module name, layer by layer, and all other tensors by key.
+def split_updates(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str | Path
+) -> tuple[dict[str, LoraUpdate], dict[str, LoraUpdate], dict[str, Tensor]]:
+    """Return the updates of linear layers and of embeddings by full module name, and all other tensors by key.
 
     ``tensors`` have the names under which PEFT saves them; ``where`` they are from is for the message.
     """
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
     others = dict(tensors)
-    for key in sorted((key for key in tensors if key.endswith(".lora_A.weight")), key=_numerically):
-        other = key.replace(".lora_A.weight", ".lora_B.weight")
-        a, b = tensors[key], tensors.get(other)
+    linear, embeddings = (_take_updates(others, ends, config, where) for ends in (LINEAR, EMBEDDING))
+    return linear, embeddings, others
+
+
+def _take_updates(
+    tensors: dict[str, Tensor], ends: tuple[str, str], config: Mapping[str, Any], where: str | Path
+) -> dict[str, LoraUpdate]:
+    """Take ``A`` and ``B``, whose names end so, out of the tensors, layer by layer."""
+    pairs = {}
+    for key in sorted((key for key in tensors if key.endswith(ends[0])), key=_numerically):
+        stem = key.removesuffix(ends[0])
+        a, b = tensors.pop(key), tensors.pop(stem + ends[1], None)
         if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
+            factor = ends[1].split(".")[1]
             there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
-            raise ValueError(f"{key} in {where} has shape {tuple(a.shape)}, and its lora_B {there}")
-        pairs[key.removesuffix(".lora_A.weight").removeprefix(PREFIX)] = (a, b)
-        del others[key], others[other]
-    if not pairs:
-        raise ValueError(f"{where} holds no lora_A of a linear layer: {len(others)} other tensors")
-    return pairs, others
+            raise ValueError(f"{key} in {where} has shape {tuple(a.shape)}, and its {factor} {there}")
+        pairs[stem.removeprefix(PREFIX)] = (a, b)
+    scalings = module_scalings(config, pairs)
+    return {name: LoraUpdate(name, a, b, scalings[name]) for name, (a, b) in pairs.items()}
+
+
+def factor_tensors(updates: Iterable[LoraUpdate], ends: tuple[str, str] = LINEAR) -> dict[str, Tensor]:
+    """Return ``A`` and ``B`` of updates under the names that PEFT saves them by."""
+    return {
+        f"{PREFIX}{update.module}{end}": factor
+        for update in updates
+        for end, factor in zip(ends, (update.a, update.b), strict=True)
+    }
 
 
 def _numerically(key: str) -> list[tuple[int, str]]:
@@ -227,11 +229,13 @@ def _check_numbers(folder: Path) -> None:
 
 def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse an adapter whose config gives other ranks than its tensors have."""
-    rows = {_ROWS.sub("", key).removeprefix(PREFIX): shape for key, shape in shapes.items() if _ROWS.search(key)}
-    layout = AdapterLayout(config, {name: shape[0] if shape else 0 for name, shape in rows.items()})
-    default, most = config.get("r", 8), max((size for shape in rows.values() for size in shape), default=0)
-    for name, rank in layout.ranks.items():
-        expected = layout.pattern(name, "rank_pattern", default)
+    ranks = {
+        _ROWS.sub("", key).removeprefix(PREFIX): shape[0] if shape else 0
+        for key, shape in shapes.items()
+        if _ROWS.search(key)
+    }
+    for name, expected in module_ranks(config, ranks).items():
+        rank = ranks[name]
         if expected != rank and config.get("target_parameters") and rank % expected == 0:
             raise ValueError(f"{folder} holds LoRA of experts (target_parameters), {EXPERTS}")
         if expected != rank:
@@ -239,60 +243,9 @@ def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, t
                 f"{name} has rank {rank} in {folder / ADAPTER_WEIGHTS} and {expected:g} by the config: the two files "
                 "do not belong together"
             )
-    if rows and default > most:
+    default = config.get("r", 8)
+    if ranks and default > max(size for key, shape in shapes.items() if _ROWS.search(key) for size in shape):
         raise ValueError(f"r={default} in {folder / ADAPTER_CONFIG}, and no module has that rank: copy the file again")
-
-
-@dataclass(frozen=True)
-class AdapterLayout:
-    """Config, rank of each module, and names of other tensors of an adapter: what an engine needs to scale it."""
-
-    config: Mapping[str, Any]
-    ranks: Mapping[str, int]
-    others: Collection[str] = ()
-
-    def pattern(self, name: str, which: str, default: float) -> float:
-        """The value that PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
-        # As PEFT's get_pattern_key, whose import takes seconds that `tlora inspect` need not wait.
-        patterns = self.config.get(which) or {}
-        values = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-        return float(next(values, default))
-
-    @property
-    def rank_exponent(self) -> float:
-        """Power of the rank that alpha is divided by: one half with rsLoRA."""
-        return 0.5 if self.config.get("use_rslora") else 1.0
-
-    @property
-    def scalings(self) -> dict[str, float]:
-        """Scaling of each module by the patterns, as PEFT computes it."""
-        scalings = {}
-        for name in self.ranks:
-            rank = self.pattern(name, "rank_pattern", self.config["r"])
-            scalings[name] = self.pattern(name, "alpha_pattern", self.config["lora_alpha"]) / rank**self.rank_exponent
-        return scalings
-
-    def unsupported_part(self, known: Collection[str] = ()) -> str:
-        """First part that is neither ``A``, ``B`` nor a saved module of a known name; empty if there is none.
-
-        Changed weights of the base count: ``A`` and ``B`` alone, on the base as it is, compute something else.
-        """
-        if rewrites_base(self.config):
-            return f"init_lora_weights={self.config['init_lora_weights']!r}"
-        if self.config.get("bias", "none") != "none":
-            return f"bias={self.config['bias']!r}"
-        if self.config.get("use_dora"):
-            return "DoRA"
-        saved = set(self.config.get("modules_to_save") or ())
-        if unknown := sorted(saved.difference(known)):
-            return f"modules_to_save={unknown}"
-        # A and B of embeddings have names of their own.
-        heads = tuple(f".{name}." for name in saved)
-        stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
-        if stray:
-            return f"{stray[0]}, which is neither A nor B"
-        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
-        return key and f"{key}={self.config[key]!r}"
 
 
 @dataclass(frozen=True)
@@ -331,22 +284,6 @@ def write_adapter(
     if record:
         (folder / INITIAL).parent.mkdir()
         (folder / INITIAL).write_text(json.dumps(record))
-
-
-def save_computed(
-    folder: str | os.PathLike[str],
-    writer: str,
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    fingerprints: Mapping[str, Tensor],
-) -> Path:
-    """Write an adapter that was computed from others, with the fingerprints of its base, all of it or nothing."""
-    refuse_other_writer(folder, writer)
-    prints = {name: values.tolist() for name, values in fingerprints.items()}
-    record = {WRITER: writer} | ({BASE: prints} if prints else {})
-    with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
-        write_adapter(fresh, tensors, config, record)
-    return Path(folder)
 
 
 def checkpoint_record(checkpoint: Path) -> dict[str, Any] | None:

@@ -22,13 +22,13 @@ from tlora.adapters.files import (
     write_adapter,
 )
 from tlora.adapters.lora_layers import (
-    LoraModule,
     adapter_config,
     adapter_tensors,
-    lora_modules,
+    lora_updates,
     require_one_lora,
     without_noise,
 )
+from tlora.adapters.update import LoraUpdate
 from tlora.models.weights import base_fingerprints
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
@@ -72,11 +72,11 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     """
     refuse_other_writer(folder, SAVE_INITIAL)
     require_one_lora(adapted, "save_initial")
-    modules = lora_modules(adapted)
-    trained = next((name for name, module in modules.items() if module.b.any()), None)
+    updates = lora_updates(adapted)
+    trained = next((name for name, update in updates.items() if update.b.any()), None)
     if trained is not None:
         raise ValueError(f"B of {trained} is not zero, so the adapter was trained: save it with save_pretrained()")
-    frozen_a = not any(module.a.requires_grad for module in modules.values())
+    frozen_a = not any(update.a.requires_grad for update in updates.values())
     record = {
         WRITER: SAVE_INITIAL,
         BASE: {name: values.tolist() for name, values in base_fingerprints(adapted).items()},
@@ -86,11 +86,11 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
         write_adapter(fresh, adapter_tensors(adapted), adapter_config(adapted), record)
         if PAGE in earlier or not Path(folder, PAGE).exists():  # a page of the user stays
-            (fresh / PAGE).write_text(_page(adapted, modules, Path(folder), frozen_a), encoding="utf-8")
+            (fresh / PAGE).write_text(_page(adapted, updates, Path(folder), frozen_a), encoding="utf-8")
     return Path(folder)
 
 
-def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path, frozen_a: bool) -> str:
+def _page(adapted: PeftModel, updates: Mapping[str, LoraUpdate], folder: Path, frozen_a: bool) -> str:
     base = adapted.config._name_or_path or "BASE"
     start, how = "", attach_options(adapted)
     if how is not None:
@@ -99,12 +99,12 @@ def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path, f
         base=base,
         folder=folder.as_posix(),
         auto=type(adapted.get_base_model()).__name__,
-        modules=len(modules),
-        ranks=ranks_text(module.rank for module in modules.values()),
+        modules=len(updates),
+        ranks=ranks_text(update.rank for update in updates.values()),
         start=start,
         frozen=frozen_a,
-        b=f"{sum(module.b.numel() for module in modules.values()):,}",
-        both=f"{sum(module.a.numel() + module.b.numel() for module in modules.values()):,}",
+        b=f"{sum(update.b.numel() for update in updates.values()):,}",
+        both=f"{sum(update.a.numel() + update.b.numel() for update in updates.values()):,}",
     )
 
 

@@ -21,7 +21,7 @@ from tlora.adapters.files import PREFIX, TrainingRecord, explain_base, read_trai
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, without_noise
-from tlora.adapters.updates import rewrites_base, trace_in_base
+from tlora.adapters.peft_config import rewrites_base, trace_in_base
 from tlora.models.loading import load_model
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.record import record_of

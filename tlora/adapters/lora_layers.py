@@ -7,7 +7,6 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from tlora.adapters.updates import EXPERTS
+from tlora.adapters.peft_config import EXPERTS
+from tlora.adapters.update import LoraUpdate
 from tlora.models.sharding import full_tensor, is_sharded
 from tlora.models.weights import get_base_model
 from tlora.utils.files import read_json
@@ -148,34 +148,29 @@ def obstacle_to_merging(model: PeftModel) -> str:
     return "the base is sharded over processes" if is_sharded(model) else ""
 
 
-@dataclass(frozen=True)
-class LoraModule:
-    """A linear LoRA module of one adapter, as PEFT holds it: ``A`` (r, d_in), ``B`` (d_out, r), and the factor."""
+def lora_updates(model: PeftModel, embeddings: bool = False) -> dict[str, LoraUpdate]:
+    """Return the updates of linear modules by the active adapter, by full name in the base model, in model order.
 
-    layer: LoraLayer
-    a: Tensor
-    b: Tensor
-    rank: int
-    scaling: float
-
-    def weight_norm(self) -> float:
-        """Return the Frobenius norm of the base weight, computed in float32."""
-        base = self.layer.get_base_layer()
-        with align_module_device(base):
-            weight = full_tensor(dequantize_module_weight(base).detach())
-        return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
-
-
-def lora_modules(model: PeftModel) -> dict[str, LoraModule]:
-    """Return the linear LoRA modules of the active adapter, by full name in the base model, in model order."""
-    adapter = model.active_adapter
-    modules = {}
+    They hold the layers' own parameters. With ``embeddings`` also those of embeddings, transposed. Convolutions and
+    AdaLoRA, which store their factors differently, are left out.
+    """
+    adapter, updates = model.active_adapter, {}
     for name, layer in adapter_layers(model).items():
-        # Embeddings, convolutions and AdaLoRA store their factors differently.
         a = dict(layer.lora_A.items()).get(adapter)
         if isinstance(a, nn.Linear) and isinstance(b := layer.lora_B[adapter], nn.Linear):
-            modules[name] = LoraModule(layer, a.weight, b.weight, layer.r[adapter], layer.scaling[adapter])
-    return modules
+            updates[name] = LoraUpdate(name, a.weight, b.weight, layer.scaling[adapter])
+        elif embeddings and adapter in layer.lora_embedding_A:
+            factors = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+            updates[name] = LoraUpdate(name, *factors, layer.scaling[adapter])
+    return updates
+
+
+def weight_norm(layer: LoraLayer) -> float:
+    """Return the Frobenius norm of the base weight of a layer, computed in float32."""
+    base = layer.get_base_layer()
+    with align_module_device(base):
+        weight = full_tensor(dequantize_module_weight(base).detach())
+    return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
 
 
 def warn_resized_vocabulary(model: PeftModel) -> None:

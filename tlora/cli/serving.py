@@ -91,10 +91,10 @@ def inspect(
 
 def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -> None:
     """Print what two adapters share."""
-    from tlora.adapters.factored import difference_of_bases, read_adapter
+    from tlora.adapters.adapter import LoraAdapter, difference_of_bases
     from tlora.explanation.measure_interference import compare_adapters
 
-    one, two = read_adapter(adapter, "inspect"), read_adapter(other, "inspect")
+    one, two = LoraAdapter.read(adapter, "inspect"), LoraAdapter.read(other, "inspect")
     difference = difference_of_bases(one, two)
     found = None if difference else compare_adapters(one, two, (Path(adapter).name, Path(other).name))
     if as_json:

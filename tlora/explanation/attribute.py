@@ -17,9 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
-from tlora.adapters.files import PREFIX
-from tlora.adapters.lora_layers import adapter_layers, lora_modules, unwrap, wrappers
-from tlora.adapters.updates import update_singular_values
+from tlora.adapters.lora_layers import adapter_layers, lora_updates, unwrap, wrappers
 from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
 from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups
@@ -146,11 +144,11 @@ def attribute(
         _explain(gated, task, text, *part, switches, said)
         for text, part, said in zip(texts, parts, greedy, strict=True)
     ]
-    layers = adapter_layers(gated.peft)
+    updates = lora_updates(gated.peft, embeddings=True)
     return Attribution(
         targets=targets,
         ranks=gated.ranks,
-        singular_values={name: _singular_values(layers[name], gated.adapter) for name in targets},
+        singular_values={name: updates[name].singular_values().cpu() for name in targets},
         samples=samples,
         switches={label: list(variant) for label, variant in switches.items()},
         meta=Meta(
@@ -247,13 +245,6 @@ def _outside(name: str, layer: Any) -> Target:
     return Target(name, -1, name.rpartition(".")[2], "mlp", layer.out_features, layer.in_features)
 
 
-def _singular_values(layer: Any, adapter: str) -> Tensor:
-    is_embedding = adapter in layer.lora_embedding_A
-    a = layer.lora_embedding_A[adapter] if is_embedding else layer.lora_A[adapter].weight
-    b = layer.lora_embedding_B[adapter] if is_embedding else layer.lora_B[adapter].weight
-    return update_singular_values(a.detach(), b.detach(), layer.scaling[adapter]).cpu()
-
-
 def _integrate(gated: GatedAdapter, answer: Answer, points: int) -> tuple[Contributions, int]:
     """Contributions of the modules, with as many points as they need, and their number."""
     rise = (gated.scores(answer).values - gated.scores(answer, 0.0).values)[0]
@@ -279,7 +270,7 @@ def _switches(
 ) -> dict[str, Variant]:
     """The variants that were asked for, by name."""
     variants: dict[str, Variant] = {}
-    linear = {name: targets[name] for name in lora_modules(gated.peft)}
+    linear = {name: targets[name] for name in lora_updates(gated.peft)}
     whole: Compression | None = None
     by_level = {level: groups(targets, level) for level in ("module", "layer", "projection")}
     for part in [switch_off] if isinstance(switch_off, str) else switch_off:
@@ -310,7 +301,7 @@ def _named(targets: Mapping[str, Target], end: str) -> str:
 
 def almost_whole(adapted: PeftModel, calibration: Calibration | None) -> Compression:
     """The adapter with one rank less, by `compress`: its first directions are those of every lower rank."""
-    ranks = {name: max(1, module.a.shape[0] - 1) for name, module in lora_modules(adapted).items()}
+    ranks = {name: max(1, update.rank - 1) for name, update in lora_updates(adapted).items()}
     return compress(adapted, rank=ranks, calibration=calibration)
 
 
@@ -318,11 +309,10 @@ def rank_cut(gated: GatedAdapter, compression: Compression, name: str, rank: int
     """The matrix between ``A`` and ``B`` with which a module computes its update cut to a rank; see `almost_whole`."""
     if rank == 0 or rank >= gated.ranks[name]:
         return torch.eye(gated.ranks[name]) * bool(rank)
-    module = lora_modules(gated.peft)[name]
-    a, b = (compression.adapter[f"{PREFIX}{name}.lora_{part}.weight"].double() for part in "AB")
-    whole_a, whole_b = module.a.detach().double().cpu(), module.b.detach().double().cpu() * module.scaling
+    cut = compression.lora.updates[name].to(torch.float64)
+    whole = lora_updates(gated.peft)[name].to(torch.float64, "cpu").fold()
     # the cut update is within the column space of B and the row space of A
-    return torch.linalg.pinv(whole_b) @ b[:, :rank] @ a[:rank] @ torch.linalg.pinv(whole_a)
+    return torch.linalg.pinv(whole.b) @ cut.b[:, :rank] @ cut.a[:rank] @ torch.linalg.pinv(whole.a)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.updates import rank_use
+from tlora.adapters.rank_use import rank_use
 from tlora.models.module_result import ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.numerics.statistics import mean_interval

@@ -20,9 +20,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlora.adapters.files import refuse_more_than_lora
-from tlora.adapters.lora_layers import adapter_layers, require_one_lora
-from tlora.adapters.updates import trace_in_base
+from tlora.adapters.lora_layers import adapter_layers, lora_updates, require_one_lora
+from tlora.adapters.peft_config import refuse_more_than_lora, trace_in_base
 from tlora.models.forward import can_restrict_logits
 from tlora.models.hooks import first_argument
 from tlora.models.record import record_of
@@ -103,16 +102,16 @@ class GatedAdapter:
         way_out = f"{function}() takes an adapter of plain LoRA"
         refuse_more_than_lora(config, way_out)
         layers = {name: layer for name, layer in adapter_layers(adapted).items() if self.adapter in layer.r}
+        updates = lora_updates(adapted, embeddings=True)
         for name, layer in layers.items():
-            is_linear = isinstance(dict(layer.lora_A.items()).get(self.adapter), nn.Linear)
-            if layer.lora_variant.get(self.adapter) or not (is_linear or self.adapter in layer.lora_embedding_A):
+            if layer.lora_variant.get(self.adapter) or name not in updates:
                 raise ValueError(
                     f"the update of {name} ({type(layer).__name__}) is not s B A of a linear layer or an embedding: "
                     + way_out
                 )
         self.peft: PeftModel = copy_sharing_weights(adapted).eval().requires_grad_(False)
         self.model: Any = self.peft.get_base_model()
-        self.ranks: dict[str, int] = {name: layer.r[self.adapter] for name, layer in layers.items()}
+        self.ranks: dict[str, int] = {name: updates[name].rank for name in layers}
         wraps_more = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
         is_random = bool(record_of(adapted.get_base_model()).newly_initialized)
         # biases are trained in the base itself, and its own are gone

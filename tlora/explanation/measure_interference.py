@@ -11,14 +11,8 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapters.factored import (
-    FactoredAdapter,
-    check_calibration,
-    difference_of_bases,
-    have_same_a,
-    read_adapter,
-    second_moments,
-)
+from tlora.adapters.adapter import LoraAdapter, difference_of_bases, input_moments
+from tlora.adapters.update import LoraUpdate, have_same_a, inner_products
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.explanation.interference import Interference
@@ -72,46 +66,43 @@ def interference(
     >>> round(tlora.interference("adapter", adapted).overall[0], 4)
     1.0
     """
-    one, other = (read_adapter(each, "interference") for each in (first, second))
-    if why := difference_of_bases(one, other):
+    pair = LoraAdapter.read(first, "interference"), LoraAdapter.read(second, "interference")
+    if why := difference_of_bases(*pair):
         raise ValueError(f"the two adapters are of different bases ({why}): compare adapters of one base")
-    return compare_adapters(one, other, (_label(first, "first"), _label(second, "second")), calibrations)
+    return compare_adapters(*pair, (_label(first, "first"), _label(second, "second")), calibrations)
 
 
 def compare_adapters(
-    one: FactoredAdapter,
-    other: FactoredAdapter,
+    first: LoraAdapter,
+    second: LoraAdapter,
     labels: tuple[str, str],
     calibrations: tuple[Calibration, Calibration] | None = None,
 ) -> Interference:
     """Measure how much two adapters of one base disturb each other, from what was read of them."""
     moments: list[Callable[[str], Covariance] | None] = [None, None]
     tasks = []
-    for at, each in enumerate(calibrations or ()):
-        each = check_type(each, Calibration, "one calibration for each task, (first, second)")
-        for adapter in (one, other):
-            check_calibration(each, adapter, f"the {('first', 'second')[at]} calibration")
-        moments[at] = second_moments(each)
-        tasks.append(each.meta.task)
-    order = dict.fromkeys([*one.shapes, *other.shapes])
-    shapes = one.shapes | other.shapes
+    for task, calibration in enumerate(calibrations or ()):
+        check_type(calibration, Calibration, "one calibration for each task, (first, second)")
+        moments[task] = input_moments(calibration, (first, second), f"the {('first', 'second')[task]} calibration")
+        tasks.append(calibration.meta.task)
+    shapes = first.shapes | second.shapes
     grams, reads, writes, same_a = {}, {}, {}, {}
-    for name in order:
-        parts = [_scaled(adapter, name, shapes[name]) for adapter in (one, other)]
-        grams[name] = torch.stack([_gram(name, parts, moment) for moment in moments])
-        spaces = [_spaces(a, b) for a, b in parts]
+    for name, shape in shapes.items():
+        pair = [_folded(adapter, name, shape) for adapter in (first, second)]
+        grams[name] = torch.stack([inner_products(pair, moment and moment(name)) for moment in moments])
+        spaces = [_spaces(update) for update in pair]
         reads[name], writes[name] = (_overlap(spaces[0][side], spaces[1][side]) for side in (0, 1))
-        same_a[name] = bool(len(parts[0][0]) and len(parts[1][0])) and have_same_a([a for a, _ in parts])
+        same_a[name] = all(update.rank for update in pair) and have_same_a(pair)
     return Interference(
         labels=labels,
-        shapes={name: shapes[name] for name in order},
-        ranks={name: (one.ranks.get(name, 0), other.ranks.get(name, 0)) for name in order},
+        shapes=shapes,
+        ranks={name: (first.ranks.get(name, 0), second.ranks.get(name, 0)) for name in shapes},
         grams=grams,
         reads=reads,
         writes=writes,
         same_a=same_a,
         on_tasks=calibrations is not None,
-        meta=Meta(model=one.base, task=" and ".join(tasks)),
+        meta=Meta(model=first.base, task=" and ".join(tasks)),
     )
 
 
@@ -119,28 +110,17 @@ def _label(adapter: Adapter, otherwise: str) -> str:
     return otherwise if isinstance(adapter, PeftModel) else Path(adapter).name
 
 
-def _scaled(adapter: FactoredAdapter, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return ``A`` and ``s B`` in float64; of rank 0 if the adapter does not have the module."""
-    if name not in adapter.factors:
-        return torch.zeros(0, shape[1]).double(), torch.zeros(shape[0], 0).double()
-    a, b = adapter.factors[name]
-    return a.double(), adapter.scalings[name] * b.double()
+def _folded(adapter: LoraAdapter, name: str, shape: tuple[int, int]) -> LoraUpdate:
+    """Return the update of a module in float64 with a scaling of 1; of rank 0 if the adapter does not have it."""
+    if name not in adapter.updates:
+        return LoraUpdate(name, torch.zeros(0, shape[1]).double(), torch.zeros(shape[0], 0).double())
+    return adapter.updates[name].to(torch.float64).fold()
 
 
-def _gram(
-    name: str, parts: list[tuple[Tensor, Tensor]], moment: Callable[[str], Covariance] | None
-) -> Float[Tensor, "2 2"]:
-    """Return ``tr(dW_i M dW_j^T)`` of two updates, from products of the size of their ranks."""
-    rows = [a if moment is None else (moment(name) @ a.T).T for a, _ in parts]
-    # tr(B_i A_i M A_j^T B_j^T) is the sum of the entries of A_i M A_j^T times those of B_i^T B_j.
-    entries = [[((m @ a.T) * (c.T @ b)).sum() for a, b in parts] for m, (_, c) in zip(rows, parts, strict=True)]
-    return torch.stack([torch.stack(row) for row in entries])
-
-
-def _spaces(a: Tensor, b: Tensor) -> tuple[Float[Tensor, "k d_in"], Float[Tensor, "k d_out"]]:
+def _spaces(update: LoraUpdate) -> tuple[Float[Tensor, "k d_in"], Float[Tensor, "k d_out"]]:
     """Return orthonormal rows that span what an update reads, and what it writes."""
-    q, r = torch.linalg.qr(b)
-    u, s, v = torch.linalg.svd(r @ a, full_matrices=False)
+    q, r = torch.linalg.qr(update.b)
+    u, s, v = torch.linalg.svd(r @ update.a, full_matrices=False)
     used = s > _NOTHING * s.max() if len(s) else torch.zeros(0, dtype=torch.bool)
     return v[used], (q @ u[:, used]).T
 

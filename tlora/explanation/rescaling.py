@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from tlora.adapters.factored import pattern_config
-from tlora.adapters.files import PREFIX, RESCALE, save_computed
+from tlora.adapters.adapter import adapter_of
+from tlora.adapters.files import RESCALE
 from tlora.explanation.attribution import CONFIDENCE
 from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import ratio_interval
@@ -192,19 +192,21 @@ class Rescaling(ModuleResult):
             If the folder holds a model, or an adapter that this method did not write.
         """
         point = self.best if point is None else point
-        ranks = {name: rank for name, rank in self.ranks.items() if point.factors[name]}
-        if not ranks:
+        kept = {name: factor for name, factor in point.factors.items() if factor}
+        if not kept:
             if all(self.loss(other, TASK) >= self.loss(point, TASK) for other in self.points):
                 raise ValueError(
                     "the adapter lowers the loss on its task at no scale, so there is nothing to write: pass the task "
                     "that it was trained on"
                 )
             raise ValueError(f"{point.label} is the base model: raise the limit, or pass another point")
-        scalings = {name: self.scalings[name] * point.factors[name] for name in ranks}
-        gone = tuple(f"{PREFIX}{name}.lora_" for name in self.ranks if name not in ranks)
-        tensors = {key: tensor for key, tensor in self.adapter.items() if not key.startswith(gone)}
-        prints = {name: values for name, values in self.fingerprints.items() if name in ranks}
-        return save_computed(folder, RESCALE, tensors, pattern_config(self.config, ranks, scalings), prints)
+        prints = {name: values for name, values in self.fingerprints.items() if name in kept}
+        whole = adapter_of(self.config, self.adapter, prints)
+        updates, embeddings = (
+            {n: factor * replace(several[n], scaling=self.scalings[n]) for n, factor in kept.items() if n in several}
+            for several in (whole.updates, whole.embeddings)
+        )
+        return whole.with_updates(updates, embeddings).save(folder, RESCALE)
 
     @property
     def headline(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
-from tlora.adapters.files import AdapterLayout
+from tlora.adapters.peft_config import COMPUTES_MORE, module_scalings, rank_exponent, rewrites_base
 from tlora.utils.defaults import EngineName
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -16,13 +15,47 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 FOREIGN = "PEFT's format is not read"
 """Why an engine accepts no adapter of PEFT at all."""
 
-SCALINGS = attrgetter("scalings")
-"""Scales by the patterns, as PEFT computes them."""
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """What an engine reads of a saved adapter: its config, the rank of each module, the names of other tensors."""
+
+    config: Mapping[str, Any]
+    ranks: Mapping[str, int]
+    others: Collection[str] = ()
+
+    def unsupported_part(self, known: Collection[str] = ()) -> str:
+        """First part that is neither ``A``, ``B`` nor a saved module of a known name; empty if there is none.
+
+        Changed weights of the base count: ``A`` and ``B`` alone, on the base as it is, compute something else.
+        """
+        if rewrites_base(self.config):
+            return f"init_lora_weights={self.config['init_lora_weights']!r}"
+        if self.config.get("bias", "none") != "none":
+            return f"bias={self.config['bias']!r}"
+        if self.config.get("use_dora"):
+            return "DoRA"
+        saved = set(self.config.get("modules_to_save") or ())
+        if unknown := sorted(saved.difference(known)):
+            return f"modules_to_save={unknown}"
+        # A and B of embeddings have names of their own.
+        heads = tuple(f".{name}." for name in saved)
+        stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
+        if stray:
+            return f"{stray[0]}, which is neither A nor B"
+        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
+        return key and f"{key}={self.config[key]!r}"
+
+
+def scale_by_patterns(adapter: AdapterLayout) -> dict[str, float]:
+    """Return the scales by the patterns, as PEFT computes them."""
+    return module_scalings(adapter.config, adapter.ranks)
 
 
 def global_scale(adapter: AdapterLayout) -> dict[str, float]:
     """Return ``lora_alpha / r`` for all modules, or ``lora_alpha / sqrt(r)`` under rsLoRA."""
-    return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"] ** adapter.rank_exponent)
+    config = adapter.config
+    return dict.fromkeys(adapter.ranks, config["lora_alpha"] / config["r"] ** rank_exponent(config))
 
 
 def global_scale_without_rslora(adapter: AdapterLayout) -> dict[str, float]:
@@ -78,8 +111,8 @@ class Engine:
 
 
 ENGINES = (
-    Engine("PEFT 0.15 and later", SCALINGS, lambda adapter: ""),
-    Engine("vLLM 0.32", SCALINGS, vllm_refusal),
+    Engine("PEFT 0.15 and later", scale_by_patterns, lambda adapter: ""),
+    Engine("vLLM 0.32", scale_by_patterns, vllm_refusal),
     Engine("vLLM 0.31 and earlier", global_scale, vllm_refusal),
     Engine("SGLang 0.5", global_scale_without_rslora, sglang_refusal),
     Engine("TensorRT-LLM", scale_by_tensor_rank, AdapterLayout.unsupported_part),

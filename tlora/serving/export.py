@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,15 +14,16 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from tlora.adapters.adapter import LoraAdapter
 from tlora.adapters.attach import merge
-from tlora.adapters.files import EXPORT, PREFIX, AdapterLayout, refuse_other_writer, revision, write_adapter
+from tlora.adapters.files import EXPORT, factor_tensors, refuse_other_writer, revision, write_adapter
 from tlora.adapters.lora_layers import require_one_lora, shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.models.weights import copy_sharing_weights
-from tlora.serving.engines import SERVERS, Server
+from tlora.serving.engines import SERVERS, AdapterLayout, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
-from tlora.serving.uniform_lora import MERGED, PlainLora, fill_layers, pad_to_rank, plain_lora, target_suffixes
+from tlora.serving.uniform_lora import MERGED, fill_layers, pad_to_rank, target_suffixes, uniform_lora
 from tlora.utils.defaults import EngineName, Format
 from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import check_place, read_json, replace_files
@@ -98,13 +99,14 @@ def export(
     check_export_place(path, kind, [model.config.name_or_path])
     if kind == "merged":
         return _export_merged(model, path, precision, tokenizer)
-    plain = plain_lora(model)
+    adapter = uniform_lora(model)
+    rank = max(adapter.ranks.values())
     if server is not None:
-        _check_server(plain, server)
+        _check_server(adapter, rank, server)
     precision = precision or torch.float32
     if kind == "gguf":
-        return _export_gguf(model, plain, path, precision)
-    return _export_peft(model, plain, path, precision, server.padded_rank(plain.rank) if server else plain.rank)
+        return _export_gguf(model, adapter, path, precision)
+    return _export_peft(model, adapter, path, precision, server.padded_rank(rank) if server else rank)
 
 
 def choose_format(format: str | None, engine: EngineName | None, path: Path) -> Format:
@@ -127,58 +129,57 @@ def gguf_file(path: Path) -> Path:
     return path if path.suffix == ".gguf" else path / GGUF_FILE
 
 
-def _check_server(plain: PlainLora, server: Server) -> None:
-    heads = sorted(plain.config.modules_to_save) if plain.others else None
-    config = {"r": plain.rank, "lora_alpha": plain.rank, "modules_to_save": heads}
-    refusal = server.engine.refusal(AdapterLayout(config, dict.fromkeys(plain.factors, plain.rank)))
+def _check_server(adapter: LoraAdapter, rank: int, server: Server) -> None:
+    heads = sorted(adapter.config["modules_to_save"]) if adapter.others else None
+    config = {"r": rank, "lora_alpha": rank, "modules_to_save": heads}
+    refusal = server.engine.refusal(AdapterLayout(config, dict.fromkeys(adapter.updates, rank)))
     if refusal:
         raise ValueError(f"{server.engine.name} does not accept this adapter ({refusal}): {MERGED}")
 
 
-def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.dtype, rank: int) -> Path:
-    factors = fill_layers(pad_to_rank(plain.factors, rank), model.get_base_model())
-    tensors = {key: _cast(key, t, dtype) for key, t in plain.others.items()}
-    for name, pair in factors.items():
-        tensors |= {
-            f"{PREFIX}{name}.lora_{part}.weight": _cast(name, x, dtype) for part, x in zip("AB", pair, strict=True)
-        }
-    config = _plain_config(plain, rank, target_suffixes(factors, model.get_base_model()))
+def _export_peft(model: PeftModel, adapter: LoraAdapter, folder: Path, dtype: torch.dtype, rank: int) -> Path:
+    padded = {name: pad_to_rank(update, rank) for name, update in adapter.updates.items()}
+    updates = fill_layers(padded, model.get_base_model())
+    tensors = {key: _cast(key, tensor, dtype) for key, tensor in adapter.others.items()}
+    for name, update in updates.items():
+        tensors |= {key: _cast(name, factor, dtype) for key, factor in factor_tensors([update]).items()}
+    config = _plain_config(adapter.config, rank, target_suffixes(updates, model.get_base_model()))
     with replace_export(folder, "peft") as fresh:
         write_adapter(fresh, tensors, config)
     return folder
 
 
-def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, Any]:
+def _plain_config(config: Mapping[str, Any], rank: int, targets: list[str]) -> dict[str, Any]:
     """Return a config with only the keys that old and new readers know."""
-    config = plain.config
+    saved = config["modules_to_save"]
     return {
         "peft_type": "LORA",
-        "task_type": config.task_type,
-        "base_model_name_or_path": config.base_model_name_or_path,
+        "task_type": config["task_type"],
+        "base_model_name_or_path": config["base_model_name_or_path"],
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": config.fan_in_fan_out,
+        "fan_in_fan_out": config["fan_in_fan_out"],
         "inference_mode": True,
-        "modules_to_save": sorted(set(config.modules_to_save)) if config.modules_to_save else None,
+        "modules_to_save": sorted(set(saved)) if saved else None,
         "target_modules": targets,
-        **revision(vars(config)),
+        **revision(config),
     }
 
 
-def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dtype) -> Path:
-    if plain.others:
-        raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: {MERGED}")
+def _export_gguf(model: PeftModel, adapter: LoraAdapter, file: Path, dtype: torch.dtype) -> Path:
+    if adapter.others:
+        raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(adapter.others))}: {MERGED}")
     if shared := shared_weight(model):
         raise ValueError(
             f"{shared[0]} shares its weight with {shared[1]}, and a GGUF model holds it once: serve "
             "this adapter with PEFT"
         )
-    for name, pair in plain.factors.items():
-        for x in pair:
-            _cast(name, x, dtype)  # check the range; the file has a scaling of its own before its cast
-    write_gguf(file, plain.factors, model.get_base_model().config, dtype)
+    for name, update in adapter.updates.items():
+        for factor in (update.a, update.b):
+            _cast(name, factor, dtype)  # check the range; the file has a scaling of its own before its cast
+    write_gguf(file, adapter.updates, model.get_base_model().config, dtype)
     return file
 
 

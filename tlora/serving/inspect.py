@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import os
 
-from tlora.adapters.files import (
-    COMPUTES_MORE,
-    AdapterLayout,
-    read_tensors,
-    read_training_record,
-    split_factors,
-    validate_adapter,
-)
+from tlora.adapters.files import factor_tensors, read_tensors, read_training_record, split_updates, validate_adapter
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.updates import update_singular_values
+from tlora.adapters.peft_config import COMPUTES_MORE
 from tlora.results import Meta
 from tlora.serving.inspection import Inspection
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -66,14 +59,16 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
         if key not in config:
             raise ValueError(f"{folder / ADAPTER_CONFIG} has no {key}: it is truncated, copy it again")
     config = {key: config[key] for key in _KEPT if key in config}
-    pairs, others = split_factors(read_tensors(folder), folder / ADAPTER_WEIGHTS)
-    ranks = {name: len(a) for name, (a, _) in pairs.items()}
-    scalings = AdapterLayout(config, ranks).scalings
+    tensors = read_tensors(folder)
+    updates, _, _ = split_updates(tensors, config, folder / ADAPTER_WEIGHTS)
+    if not updates:
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} holds no lora_A of a linear layer: {len(tensors)} other tensors")
+    factors = factor_tensors(updates.values())
     return Inspection(
         config=config,
-        ranks=ranks,
-        shapes={name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()},
-        singular_values={name: update_singular_values(a, b, scalings[name]) for name, (a, b) in pairs.items()},
-        others={key: tuple(tensor.shape) for key, tensor in others.items()},
+        ranks={name: update.rank for name, update in updates.items()},
+        shapes={name: update.shape for name, update in updates.items()},
+        singular_values={name: update.singular_values() for name, update in updates.items()},
+        others={key: tuple(tensor.shape) for key, tensor in tensors.items() if key not in factors},
         meta=read_training_record(folder).meta or Meta(config.get("base_model_name_or_path") or "an unnamed model"),
     )

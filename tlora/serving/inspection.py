@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import Tensor
 
-from tlora.adapters.files import AdapterLayout
-from tlora.adapters.updates import RANK_COLUMNS, rank_use
+from tlora.adapters.peft_config import module_scalings
+from tlora.adapters.rank_use import RANK_COLUMNS, rank_use
 from tlora.results import Meta, Result
-from tlora.serving.engines import ENGINES
+from tlora.serving.engines import ENGINES, AdapterLayout
 from tlora.utils.defaults import ENERGY
 from tlora.utils.text import ranks_text
 
@@ -79,7 +79,7 @@ class Inspection(Result):
     @property
     def scalings(self) -> dict[str, float]:
         """Scaling ``s`` of each module, as PEFT computes it."""
-        return AdapterLayout(self.config, self.ranks).scalings
+        return module_scalings(self.config, self.ranks)
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
         """Compare the rank of each module with the directions that hold the share ``energy`` of its update.

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tlora.serving.uniform_lora import MERGED, Factors
+from tlora.adapters.update import LoraUpdate
+from tlora.serving.uniform_lora import MERGED
 from tlora.utils.files import replace_file
 
 FILE = "adapter.gguf"
@@ -107,26 +108,26 @@ class Layout:
         return self.architecture.order(kind, d_out, self.config)
 
 
-def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: torch.dtype) -> None:
-    """Write ``A`` and ``s B`` of each module, by full name and of any ranks, in the format of llama.cpp.
+def write_gguf(path: Path, updates: Mapping[str, LoraUpdate], config: Any, dtype: torch.dtype) -> None:
+    """Write updates of any ranks, by full name of the module, in the format of llama.cpp.
 
     llama.cpp multiplies an update by ``adapter.lora.alpha`` divided by the rank of the tensor at hand, and by one where
-    alpha is 0. Alpha is the largest rank here, and B is scaled by ``rank / alpha`` against it.
+    alpha is 0. Alpha is the largest rank here, and ``s B`` is scaled by ``rank / alpha`` against it.
     """
     import gguf
 
     if dtype not in _TYPES:
         raise ValueError(f"dtype={dtype}: a GGUF adapter is float32, float16 or bfloat16")
     stored, file_type = gguf.GGMLQuantizationType[_TYPES[dtype][0]], gguf.LlamaFileType[_TYPES[dtype][1]]
-    layout, alpha = Layout.from_config(config), max(len(a) for a, _ in factors.values())
+    layout, alpha = Layout.from_config(config), max(update.rank for update in updates.values())
     writer = gguf.GGUFWriter(None, layout.architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     writer.add_file_type(file_type)
-    for name, (a, b) in factors.items():
-        rows = b[layout.rows(name, len(b))] * (len(a) / alpha)
-        for suffix, x in (("lora_a", a), ("lora_b", rows)):
+    for name, update in updates.items():
+        rows = update.b[layout.rows(name, update.shape[0])] * (update.scaling * update.rank / alpha)
+        for suffix, x in (("lora_a", update.a), ("lora_b", rows)):
             data = gguf.quantize(x.contiguous().numpy(), stored)
             writer.add_tensor(f"{layout.tensor(name)}.{suffix}", data, raw_dtype=stored)
     with replace_file(path) as fresh:
@@ -147,21 +148,21 @@ def _check_written(file: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left for all of it") from error
 
 
-def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: Any) -> dict[str, Factors]:
-    """Return ``A`` and ``alpha / r B`` of each module that `write_gguf` wrote, float32, by full name."""
+def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: Any) -> dict[str, LoraUpdate]:
+    """Return the updates that `write_gguf` wrote, float32, by full name of the module."""
     import gguf
 
     reader, layout = gguf.GGUFReader(path), Layout.from_config(config)
     tensors = {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
-    factors = {}
+    updates = {}
     for name in names:
         pair = [tensors.pop(f"{layout.tensor(name)}.{suffix}", None) for suffix in ("lora_a", "lora_b")]
         a, b = pair
         if a is None or b is None or len(a) != b.shape[1]:
             raise ValueError(f"{path} holds no matching pair of tensors for {name}: export the adapter again")
         back = torch.argsort(layout.rows(name, len(b)))
-        factors[name] = (a, b[back] * (alpha / len(a)))
+        updates[name] = LoraUpdate(name, a, b[back] * (alpha / len(a)))
     if tensors:
         raise ValueError(f"{path} also holds {next(iter(tensors))}, of no module of the adapter: export it again")
-    return factors
+    return updates

@@ -11,12 +11,12 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapters.lora_layers import lora_modules, removal, require_one_lora, without_noise
+from tlora.adapters.lora_layers import lora_updates, removal, require_one_lora, without_noise
+from tlora.adapters.update import LoraUpdate
 from tlora.models.forward import evaluation_mode
 from tlora.models.loading import load_model
 from tlora.serving.export import gguf_file
 from tlora.serving.llama_cpp import read_gguf
-from tlora.serving.uniform_lora import Factors
 from tlora.utils.file_names import ADAPTER_CONFIG, MODEL_CONFIG
 from tlora.utils.reproducibility import temporary_seed
 
@@ -80,7 +80,7 @@ def _load_export(model: PeftModel, path: Path) -> Iterator[Any]:
         whole, _ = load_model(path, device=model.device, dtype=model.dtype)
         yield whole
     elif gguf_file(path).is_file():
-        with _other_factors(model, read_gguf(gguf_file(path), lora_modules(model), model.get_base_model().config)):
+        with _other_updates(model, read_gguf(gguf_file(path), lora_updates(model), model.get_base_model().config)):
             yield model
     else:
         raise FileNotFoundError(f"{path} holds no export: neither {ADAPTER_CONFIG}, {MODEL_CONFIG} nor a GGUF file")
@@ -97,15 +97,15 @@ def _second_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _other_factors(model: PeftModel, factors: Mapping[str, Factors]) -> Iterator[None]:
-    """Put other A and B, which contain the scaling, into the layers of the adapter."""
-    modules = lora_modules(model)
-    data = {name: (module.a.data, module.b.data) for name, module in modules.items()}
+def _other_updates(model: PeftModel, updates: Mapping[str, LoraUpdate]) -> Iterator[None]:
+    """Put other A and B into the layers of the adapter, which keep their scaling."""
+    layers = lora_updates(model)
+    data = {name: (layer.a.data, layer.b.data) for name, layer in layers.items()}
     try:
-        for name, (a, b) in factors.items():
-            module = modules[name]
-            module.a.data, module.b.data = a.to(module.a), (b / module.scaling).to(module.b)
+        for name, update in updates.items():
+            layer = layers[name]
+            layer.a.data, layer.b.data = update.a.to(layer.a), (update.fold().b / layer.scaling).to(layer.b)
         yield
     finally:
-        for name, module in modules.items():
-            module.a.data, module.b.data = data[name]
+        for name, layer in layers.items():
+            layer.a.data, layer.b.data = data[name]

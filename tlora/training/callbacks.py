@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from tlora.adapters.lora_layers import LoraModule, lora_modules
+from tlora.adapters.lora_layers import adapter_layers, lora_updates, weight_norm
+from tlora.adapters.update import LoraUpdate
 from tlora.training.checkpoints import warn_if_not_written
 from tlora.utils.validation import require_positive_int
 
@@ -81,7 +82,7 @@ class ModuleRecorder(TrainerCallback):
         self.names: list[str] = []
         self.steps: list[int] = []
         self.values: list[Tensor] = []
-        self._modules: dict[str, LoraModule] = {}
+        self._updates: dict[str, LoraUpdate] = {}
         self._weight_norms: dict[str, float] = {}
         self._grams: dict[str, Tensor] = {}
         self._gradient_norms: Tensor | None = None
@@ -97,10 +98,10 @@ class ModuleRecorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the modules, and read the records of the checkpoint that training resumes from."""
-        self._modules = lora_modules(kwargs["model"])
-        self.names, self.steps, self.values = list(self._modules), [], []
-        self._weight_norms = {name: module.weight_norm() for name, module in self._modules.items()}
-        self._grams = {name: _gram(m.a) for name, m in self._modules.items() if not m.a.requires_grad}
+        self._updates, layers = lora_updates(kwargs["model"]), adapter_layers(kwargs["model"])
+        self.names, self.steps, self.values = list(self._updates), [], []
+        self._weight_norms = {name: weight_norm(layers[name]) for name in self._updates}
+        self._grams = {name: _gram(update.a) for name, update in self._updates.items() if not update.a.requires_grad}
         file = Path(args.resume_from_checkpoint or "", _FILE)
         records = json.loads(file.read_bytes()) if args.resume_from_checkpoint and file.is_file() else {}
         if records.get("names") == self.names:
@@ -109,8 +110,8 @@ class ModuleRecorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the gradient norms of a step that will be recorded: gradients are gone when it ends."""
         step = state.global_step + 1
-        if self._modules and (step in (1, state.max_steps) or step % self.every == 0):
-            self._gradient_norms = _stack([_gradient_norm(m.b) for m in self._modules.values()])
+        if self._updates and (step in (1, state.max_steps) or step % self.every == 0):
+            self._gradient_norms = _stack([_gradient_norm(update.b) for update in self._updates.values()])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step if it is due."""
@@ -129,15 +130,15 @@ class ModuleRecorder(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Release the model."""
-        self._modules, self._grams, self._gradient_norms = {}, {}, None
+        self._updates, self._grams, self._gradient_norms = {}, {}, None
 
     @torch.no_grad()
     def _statistics(self) -> Tensor:
         rows = []
-        for name, module in self._modules.items():
-            gram = self._grams[name] if name in self._grams else _gram(module.a)
+        for name, update in self._updates.items():
+            gram = self._grams[name] if name in self._grams else _gram(update.a)
             norm = self._weight_norms[name] or math.nan  # relative to a zero weight, no norm is defined
-            rows.append(module_statistics(module.b, gram, module.scaling / norm))
+            rows.append(module_statistics(update.b, gram, update.scaling / norm))
         return _stack(rows)
 
 

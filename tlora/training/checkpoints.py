@@ -25,12 +25,12 @@ from tlora.adapters.files import (
     BASE,
     FROZEN_A,
     SAMPLES,
-    AdapterLayout,
     checkpoint_record,
     read_config,
     read_shapes,
 )
-from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_modules
+from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_updates
+from tlora.adapters.peft_config import module_scalings
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
 from tlora.utils.files import flush, replace_file
@@ -89,8 +89,8 @@ def check_same_training(
         "training samples": len(rows),
         **options,
     }
-    modules = lora_modules(model).values()
-    now[FROZEN_A] = bool(modules) and not any(module.a.requires_grad for module in modules)
+    updates = lora_updates(model).values()
+    now[FROZEN_A] = bool(updates) and not any(update.a.requires_grad for update in updates)
     prints = base_fingerprints(model)
     record = now | {SAMPLES: _digest(rows), BASE: {name: print_.tolist() for name, print_ in prints.items()}}
     before = None if checkpoint is None else checkpoint_record(Path(checkpoint))
@@ -190,9 +190,9 @@ def _numbered(folder: Path) -> list[Path]:
 def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
     """Refuse a checkpoint of another adapter than that of the model."""
     folder = adapter_folder(checkpoint, model)
-    modules = lora_modules(model)
+    updates = lora_updates(model)
     try:
-        saved, config = read_shapes(folder), read_config(folder, "train") if modules else {}
+        saved, config = read_shapes(folder), read_config(folder, "train") if updates else {}
     except ValueError as error:
         raise ValueError(f"{error}, or resume from an earlier checkpoint") from error
     here = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
@@ -202,9 +202,8 @@ def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
             f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and {here.get(odd[0])} "
             "in the model; attach the same allocation, or leave resume= out"
         )
-    layout = AdapterLayout({"r": 8, "lora_alpha": 8} | config, {name: m.rank for name, m in modules.items()})
-    scalings = layout.scalings
-    if not all(math.isclose(scalings[name], m.scaling, rel_tol=1e-3) for name, m in modules.items()):
+    scalings = module_scalings(config, updates)
+    if not all(math.isclose(scalings[name], update.scaling, rel_tol=1e-3) for name, update in updates.items()):
         raise ValueError(
             f"{checkpoint} is of another adapter, of the same shapes with other scalings: attach the same allocation "
             "or leave resume= out"

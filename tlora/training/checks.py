@@ -8,8 +8,8 @@ from typing import Any
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from tlora.adapters.files import AdapterLayout
-from tlora.adapters.lora_layers import adapter_tensors, lora_modules, require_one_adapter, warn_resized_vocabulary
+from tlora.adapters.lora_layers import adapter_tensors, lora_updates, require_one_adapter, warn_resized_vocabulary
+from tlora.adapters.peft_config import module_ranks, module_scalings
 from tlora.models.weights import refuse_packed
 
 
@@ -46,15 +46,12 @@ def check_trainable(model: Any) -> None:
 
 def _check_config(model: PeftModel) -> None:
     """Refuse layers whose rank or scaling differs from the config, which decides what is loaded again."""
-    modules = lora_modules(model)
-    adapter = AdapterLayout(model.peft_config[model.active_adapter].to_dict(), {n: m.rank for n, m in modules.items()})
-    scalings = adapter.scalings
-    for name, module in modules.items():
-        rank = adapter.pattern(name, "rank_pattern", adapter.config["r"])
-        rows = len(module.a) or module.rank  # a sharded A has no rows here
-        if not rank == module.rank == rows or not math.isclose(scalings[name], module.scaling, rel_tol=1e-3):
+    updates, config = lora_updates(model), model.peft_config[model.active_adapter].to_dict()
+    ranks, scalings = module_ranks(config, updates), module_scalings(config, updates)
+    for name, update in updates.items():
+        if ranks[name] != update.rank or not math.isclose(scalings[name], update.scaling, rel_tol=1e-3):
             raise ValueError(
-                f"{name} has rank {rows} and scaling {module.scaling:g}, its config says {rank:g} and "
+                f"{name} has rank {update.rank} and scaling {update.scaling:g}, its config says {ranks[name]:g} and "
                 f"{scalings[name]:g}: undo what changed it (scale_layer, add_weighted_adapter of unlike ranks), or "
                 "export it, and train what is loaded from there"
             )

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from tlora.adapters.lora_layers import head_parameters, lora_modules
+from tlora.adapters.lora_layers import head_parameters, lora_updates
 from tlora.utils.validation import require_fraction, require_positive
 
 
@@ -56,7 +56,7 @@ class TrainingPhases:
 
 
 def _trained_a(model: PeftModel) -> list[torch.Tensor]:
-    return [module.a for module in lora_modules(model).values() if module.a.requires_grad]
+    return [update.a for update in lora_updates(model).values() if update.a.requires_grad]
 
 
 _PARAMETERS: dict[str, tuple[Callable[[PeftModel], Sequence[torch.Tensor]], str]] = {

@@ -12,8 +12,9 @@ import pandas as pd
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from tlora.adapters import updates
+from tlora.adapters import rank_use
 from tlora.adapters.files import PREFIX, RUN, TRAINING, check_files, earlier_files, refuse_other_writer, write_adapter
+from tlora.adapters.update import LoraUpdate
 from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
@@ -100,7 +101,7 @@ class TrainingRun(Result):
         "eval_loss": "validation loss, mean over batches, nats per labeled token; NaN if not evaluated",
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
-    rank_columns: ClassVar[dict[str, str]] = updates.RANK_COLUMNS
+    rank_columns: ClassVar[dict[str, str]] = rank_use.RANK_COLUMNS
 
     @property
     def steps(self) -> int:
@@ -121,7 +122,7 @@ class TrainingRun(Result):
         values = {}
         for name, scaling in self.scalings.items():
             a, b = (self.adapter[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
-            values[name] = updates.update_singular_values(a, b, scaling)
+            values[name] = LoraUpdate(name, a, b, scaling).singular_values()
         return values
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
@@ -129,7 +130,7 @@ class TrainingRun(Result):
 
         These hold the share ``energy`` of its squared Frobenius norm, in (0, 1]. An update that is zero uses none.
         """
-        return updates.rank_use(self.singular_values(), energy)
+        return rank_use.rank_use(self.singular_values(), energy)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a folder that PEFT reads as an adapter, with the record of the run inside.

@@ -21,8 +21,9 @@ from transformers import TrainerCallback, set_seed
 
 from tlora.adapters.attach import attach_options
 from tlora.adapters.files import BASE, FROZEN_A
-from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, trainable_parameters
-from tlora.adapters.updates import rewrites_base
+from tlora.adapters.lora_layers import adapter_config, adapter_tensors, lora_updates, trainable_parameters
+from tlora.adapters.peft_config import rewrites_base
+from tlora.adapters.update import LoraUpdate
 from tlora.models.forward import has_argument
 from tlora.models.targets import is_causal
 from tlora.results import Meta
@@ -213,7 +214,7 @@ def train(
                 after = _evaluate(data, model, evaluation_limit, progress)
             except KeyboardInterrupt:
                 warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=2)
-    _warn(ending, trainer, lora_modules(model))
+    _warn(ending, trainer, lora_updates(model))
     recipe["steps"] = [trainer.state.global_step, trainer.state.max_steps]  # done and planned
     plain = json.loads(json.dumps(recipe, default=str))
     return TrainingRun(
@@ -267,13 +268,13 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
     return _Ending(seconds, peak.bytes, reason, best or done, bool(reason) and not diverged, diverged, skip_evaluation)
 
 
-def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraModule]) -> None:
+def _warn(ending: _Ending, trainer: AdapterTrainer, updates: Mapping[str, LoraUpdate]) -> None:
     planned = trainer.state.max_steps
     advice = f" (a learning rate below {trainer.args.learning_rate:g} may help)" if ending.diverged else ""
     if ending.reason and not any(getattr(one, "stopped", False) for one in trainer.callback_handler.callbacks):
         warnings.warn(ending.reason + advice, stacklevel=3)
     # The first warm-up step has a learning rate of zero: a B of zero is expected then.
-    zero = [name for name, module in modules.items() if module.b.requires_grad and not module.b.any()]
+    zero = [name for name, update in updates.items() if update.b.requires_grad and not update.b.any()]
     if zero and ending.step > min(trainer.args.get_warmup_steps(planned), planned - 1):
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
         warnings.warn(
@@ -317,11 +318,10 @@ def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCa
 def _start(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
     """Return what a recipe records in addition to the arguments: how the training starts."""
     is_classifier = model.peft_config[model.active_adapter].task_type == TaskType.SEQ_CLS
-    modules = list(lora_modules(model).values())
     return {
         "evaluated_on": _evaluated_on(task),
         "attach": attach_options(model) or NOT_ATTACHED,
-        "b_began_at_zero": not any(module.b.any() for module in modules),
+        "b_began_at_zero": not any(update.b.any() for update in lora_updates(model).values()),
         "num_labels": model.config.num_labels if is_classifier else None,
     }
 
@@ -354,12 +354,12 @@ def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: 
 def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run keeps of the model; the record has the fingerprints of its base."""
     prints = {name: torch.tensor(values) for name, values in record[BASE].items()}
-    modules, config = lora_modules(model), model.peft_config[model.active_adapter]
+    updates, config = lora_updates(model), model.peft_config[model.active_adapter]
     return {
         "adapter": {name: t.detach().cpu().clone().contiguous() for name, t in adapter_tensors(model).items()},
         "adapter_config": adapter_config(model),
-        "ranks": {name: module.rank for name, module in modules.items()},
-        "scalings": {name: float(module.scaling) for name, module in modules.items()},
+        "ranks": {name: update.rank for name, update in updates.items()},
+        "scalings": {name: float(update.scaling) for name, update in updates.items()},
         # nobody else has a base that the initialization has rewritten
         "fingerprints": {} if rewrites_base(config.to_dict()) else prints,
         "frozen_a": record[FROZEN_A],

@@ -249,7 +249,7 @@ def computes_nothing(monkeypatch):
     def never(*_, **__):
         raise AssertionError("computed something before refusing")
 
-    for name in ("plain_lora", "merge"):
+    for name in ("uniform_lora", "merge"):
         monkeypatch.setattr(sys.modules["tlora.serving.export"], name, never)  # tlora.export is the function
 
 

@@ -88,12 +88,12 @@ def test_a_dtype_rounds_once(dtype, error, tmp_path):
     adapted = adapted_of("llama")
     path = tlora.export(adapted, tmp_path, format="gguf", dtype=dtype)
     names = adapter_layers(adapted)
-    factors = read_gguf(path, names, adapted.get_base_model().config)
-    for name, (a, b) in factors.items():
+    updates = read_gguf(path, names, adapted.get_base_model().config)
+    for name, update in updates.items():
         layer = names[name]
-        torch.testing.assert_close(a, layer.lora_A["default"].weight.detach(), rtol=error, atol=0)
+        torch.testing.assert_close(update.a, layer.lora_A["default"].weight.detach(), rtol=error, atol=0)
         scaled = layer.lora_B["default"].weight.detach() * layer.scaling["default"]
-        torch.testing.assert_close(b, scaled, rtol=error * 1.01, atol=1e-9)
+        torch.testing.assert_close(update.b, scaled, rtol=error * 1.01, atol=1e-9)
 
 
 def test_refusals(tmp_path):

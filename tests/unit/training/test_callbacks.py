@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.adapted import adapted_model, token_rows
-from tlora.adapters.lora_layers import lora_modules
+from tlora.adapters.lora_layers import adapter_layers, lora_updates
 from tlora.training.callbacks import ModuleRecorder, module_statistics
 from tlora.training.dataset import Rows
 from tlora.training.train import train
@@ -32,9 +32,9 @@ def test_statistics_of_a_zero_b() -> None:
 @pytest.mark.parametrize(("family", "train_a"), [("llama", False), ("llama", True), ("gpt2", False), ("bert", False)])
 def test_last_record_describes_the_trained_model(family: str, train_a: bool) -> None:
     model = adapted_model(family)
-    for module in lora_modules(model).values():
-        module.layer.frozen_peft_weight_names = {} if train_a else module.layer.frozen_peft_weight_names
-        module.a.requires_grad_(train_a)
+    for layer in adapter_layers(model).values():
+        layer.frozen_peft_weight_names = {} if train_a else layer.frozen_peft_weight_names
+        layer.lora_A["default"].requires_grad_(train_a)
     run = train(model, token_rows(classes=2 if family == "bert" else 0), epochs=3, **ARGUMENTS)
     last = run.module_history[run.module_history["step"] == 3].set_index("module")
     assert list(last.index) == list(run.ranks)
@@ -54,7 +54,7 @@ def test_gradient_norms_are_those_of_the_step() -> None:
     reference = adapted_model()
     batch = Rows(rows, 0).collate(list(rows))
     reference(**batch).loss.backward()
-    expected = [module.b.grad.norm().item() for module in lora_modules(reference).values()]
+    expected = [module.b.grad.norm().item() for module in lora_updates(reference).values()]
     run = train(adapted_model(), rows, max_grad_norm=1e9, max_steps=1, warmup_steps=0, **ARGUMENTS)
     assert run.module_history["gradient_norm"].tolist() == pytest.approx(expected, rel=1e-4)
     assert run.history["grad_norm"].item() == pytest.approx(np.linalg.norm(expected), rel=1e-4)
@@ -96,8 +96,8 @@ def test_a_subclass_sees_each_record_as_it_comes() -> None:
 
 def test_frozen_b_has_no_gradient_and_an_update_of_zero_no_share() -> None:
     model = adapted_model()
-    frozen, zero, *others = lora_modules(model)
-    lora_modules(model)[frozen].b.requires_grad_(False)
+    frozen, zero, *others = lora_updates(model)
+    lora_updates(model)[frozen].b.requires_grad_(False)
     model.get_base_model().get_submodule(zero).get_base_layer().weight.data.zero_()
     records = train(model, token_rows(), epochs=2, **ARGUMENTS).module_history.set_index("module")
     assert records.loc[frozen, "gradient_norm"].isna().all()

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from tests.helpers.adapted import adapted_model, token_rows
-from tlora.adapters.lora_layers import lora_modules
+from tlora.adapters.lora_layers import lora_updates
 from tlora.training.train import train
 
 
@@ -26,14 +26,14 @@ class Watch(TrainerCallback):
         self.before = now
 
     def _parts(self, model: Any) -> dict[str, list[torch.Tensor]]:
-        modules = lora_modules(model).values()
+        modules = lora_updates(model).values()
         return {"a": [m.a.detach().clone() for m in modules], "b": [m.b.detach().clone() for m in modules]}
 
 
 def lora(family: str = "llama") -> Any:
     """A and B are trained, and each has a gradient."""
     model = adapted_model(family, declare_frozen=False)
-    for module in lora_modules(model).values():
+    for module in lora_updates(model).values():
         module.a.requires_grad_(True)
         torch.nn.init.normal_(module.b, generator=torch.Generator().manual_seed(0))
     return model
@@ -56,7 +56,7 @@ def test_a_moves_until_it_is_frozen_and_can_be_trained_afterwards() -> None:
           progress=False)  # fmt: skip
     assert [moved["a"] for moved in watch.moved] == [True, True, False, False, False]
     assert all(moved["b"] for moved in watch.moved)
-    assert all(module.a.requires_grad for module in lora_modules(model).values())
+    assert all(module.a.requires_grad for module in lora_updates(model).values())
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_a_resumed_training_freezes_at_the_same_step_and_has_the_same_parts(tmp_
         train(again, rows, max_steps=6, freeze_a_after=0.9, resume=True, **shape)
     train(again, rows, max_steps=6, freeze_a_after=0.5, resume=tmp_path / "checkpoint-4", callbacks=[watch], **shape)
     assert [moved["a"] for moved in watch.moved] == [False, False]
-    for one, other in zip(lora_modules(whole).values(), lora_modules(again).values(), strict=True):
+    for one, other in zip(lora_updates(whole).values(), lora_updates(again).values(), strict=True):
         assert torch.equal(one.a, other.a)
         assert torch.equal(one.b, other.b)
