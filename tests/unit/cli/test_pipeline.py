@@ -229,9 +229,9 @@ def test_an_estimate_gives_no_times_of_a_device_that_is_not_here(monkeypatch):
 
 def test_an_estimate_of_a_config_names_the_model_that_it_belongs_to():
     told = done("estimate llama/config.json --teraflops 1").stdout
-    assert next_command(told).startswith("run --model llama ")
+    assert next_command(told).startswith("run llama ")
     Path("alone.json").write_text(Path("llama/config.json").read_text())
-    assert next_command(done("estimate alone.json --teraflops 1").stdout).startswith("run --model MODEL ")
+    assert next_command(done("estimate alone.json --teraflops 1").stdout).startswith("run MODEL ")
 
 
 def test_ranks_stay_within_a_sketch():
