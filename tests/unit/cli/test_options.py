@@ -49,7 +49,7 @@ def test_options_take_precedence_over_the_recipe():
         ("captured", AllocationFlags(adapt_ranks=False, max_rank=9), "--max-rank"),
         ("captured", AdapterFlags(kind="wc"), "by=score or adapt_ranks=False"),
         ("captured", AdapterFlags(init=False), "adapt_ranks=False"),
-        ("tlora-paper", AllocationFlags(by="captured"), "kind=fisher or g"),
+        ("tlora-paper", AllocationFlags(by="captured"), "kind=g or fisher"),
         ("captured", TrainingFlags(a_learning_rate=1e-4), "--a-learning-rate"),
         ("tlora-paper", TrainingFlags(freeze_a_after=0.2), "--freeze-a-after"),
     ],

@@ -256,9 +256,7 @@ def test_without_test_samples_the_validation_split_is_evaluated_and_named():
     result = done(f"{RUN} --test-samples 0 --validation-samples 3 --output out").stdout
     assert tlora.TrainingRun.load("out").evaluated_on == "validation"
     assert "(on 3 validation samples)" in result
-    assert (
-        next_command(result) == "export out --format merged --output out-merged"
-    )  # evaluate has no test sample to take
+    assert next_command(result) == "export out --output out-merged --format merged"  # there are no test samples
     done(f"{RUN} --test-samples 0 --validation-samples 0 --output neither")
     assert tlora.TrainingRun.load("neither").before == {}
 
