@@ -50,6 +50,7 @@ from tlora.explanation.rescale import rescale
 from tlora.explanation.rescaling import Rescaling
 from tlora.explanation.side_effects import side_effects
 from tlora.explanation.side_effects_result import SideEffects
+from tlora.recipes import Plan, Recipe, prepare
 from tlora.resources.estimate import ResourceEstimate, estimate
 from tlora.results import FORMAT_VERSION, Meta, Result
 from tlora.serving.inspect import inspect
@@ -129,6 +130,13 @@ def allocation() -> Allocation:
 def adapted() -> PeftModel:
     """A copy of the base with its adapter."""
     return attach(copy.deepcopy(base()), subspaces(), allocation())
+
+
+@cache
+def plan() -> Plan:
+    """By a recipe of one's own, with the calibration of the others."""
+    recipe = Recipe("wider", allocate={"temperature": 0.5}, train={"freeze_a_after": 0.2}, attach={"freeze_a": False})
+    return prepare(base(), [], recipe, 3, calibration=calibration(), progress=False)
 
 
 @cache
@@ -216,6 +224,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "GradientCapture": capture,
     "Inspection": inspection,
     "Interference": interference,
+    "Plan": plan,
     "Race": race,
     "Rescaling": rescaling,
     "ResourceEstimate": resources,
@@ -228,7 +237,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
 
 STORED = Path(__file__).parents[1] / "data"
 """Results of each format that must stay readable, a folder for each: ``python -m tests.helpers.results``."""
-LARGE = {"Calibration", "Race"}
+LARGE = {"Calibration", "Plan", "Race"}
 """More than 100 kB; what they are made of is in others."""
 
 

@@ -1,5 +1,7 @@
 """Recipes: what they refuse, and what they stand for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,7 +9,11 @@ from peft import LoraConfig, get_peft_model
 import tlora
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
+from tlora import recipes
+from tlora.calibration import calibrate as calibrate_file
+from tlora.models import weights
 from tlora.models.targets import target_modules
+from tlora.models.weights import fingerprint
 from tlora.recipes import Recipe
 
 RANK = 2
@@ -67,6 +73,86 @@ def test_ranks_by_captured_gradient_come_after_the_directions():
     trained = race.runs["captured"][0].adapter
     assert all(torch.equal(trained[name], tensor) for name, tensor in expected.adapter.items())
     assert len(set(allocation.ranks.values())) > 1
+
+
+@pytest.mark.parametrize("recipe", ["captured", "captured-trained", "tlora-paper", "lora"])
+def test_a_plan_is_what_the_functions_make_one_by_one(recipe):
+    model, samples = tiny_model("llama"), task().calibration(12)
+    plan = tlora.prepare(model, task(), recipe, RANK, samples=12, progress=False)
+    calibration = tlora.calibrate(model, samples, fisher=recipe.startswith("captured"), progress=False)
+    options = {"max_rank": 4 * RANK, "kind": "fisher"}
+    if recipe == "lora":
+        subspaces = None
+        allocation = tlora.allocate(calibration.sensitivity, RANK, adapt_ranks=False, adapt_scales=False)
+    elif recipe == "tlora-paper":
+        allocation = tlora.allocate(calibration.sensitivity, RANK)
+        subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
+    else:
+        subspaces = tlora.task_subspaces(model, calibration, **options, progress=False)
+        limits = {"budget": "parameters", "adapt_scales": False}
+        allocation = tlora.allocate(calibration.sensitivity, RANK, by="captured", subspaces=subspaces, **limits)
+    assert (plan.allocation.ranks, plan.allocation.scalings) == (allocation.ranks, allocation.scalings)
+    how = {"freeze_a": recipe in ("captured", "tlora-paper")} | ({"rows": "orthonormal"} if "paper" in recipe else {})
+    expected = tlora.attach(tiny_model("llama"), subspaces, allocation, **how)
+    adapted = tlora.attach(model, plan)
+    assert all(tensor.equal(expected.state_dict()[name]) for name, tensor in adapted.state_dict().items())
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in expected.named_parameters() if parameter.requires_grad}
+
+
+def test_what_was_made_before_is_not_made_again(monkeypatch):
+    model = tiny_model("llama")
+    plan = tlora.prepare(model, task(), rank=RANK, samples=12, progress=False)
+    monkeypatch.setattr(recipes, "calibrate", None)
+    again = tlora.prepare(model, task(), "tlora-paper", RANK, calibration=plan.calibration, progress=False)
+    assert again.calibration is plan.calibration
+    assert again.subspaces.kind == "wc"
+    edited = plan.allocation.edit({plan.allocation.names[0]: 5})
+    same = tlora.prepare(model, task(), allocation=edited, calibration=plan.calibration, progress=False)
+    assert same.allocation is edited
+    assert same.subspaces.bases[edited.names[0]].equal(plan.subspaces.bases[edited.names[0]])
+    without = replace(plan, calibration=None)
+    assert same_tensors(tlora.attach(tiny_model("llama"), without), tlora.attach(model, plan))
+
+
+def same_tensors(one, other):
+    return all(tensor.equal(other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_weights_are_read_once_and_a_base_that_changed_is_caught(monkeypatch):
+    read = []
+    monkeypatch.setattr(weights, "fingerprint", lambda matrix: read.append(1) or fingerprint(matrix))
+    monkeypatch.setattr(calibrate_file, "fingerprint", weights.fingerprint)
+    model = tiny_model("llama")
+    plan = tlora.prepare(model, task(), rank=RANK, samples=12, progress=False)
+    assert len(read) == len(plan.allocation.targets)
+    with torch.no_grad():
+        model.get_submodule(plan.allocation.names[-1]).weight.normal_()
+    for act in (
+        lambda: tlora.attach(model, plan),
+        lambda: tlora.prepare(model, task(), rank=RANK, calibration=plan.calibration, progress=False),
+        lambda: tlora.task_subspaces(model, plan.calibration, progress=False),
+    ):
+        with pytest.raises(ValueError, match=plan.allocation.names[-1]):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "name"),
+    [
+        ({"recipe": "tlora"}, KeyError, "captured"),
+        ({"recipe": 3}, TypeError, "recipe"),
+        ({"model": "llama"}, TypeError, "str"),
+        ({"recipe": Recipe("mine", allocate={"by": "captured"})}, ValueError, "kind"),
+        ({"recipe": Recipe("mine", allocate={"max_rank": 1})}, ValueError, "max_rank"),
+        ({"rank": 300}, ValueError, "rank"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused_before_the_calibration(arguments, error, name, monkeypatch):
+    monkeypatch.setattr(recipes, "calibrate", None)
+    values = {"model": tiny_model("llama"), "task": task(), "rank": RANK} | arguments
+    with pytest.raises(error, match=name):
+        tlora.prepare(**values, progress=False)
 
 
 def test_the_recipe_lora_is_plain_lora_to_the_bit():
