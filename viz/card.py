@@ -87,7 +87,7 @@ def card(folder: str | os.PathLike[str]) -> str:
         compared=compared_with_lora(allocation, freeze_a=run is None or run.frozen_a) if allocation else None,
         use=used_rank(run.rank_use(ENERGY)) if run and run.ranks else "",
         peft=_peft_code(base, config, results, name),
-        tlora=f"import tlora\n\nmodel = tlora.load({name!r})",
+        tlora=f"import tlora\n\nmodel = tlora.load_adapter({name!r})",
         again="\n".join(commands(results)) or python_calls(results),
         caveat=caveat(results),
         versions=versions(results),

@@ -44,7 +44,7 @@ def test_the_slider_and_the_best_point_within_a_limit_write_an_adapter(page: Any
     page.locator("#effects .rescaling [type=range]").fill("4")
     expect(page.locator("#effects .rescaling .finding")).to_contain_text("Scale 0.5")
     exec(code.text_content(), {"rescaling": found})
-    adapted = tlora.load("milder", base())
+    adapted = tlora.load_adapter("milder", base())
     assert adapted.peft_config["default"].lora_alpha or adapted.peft_config["default"].alpha_pattern
     tlora.detach(adapted)
     for limit in (0.0, 0.1, 9.0):

@@ -75,7 +75,7 @@ def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path
     assert "not evaluated after the same number of steps" in root.locator(".train .status").inner_text()
     work.get_by_text("[*]:").wait_for(state="detached", timeout=30_000)
     bench.press("Save winner")
-    root.get_by_text("Saved: tlora.load('workbench-winner', model)").wait_for(timeout=30_000)
+    root.get_by_text("Saved: tlora.load_adapter('workbench-winner', model)").wait_for(timeout=30_000)
     bench.lab.run(PRINT)
     a, b = map(int, bench.lab.printed(PRINT).split())
     assert 3 < a < b < 300

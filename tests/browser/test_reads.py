@@ -18,7 +18,7 @@ import viz
 from tests.helpers.bench import built
 from tests.helpers.jupyterlab import opened_file
 from tests.helpers.results import activations, calibration, subspaces
-from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.direction_activations_result import DirectionActivations
 from viz.widgets.panels.reads import reading
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]

@@ -19,8 +19,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution, ExplainedAnswer
 from tlora.explanation.interference import Interference
-from tlora.explanation.rescaling import RescaledPoint, Rescaling
-from tlora.explanation.side_effects_result import MeasuredText, SideEffects
+from tlora.explanation.measure_scales import RescaledPoint, Rescaling
+from tlora.explanation.side_effects import MeasuredText, SideEffects
 from tlora.models.targets import Target
 from tlora.results import Meta
 from tlora.subspaces.alignment import Alignment

@@ -27,8 +27,7 @@ from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model, t
 from tests.helpers.spectra import truncated
 from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
-from tlora.adapters.combination import Combination
-from tlora.adapters.combine import combine
+from tlora.adapters.combine import Combination, combine
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
 from tlora.allocation.allocate import allocate
@@ -41,15 +40,13 @@ from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribute import attribute
 from tlora.explanation.attribution import Attribution
-from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.direction_activations import direction_activations
+from tlora.explanation.direction_activations_result import DirectionActivations
+from tlora.explanation.direction_outputs import direction_outputs
 from tlora.explanation.interference import Interference
-from tlora.explanation.measure_interference import interference as interfere
-from tlora.explanation.observe_directions import direction_activations
-from tlora.explanation.project_outputs import direction_outputs
-from tlora.explanation.rescale import rescale
-from tlora.explanation.rescaling import Rescaling
-from tlora.explanation.side_effects import side_effects
-from tlora.explanation.side_effects_result import SideEffects
+from tlora.explanation.interference import interference as interfere
+from tlora.explanation.measure_scales import Rescaling, measure_scales
+from tlora.explanation.side_effects import SideEffects, side_effects
 from tlora.recipes import Plan, Recipe, prepare
 from tlora.resources.estimate import ResourceEstimate, estimate
 from tlora.results import FORMAT_VERSION, Meta, Result
@@ -209,7 +206,7 @@ def effects() -> SideEffects:
 def rescaling() -> Rescaling:
     """On two sets, with layers left out, under a limit."""
     texts = load_texts(tiny_tokenizer(), notes=["w4 w5 w6 w7", "w8 w9 w4"], more=["w11 w12 w13"])
-    return rescale(foreign(copy.deepcopy(base())), task(), texts, limit=0.05, parts="layers", progress=False)
+    return measure_scales(foreign(copy.deepcopy(base())), task(), texts, limit=0.05, parts="layers", progress=False)
 
 
 EXAMPLES: dict[str, Callable[[], Result]] = {

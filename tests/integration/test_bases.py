@@ -93,7 +93,7 @@ def test_the_pipeline_on_a_quantized_base(kind, tolerance, dense, tmp_path):
     assert not after.equal(before)
     with peft_model.disable_adapter():
         assert with_graph(peft_model, tiny_batch("llama")).equal(before), "the base is as it was"
-    again = tlora.load(run.save(tmp_path / "adapter"), quantized(dense, kind))
+    again = tlora.load_adapter(run.save(tmp_path / "adapter"), quantized(dense, kind))
     assert with_graph(again, tiny_batch("llama")).equal(after)
 
 
@@ -169,8 +169,8 @@ def test_an_adapter_on_an_offloaded_base_is_trained(where, freeze_a, tmp_path):
     assert all(other.adapter[key].equal(tensor) for key, tensor in one.adapter.items())
     assert base.model.layers[0].mlp.up_proj.base_layer.weight.is_meta
     other.save(tmp_path / "adapter")
-    again = tlora.load(tmp_path / "adapter", offloaded("llama", where, tmp_path / "others"))
-    beside = tlora.load(tmp_path / "adapter", again, name="beside")
+    again = tlora.load_adapter(tmp_path / "adapter", offloaded("llama", where, tmp_path / "others"))
+    beside = tlora.load_adapter(tmp_path / "adapter", again, name="beside")
     with torch.no_grad():
         logits = [each(**tiny_batch("llama")).logits for each in (*both, again, beside)]
     assert all(found.equal(logits[0]) for found in logits[1:])
@@ -208,8 +208,8 @@ def test_what_an_offloaded_base_cannot_do_is_refused(tmp_path):
     head, llama = (offloaded(family, "cpu", tmp_path) for family in ("bert", "llama"))
     for base, name, call in (
         (head, "classifier", lambda: tlora.attach(head, None, allocation)),
-        (head, "classifier", lambda: tlora.load(tmp_path / "head", head)),
-        (llama, "q_proj", lambda: tlora.load(tmp_path / "pissa", llama)),
+        (head, "classifier", lambda: tlora.load_adapter(tmp_path / "head", head)),
+        (llama, "q_proj", lambda: tlora.load_adapter(tmp_path / "pissa", llama)),
     ):
         with pytest.raises(ValueError, match=name):
             call()

@@ -66,7 +66,7 @@ def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], smollm: Any, tm
     words = map(str, (tmp_path / "base", folder, tmp_path / "ids", tmp_path / "out"))
     ran = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    model = tlora.load(folder)
+    model = tlora.load_adapter(folder)
     assert isinstance(model, PeftModel)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "out"), model.eval()(ids).logits, rtol=1e-5, atol=1e-5)

@@ -117,7 +117,7 @@ def scalings(model: Any) -> list[float]:
 def test_adapters_of_ours(times: int, tmp_path: Path) -> None:
     whole = run().save(tmp_path / "whole")
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
-    model = tlora.load(whole, tiny_model("llama"))
+    model = tlora.load_adapter(whole, tiny_model("llama"))
     expected, scaled, seen = parameters(model), scalings(model), tlora.inspect(whole)
     folder = tmp_path / "fuzzed"
     for number, rng in cases("ours", 30 * times):
@@ -126,7 +126,7 @@ def test_adapters_of_ours(times: int, tmp_path: Path) -> None:
         fuzz(folder / rng.choice(files), rng)
         with limits():
             inspected = refused(lambda: tlora.inspect(folder))
-            loaded = refused(lambda: tlora.load(folder, tiny_model("llama")))
+            loaded = refused(lambda: tlora.load_adapter(folder, tiny_model("llama")))
             trained = refused(lambda: TrainingRun.load(folder))
             base = refused(lambda: base_name(folder, None)[0])
         assert inspected is None or same(replace(inspected, meta=seen.meta), seen), number
@@ -167,7 +167,7 @@ def test_adapters_of_others(times: int, foreign: Path, tmp_path: Path) -> None:
         fuzz(folder / rng.choice(files), rng)
         with limits():
             refused(lambda: tlora.inspect(folder))
-            loaded = refused(lambda: tlora.load(folder, tiny_model("llama")))
+            loaded = refused(lambda: tlora.load_adapter(folder, tiny_model("llama")))
         if loaded is not None:
             file = {k: v.float() for k, v in load_file(folder / files[0]).items()}
             there = {key.replace(".default", ""): value.float() for key, value in parameters(loaded).items()}

@@ -140,7 +140,7 @@ def test_training_saving_and_loading(family, device, tmp_path):
     for name, tensor in run.adapter.items():
         torch.testing.assert_close(tensor, expected.adapter[name], rtol=1e-2, atol=1e-3)
     run.save(tmp_path / "adapter")
-    loaded = tlora.load(tmp_path / "adapter", tiny_model(family).to(device)).eval()
+    loaded = tlora.load_adapter(tmp_path / "adapter", tiny_model(family).to(device)).eval()
     inputs = {key: value.to(device) for key, value in tiny_batch(family, seed=5).items()}
     with torch.no_grad():
         there, merged = loaded(**inputs).logits, tlora.merge(adapted.eval())(**inputs).logits

@@ -123,11 +123,11 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     Path("requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in 10 * list(ROWS)))
     (typed,) = (text for language, text in blocks(PAGE.read_text()) if language == "sh")
     execute(typed)
-    assert tlora.load("initial", tiny_model("llama")).peft_config["default"].r == 16
+    assert tlora.load_adapter("initial", tiny_model("llama")).peft_config["default"].r == 16
     assert trained == [set(), {"lora_B"}, {"lora_A", "lora_B"}, {"lora_B"}, {"lora_B"}]
-    a = part(tlora.load("start", tiny_model("llama")), "lora_A")
+    a = part(tlora.load_adapter("start", tiny_model("llama")), "lora_A")
     for folder in ("adapter", "trained"):
-        loaded = tlora.load(folder, tiny_model("llama"), freeze_a=True)
+        loaded = tlora.load_adapter(folder, tiny_model("llama"), freeze_a=True)
         assert same(part(loaded, "lora_A"), a)
         assert all(b.any() for b in part(loaded, "lora_B").values())
 

@@ -38,7 +38,7 @@ def test_b_alone_is_trained_and_saved(make: Callable[..., Any], tmp_path: Path) 
     expected = logits(model.eval(), batch)
     for loaded in (
         PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter")),
-        tlora.load(tmp_path / "adapter", tiny_model("llama")),
+        tlora.load_adapter(tmp_path / "adapter", tiny_model("llama")),
     ):
         torch.testing.assert_close(logits(loaded, batch), expected, atol=1e-6, rtol=0)
 

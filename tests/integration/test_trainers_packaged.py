@@ -58,7 +58,7 @@ def test_smollm_learns_and_a_stays(
     model.save_pretrained(tmp_path / "adapter", selected_adapters=["default"], save_embedding_layers=False)
     batch = tokenizer(TEXTS[0][0], return_tensors="pt")
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "adapter"))
-    again = tlora.load(tmp_path / "adapter", copy.deepcopy(base), freeze_a=True)
+    again = tlora.load_adapter(tmp_path / "adapter", copy.deepcopy(base), freeze_a=True)
     with torch.no_grad():
         expected, *found = (m.eval()(**batch).logits for m in (model, loaded, again))
     for logits in found:

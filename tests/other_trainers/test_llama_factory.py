@@ -78,6 +78,6 @@ def test_it_trains_both_matrices_from_the_folder_at_our_ranks(folder: Path) -> N
     log = map(json.loads, Path("out/trainer_log.jsonl").read_text().splitlines())
     losses = [row["loss"] for row in log if row.get("loss") is not None]
     assert losses[-1] < losses[0]
-    ours = read(tlora.load("start", tiny_model("llama")))
+    ours = read(tlora.load_adapter("start", tiny_model("llama")))
     assert read(PeftModel.from_pretrained(tiny_model("llama"), "out")) == ours
     assert len({rank for rank, _ in ours.values()}) > 1

@@ -55,7 +55,7 @@ class LoraAdapter:
     others : dict of Tensor
         Tensors that are neither ``A`` nor ``B``, such as a head, under the names that PEFT saves them by.
     fingerprints : dict of (16,) float32 tensor
-        Of the base weights, if known; `tlora.load` recognizes another base by them.
+        Of the base weights, if known; `tlora.load_adapter` recognizes another base by them.
 
     Notes
     -----
@@ -178,7 +178,7 @@ class LoraAdapter:
     __rmul__ = __mul__
 
     def save(self, folder: str | os.PathLike[str], writer: str = "LoraAdapter.save") -> Path:
-        """Write the adapter as PEFT writes one; PEFT and `tlora.load` read it, `tlora.export` serves it.
+        """Write the adapter as PEFT writes one; PEFT and `tlora.load_adapter` read it, `tlora.export` serves it.
 
         Parameters
         ----------

@@ -247,7 +247,7 @@ def check_ranks_and_scalings(adapted: PeftModel, allocation: Allocation) -> None
 def detach(model: nn.Module) -> None:
     """Take every adapter off a model in place: the base layers and the original head come back.
 
-    Parameters that were trainable before `attach` or `tlora.load` are trainable again.
+    Parameters that were trainable before `attach` or `tlora.load_adapter` are trainable again.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class Compression(ComputedAdapter, Result):
     adapter : dict of Tensor
         Its tensors, under the names that PEFT saves them by; embeddings and heads are those of the original.
     fingerprints : dict of (16,) float32 tensor
-        Of the base weights, if the original has them; `tlora.load` recognizes another base by them.
+        Of the base weights, if the original has them; `tlora.load_adapter` recognizes another base by them.
     meta : Meta
         The base model, the task and number of samples of the calibration, and the budget.
 

@@ -45,7 +45,7 @@ PAGE_TITLE = "# An untrained LoRA adapter for "
 
 BASE, SAMPLES, FROZEN_A, WRITER = "base", "digest of samples", "frozen_a", "written by"
 """Keys of the records."""
-SAVE_INITIAL, COMPRESS, COMBINE, RESCALE = "save_initial", "compress", "combine", "rescale"
+SAVE_INITIAL, COMPRESS, COMBINE, MEASURE_SCALES = "save_initial", "compress", "combine", "measure_scales"
 EXPORT, TRAINING = "export", "training"
 """Writers of an adapter."""
 
@@ -275,7 +275,7 @@ def _initial_record(folder: Path) -> dict[str, Any]:
 def write_adapter(
     folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter into an empty folder, with a record for `tlora.load` if there is no run."""
+    """Write an adapter into an empty folder, with a record for `tlora.load_adapter` if there is no run."""
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     blob = dump_tensors(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}

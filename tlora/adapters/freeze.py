@@ -21,7 +21,7 @@ def freeze_a(model: PeftModel) -> None:
     Parameters
     ----------
     model : peft.PeftModel
-        A model with a LoRA adapter, from `attach` or PEFT. `attach` and `tlora.load` call this themselves.
+        A model with a LoRA adapter, from `attach` or PEFT. `attach` and `tlora.load_adapter` call this themselves.
 
     Raises
     ------

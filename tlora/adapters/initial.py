@@ -45,7 +45,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     folder : path-like
         Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them, ``README.md``
         with instructions for PEFT, TRL, LLaMA-Factory and axolotl, and a record of the base and of whether ``A`` is
-        frozen, which `tlora.load` reads. An untrained adapter in it is replaced, other files stay.
+        frozen, which `tlora.load_adapter` reads. An untrained adapter in it is replaced, other files stay.
 
     Returns
     -------
@@ -119,7 +119,7 @@ here, the model computes what the base computes.{{ " `A` starts " ~ start ~ "." 
 {% if frozen %}
 | trainer | `A` stays frozen |
 |---|---|
-| `tlora.load`, `tlora.train` | as it was attached |
+| `tlora.load_adapter`, `tlora.train` | as it was attached |
 | PEFT, your own loop | with `tlora.freeze_a(model)` |
 | TRL, `transformers.Trainer` | with `callbacks=[tlora.FreezeA()]` |
 | axolotl | with a plugin that returns `[tlora.FreezeA()]` from `add_callbacks_pre_trainer` |

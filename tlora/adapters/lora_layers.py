@@ -107,7 +107,7 @@ def require_one_lora(model: Any, function: str) -> None:
     layers = adapter_layers(model) if isinstance(model, PeftModel) else {}
     if not layers:
         raise ValueError(
-            f"{function}() takes a PeftModel with a LoRA adapter, as from tlora.attach or tlora.load: this "
+            f"{function}() takes a PeftModel with a LoRA adapter, as from tlora.attach or tlora.load_adapter: this "
             f"{type(model).__name__} has no LoRA layers"
         )
     for name, layer in layers.items():

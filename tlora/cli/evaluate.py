@@ -61,7 +61,7 @@ def evaluate(
         with report.step("evaluating the base"):
             metrics["base"] = loaded.evaluate(bare, **options)
     with report.step("evaluating"):
-        metrics["adapter"] = loaded.evaluate(tlora.load(folder, bare), **options)
+        metrics["adapter"] = loaded.evaluate(tlora.load_adapter(folder, bare), **options)
     samples = min(len(loaded.test), eval_limit or len(loaded.test))
     if as_json:
         print_json({"task": loaded.name, "samples": samples, "metrics": metrics})

@@ -39,7 +39,7 @@ def base_name(folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
 def load_adapted(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """Return the base with the adapter on it, its classes named as in training, and its tokenizer."""
     from tlora.adapters.files import read_training_record, validate_adapter
-    from tlora.adapters.load import saved_classes
+    from tlora.adapters.load_adapter import saved_classes
 
     name, where = base_name(folder, model)
     record = read_training_record(folder)
@@ -49,7 +49,7 @@ def load_adapted(folder: Path, model: str | None, placement: Placement) -> tuple
     if classes := record.meta and record.meta.recipe.get("classes"):
         base.config.id2label = dict(enumerate(classes))
         base.config.label2id = {name: index for index, name in enumerate(classes)}
-    return tlora.load(folder, base), tokenizer
+    return tlora.load_adapter(folder, base), tokenizer
 
 
 def explain_base(folder: Path, model: str | None) -> contextlib.AbstractContextManager[None]:

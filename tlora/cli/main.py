@@ -11,9 +11,9 @@ from tlora.cli.errors import Command, Commands
 from tlora.cli.estimate import estimate
 from tlora.cli.evaluate import evaluate, report
 from tlora.cli.explain import explain
+from tlora.cli.measure_scales import measure_scales
 from tlora.cli.pipeline import allocate, calibrate, init, run, train
 from tlora.cli.race import race
-from tlora.cli.rescale import rescale
 from tlora.cli.serving import combine, compress, export, inspect
 from tlora.utils.packages import library_versions
 
@@ -55,7 +55,7 @@ def main(
 
 COMMANDS = (
     run, init, calibrate, allocate, train, evaluate, estimate, inspect, compress, combine, export, report, race,
-    explain, rescale,
+    explain, measure_scales,
 )  # fmt: skip
 for command in COMMANDS:
     text, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples\n--------\n")

@@ -92,7 +92,7 @@ def inspect(
 def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -> None:
     """Print what two adapters share."""
     from tlora.adapters.adapter import LoraAdapter, difference_of_bases
-    from tlora.explanation.measure_interference import compare_adapters
+    from tlora.explanation.interference import compare_adapters
 
     one, two = LoraAdapter.read(adapter, "inspect"), LoraAdapter.read(other, "inspect")
     difference = difference_of_bases(one, two)

@@ -365,7 +365,7 @@ def _locate_in_folder(folder: Path, where: dict[str, Any]) -> Location:
         return Location(str(folder), where)
     if (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} holds an adapter and no base model: load both with tlora.load({str(folder)!r})"
+            f"{folder} holds an adapter and no base model: load both with tlora.load_adapter({str(folder)!r})"
         )
     packed = sorted(folder.glob("*.gguf"))
     if len(packed) != 1:

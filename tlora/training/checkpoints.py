@@ -170,7 +170,7 @@ def checkpoint_to_resume(
     if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
         raise ValueError(
             f"{folder} holds the adapter alone (save_only_model=True), without a state of an optimizer: load it with "
-            "tlora.load() and train on from there"
+            "tlora.load_adapter() and train on from there"
         )
     _check_adapter(folder, model)
     return str(folder)

@@ -40,7 +40,7 @@ class TrainingRun(Result):
     scalings : dict of float
         ``s`` of each LoRA module.
     frozen_a : bool
-        Whether every ``A`` was frozen; `tlora.load` freezes it again.
+        Whether every ``A`` was frozen; `tlora.load_adapter` freezes it again.
     trainable_parameters : int
         Number of parameters that were trained.
     seconds : float
@@ -60,8 +60,8 @@ class TrainingRun(Result):
     adapter_config : dict
         Contents of ``adapter_config.json``.
     fingerprints : dict of (16,) float32 tensor
-        A random projection of the base weight of each LoRA module that can be read, by which `tlora.load` recognizes
-        another base.
+        A random projection of the base weight of each LoRA module that can be read, by which `tlora.load_adapter`
+        recognizes another base.
 
     Examples
     --------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, Rescaling
+from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, Rescaling
 from tlora.utils.validation import check_type
 from viz import style
 
@@ -19,7 +19,7 @@ def plot_rescaling(rescaling: Rescaling, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     rescaling : Rescaling
-        From ``tlora.rescale(...)``.
+        From ``tlora.measure_scales(...)``.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -32,10 +32,10 @@ def plot_rescaling(rescaling: Rescaling, *, ax: Axes | None = None) -> Axes:
     Examples
     --------
     >>> texts = tlora.load_texts(tokenizer, mine=["w4 w5 w6 w7", "w8 w9"])
-    >>> viz.plot_rescaling(tlora.rescale(adapted, task, texts, limit=0.05, progress=False))
+    >>> viz.plot_rescaling(tlora.measure_scales(adapted, task, texts, limit=0.05, progress=False))
     <Axes: title={'left': 'scale 1: ...'}, xlabel='largest change of other text, ...', ylabel='task loss, ...'>
     """
-    rescaling = check_type(rescaling, Rescaling, "tlora.rescale(adapted, task, texts)")
+    rescaling = check_type(rescaling, Rescaling, "tlora.measure_scales(adapted, task, texts)")
     ax = style.axes(ax, 5.8, 4.0)
     for (kind, label), color in zip(LABELS.items(), style.colors(3), strict=True):
         points = [point for point in rescaling.points if point.kind == kind]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from tlora.explanation.side_effects_result import SideEffects
+from tlora.explanation.side_effects import SideEffects
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit

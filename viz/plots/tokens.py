@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from torch import Tensor
 
-from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.utils.validation import check_type
 from viz import style
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlora.explanation.direction_activations import DirectionActivations
-from tlora.explanation.observe_directions import direction_activations
+from tlora.explanation.direction_activations import direction_activations
+from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.recipes import Recipe, prepare
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tlora.explanation.attribution import Attribution
-from tlora.explanation.direction_activations import DirectionActivations
-from tlora.explanation.rescaling import Rescaling
-from tlora.explanation.side_effects_result import SideEffects
+from tlora.explanation.direction_activations_result import DirectionActivations
+from tlora.explanation.measure_scales import Rescaling
+from tlora.explanation.side_effects import SideEffects
 from tlora.utils.files import replace_file
 from viz.widgets.page import page_html
 from viz.widgets.panels.view import panels
@@ -48,7 +48,7 @@ def report(
     effects : SideEffects, optional
         From `tlora.side_effects`: adds the panel Side effects, which holds the texts.
     rescaling : Rescaling, optional
-        From `tlora.rescale`: adds the curve over the adapter's scale to that panel.
+        From `tlora.measure_scales`: adds the curve over the adapter's scale to that panel.
 
     Returns
     -------

@@ -14,9 +14,9 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution
-from tlora.explanation.direction_activations import DirectionActivations
-from tlora.explanation.rescaling import Rescaling
-from tlora.explanation.side_effects_result import SideEffects
+from tlora.explanation.direction_activations_result import DirectionActivations
+from tlora.explanation.measure_scales import Rescaling
+from tlora.explanation.side_effects import SideEffects
 from tlora.resources.estimate import ResourceEstimate
 from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment

@@ -28,9 +28,9 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribution import Attribution
-from tlora.explanation.direction_activations import DirectionActivations
-from tlora.explanation.rescaling import Rescaling
-from tlora.explanation.side_effects_result import SideEffects
+from tlora.explanation.direction_activations_result import DirectionActivations
+from tlora.explanation.measure_scales import Rescaling
+from tlora.explanation.side_effects import SideEffects
 from tlora.recipes import Plan, Recipe
 from tlora.resources.estimate import ResourceEstimate
 from tlora.results import count_bytes, read_dataclass, result_file
@@ -150,7 +150,7 @@ class Workbench(PicturedWidget):
     effects : SideEffects, optional
         From `tlora.side_effects`: what a trained adapter changed on other text, token by token.
     rescaling : Rescaling, optional
-        From `tlora.rescale`: a slider for how much of the adapter is kept, and the line of Python that writes it.
+        From `tlora.measure_scales`: a slider for how much of the adapter is kept, and the line that writes it.
     other : Subspaces or mapping of Subspaces, optional
         Other kinds, tasks or seeds, by label: their spectra, and the overlap of every pair.
     spectrum : Spectrum, optional
@@ -634,7 +634,7 @@ class Workbench(PicturedWidget):
     def _save_winner(self, path: str = "workbench-winner") -> None:
         assert self.race is not None  # there is no button before
         folder = str(self.race.winner.save(path))
-        self._tell(f"Saved: tlora.load({folder!r}, model) puts {self.race.leader} on the model.", note=True)
+        self._tell(f"Saved: tlora.load_adapter({folder!r}, model) puts {self.race.leader} on the model.", note=True)
 
     # States and requests.
 

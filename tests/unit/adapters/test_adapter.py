@@ -72,7 +72,7 @@ def test_a_factor_scales_what_peft_adds(case: str, factor: float, tmp_path: Path
     expected = updates(adapted(case, tmp_path / "one"))
     scaled = factor * LoraAdapter.read(tmp_path / "one")
     folder = scaled.save(tmp_path / "two")
-    for model in (PeftModel.from_pretrained(base(case), folder), tlora.load(folder, base(case))):
+    for model in (PeftModel.from_pretrained(base(case), folder), tlora.load_adapter(folder, base(case))):
         for name, update in updates(model).items():
             torch.testing.assert_close(update, factor * expected[name])
     assert not tlora.inspect(folder).to_frame()["scaling"].le(0).any()
@@ -87,7 +87,7 @@ def test_a_sum_of_updates_is_what_peft_concatenates(tmp_path: Path) -> None:
     model.add_weighted_adapter(["a", "b"], [1.0, 0.5], "default", "cat")
     first, second = (LoraAdapter.read(tmp_path / name) for name in "ab")
     added = {name: update + 0.5 * second.updates[name] for name, update in first.updates.items()}
-    again = tlora.load(first.with_updates(added).save(tmp_path / "sum"), tiny_model("llama"))
+    again = tlora.load_adapter(first.with_updates(added).save(tmp_path / "sum"), tiny_model("llama"))
     for name, update in updates(again).items():
         torch.testing.assert_close(update, updates(model)[name])
 
@@ -109,7 +109,7 @@ def test_the_fingerprints_of_the_base_come_along(tmp_path: Path) -> None:
     model = tlora.attach(tiny_model("llama"), None, tlora.allocate(known.sensitivity, 2))
     folder = (2 * LoraAdapter.read(tlora.save_initial(model, tmp_path / "start"))).save(tmp_path / "twice")
     with pytest.raises(ValueError, match="another model"):
-        tlora.load(folder, tiny_model("llama", seed=1))
+        tlora.load_adapter(folder, tiny_model("llama", seed=1))
 
 
 def lora(**config: Any) -> PeftModel:

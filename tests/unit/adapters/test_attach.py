@@ -146,7 +146,7 @@ def test_an_alpha_below_one_is_saved_and_loaded(tmp_path: Path) -> None:
     adapted = tlora.attach(model, subspaces, allocation)
     step(adapted, tiny_batch(model))
     adapted.save_pretrained(tmp_path)
-    loaded = tlora.load(tmp_path, tiny_model("llama"))
+    loaded = tlora.load_adapter(tmp_path, tiny_model("llama"))
     assert torch.equal(logits(loaded, tiny_batch(model)), logits(adapted, tiny_batch(model)))
 
 
@@ -163,7 +163,7 @@ def test_dropped_modules_get_no_adapter(tmp_path: Path) -> None:
     check_layers(adapted, allocation)
     step(adapted, tiny_batch(model))
     adapted.save_pretrained(tmp_path)
-    again = tlora.load(tmp_path, tiny_model("llama"))
+    again = tlora.load_adapter(tmp_path, tiny_model("llama"))
     assert list(adapter_layers(again)) == list(allocation.ranks)
     torch.testing.assert_close(logits(again, tiny_batch(model)), logits(adapted, tiny_batch(model)))
 
@@ -221,7 +221,7 @@ def test_the_folder_loads_with_peft_alone_and_trains_on(
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=root)
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), logits(adapted.eval(), batch), atol=1e-5, rtol=0)
 
-    loaded = tlora.load(tmp_path / "adapter", tiny_model(family))
+    loaded = tlora.load_adapter(tmp_path / "adapter", tiny_model(family))
     torch.testing.assert_close(logits(loaded, batch), logits(adapted, batch), atol=1e-6, rtol=0)
     before = {n: p.clone() for n, p in loaded.named_parameters()}
     with loaded.disable_adapter():

@@ -71,10 +71,10 @@ def test_a_sum_is_the_sum_of_the_updates_and_serves_as_such(tmp_path, family, on
     batch = tiny_batch(family, seed=3)
     want = logits(expected, batch)
     size = float((want - logits(tiny_model(family), batch)).abs().max())
-    for read in (PeftModel.from_pretrained, lambda base, place: tlora.load(place, base)):
+    for read in (PeftModel.from_pretrained, lambda base, place: tlora.load_adapter(place, base)):
         assert float((logits(read(tiny_model(family), folder).eval(), batch) - want).abs().max()) < 1e-5 * max(1, size)
     if family == "llama":
-        adapted = tlora.load(folder, tiny_model(family))
+        adapted = tlora.load_adapter(folder, tiny_model(family))
         for engine in ("vllm", "llama.cpp"):
             served = tlora.export(adapted, tmp_path / engine, engine=engine)
             difference, change = export_difference(adapted, served, [batch])
@@ -101,7 +101,7 @@ def test_on_one_a_the_sum_the_average_and_the_interpolation_keep_their_rank(tmp_
         combined = tlora.combine(dict(zip(places, weights, strict=True)))
         assert set(combined.ranks.values()) == {4}
         assert all(combined.same_a.values())
-        again = tlora.load(combined.save_adapter(tmp_path / "both"), tiny_model("llama"))
+        again = tlora.load_adapter(combined.save_adapter(tmp_path / "both"), tiny_model("llama"))
         want = logits(added(tiny_model("llama"), zip((first, second), weights, strict=True)), batch)
         assert float((logits(again.eval(), batch) - want).abs().max()) < 1e-5
 
@@ -111,7 +111,7 @@ def test_nested_rows_are_padded(tmp_path):
     first, second = trained(subspaces, 1, tmp_path), trained(subspaces, 2, tmp_path, rank=6)
     combined = tlora.combine({tmp_path / "seed1": 1.0, tmp_path / "seed2": 2.0})
     assert set(combined.ranks.values()) == {6}
-    again = tlora.load(combined.save_adapter(tmp_path / "both"), tiny_model("llama"))
+    again = tlora.load_adapter(combined.save_adapter(tmp_path / "both"), tiny_model("llama"))
     want = logits(added(tiny_model("llama"), [(first, 1.0), (second, 2.0)]), tiny_batch("llama"))
     assert float((logits(again.eval(), tiny_batch("llama")) - want).abs().max()) < 1e-5
 

@@ -37,7 +37,7 @@ def logits(model) -> torch.Tensor:
 
 
 def reload(smaller: tlora.Compression, folder) -> PeftModel:
-    return tlora.load(smaller.save_adapter(folder), tiny_model("llama"))
+    return tlora.load_adapter(smaller.save_adapter(folder), tiny_model("llama"))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -179,7 +179,7 @@ def test_from_a_folder_as_from_the_model(tmp_path):
     assert all(torch.equal(tensor, other.adapter[key]) for key, tensor in one.adapter.items())
     assert not other.fingerprints, "PEFT writes none"
     with pytest.raises(ValueError, match="another model"):
-        tlora.load(one.save_adapter(tmp_path / "one"), tiny_model("llama", seed=1))
+        tlora.load_adapter(one.save_adapter(tmp_path / "one"), tiny_model("llama", seed=1))
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
@@ -204,7 +204,7 @@ def test_gpt2_and_classifiers(tmp_path):
     for family in ("gpt2", "bert"):
         model = adapted_model(family, init_lora_weights=False)
         smaller = tlora.compress(model, rank=2, calibration=calibration(family, target_modules=None))
-        again = tlora.load(smaller.save_adapter(tmp_path / family), tiny_model(family))
+        again = tlora.load_adapter(smaller.save_adapter(tmp_path / family), tiny_model(family))
         whole, cut = updates(model), updates(again)
         for name, dense in whole.items():
             assert np.linalg.matrix_rank(cut[name], tol=1e-5) == 2

@@ -41,7 +41,7 @@ def change(folder: Path, **values: Any) -> None:
 
 def refused(folder: Path, words: str) -> None:
     model = tiny_model("llama")
-    for read in (tlora.inspect, lambda path: tlora.load(path, model)):
+    for read in (tlora.inspect, lambda path: tlora.load_adapter(path, model)):
         with pytest.raises(ValueError, match=words):
             read(folder)
     assert not hasattr(model, "peft_config")
@@ -112,7 +112,7 @@ def test_an_adapter_is_replaced_only_by_the_function_that_wrote_it(there: str, t
     if there != "another program":
         for writer in dict.fromkeys((there, successor)):
             WRITERS[writer](tmp_path)
-            assert tlora.load(tmp_path, tiny_model("llama")) is not None
+            assert tlora.load_adapter(tmp_path, tiny_model("llama")) is not None
         assert (tmp_path / "README.md").read_text() == "mine"
 
 

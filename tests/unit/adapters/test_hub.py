@@ -35,7 +35,7 @@ def test_a_name_on_the_hub_is_read_as_its_folder(cache, name, revision):
     assert hub.adapter_folder(name) == cache / "snapshots" / COMMITS[revision]
     assert set(tlora.inspect(name).ranks.values()) == {RANKS[revision]}
     assert set(tlora.compress(name, rank=1).original_ranks.values()) == {RANKS[revision]}
-    assert tlora.load(name, tiny_model("llama")).peft_config["default"].r == RANKS[revision]
+    assert tlora.load_adapter(name, tiny_model("llama")).peft_config["default"].r == RANKS[revision]
 
 
 def test_commands_take_a_name_on_the_hub(cache, workplace):
@@ -62,6 +62,6 @@ def test_a_folder_comes_first(cache, tmp_path):
 
 @pytest.mark.parametrize("name", ["somebody/other", "somebody/adapter@v3"])
 def test_what_the_hub_does_not_have_is_said(cache, name):
-    for read in (tlora.inspect, tlora.load, lambda name: tlora.compress(name, rank=1)):
+    for read in (tlora.inspect, tlora.load_adapter, lambda name: tlora.compress(name, rank=1)):
         with pytest.raises(FileNotFoundError, match=f"no adapter in {name}"):
             read(name)

@@ -44,10 +44,10 @@ def test_peft_continues_from_what_was_attached(family: str, tmp_path: Path) -> N
 def test_we_continue_with_a_as_it_was_attached(freeze_a: bool, tmp_path: Path) -> None:
     model, subspaces, allocation = prepare()
     tlora.save_initial(tlora.attach(model, subspaces, allocation, freeze_a), tmp_path)
-    loaded = tlora.load(tmp_path, tiny_model("llama"))
+    loaded = tlora.load_adapter(tmp_path, tiny_model("llama"))
     assert all(p.requires_grad != freeze_a for n, p in loaded.named_parameters() if "lora_A" in n)
     with pytest.raises(ValueError, match="another model"):
-        tlora.load(tmp_path, tiny_model("llama", seed=1))
+        tlora.load_adapter(tmp_path, tiny_model("llama", seed=1))
 
 
 def test_a_trained_adapter_is_never_replaced_and_an_untrained_one_with_its_page(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_trained_adapter_is_never_replaced_and_an_untrained_one_with_its_page(
     again = tlora.attach(adapted, subspaces, allocation, replace=True)
     with pytest.raises(FileExistsError, match="written by training"):
         tlora.save_initial(again, tmp_path)
-    assert tlora.load(tmp_path, tiny_model("llama")) is not None
+    assert tlora.load_adapter(tmp_path, tiny_model("llama")) is not None
     step(again, tiny_batch(model))
     train_once(again).save(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"

@@ -52,10 +52,12 @@ def test_other_text_and_an_adapter_that_leaves_more_of_it():
     done("explain theirs --text notes.txt --output worst.html --quiet")
     assert '"kind":"effects"' in Path("worst.html").read_text()
 
-    result = done("rescale theirs pairs.jsonl --text notes.txt --limit 9 --picture scales.png --output milder --quiet")
-    rescaling = tlora.rescale(model, task, {"notes": texts["notes"]}, limit=9, progress=False)
+    result = done(
+        "measure-scales theirs pairs.jsonl --text notes.txt --limit 9 --picture scales.png --output milder --quiet"
+    )
+    rescaling = tlora.measure_scales(model, task, {"notes": texts["notes"]}, limit=9, progress=False)
     assert f"best     {rescaling.best.label}" in result.stdout
-    milder = tlora.load("milder", tlora.load_model("llama")[0])
+    milder = tlora.load_adapter("milder", tlora.load_model("llama")[0])
     assert task.evaluate(milder, "validation")["loss"] == pytest.approx(
         rescaling.loss(rescaling.best, "task"), rel=1e-5
     )
@@ -66,7 +68,9 @@ def test_other_text_and_an_adapter_that_leaves_more_of_it():
 def test_a_class_is_named_as_in_the_training():
     done("run bert labels.jsonl --samples 6 --rank 2 --lr 0.01 --output out")
     base, tokenizer = tlora.load_model("bert", num_labels=3)
-    attribution = tlora.attribute(tlora.load("out", base), "w4 w11 w22", "LABEL_1", tokenizer=tokenizer, progress=False)
+    attribution = tlora.attribute(
+        tlora.load_adapter("out", base), "w4 w11 w22", "LABEL_1", tokenizer=tokenizer, progress=False
+    )
     result = done("explain out --prompt 'w4 w11 w22' --answer b --quiet")
     (line,) = [line.split() for line in result.stdout.splitlines() if line.startswith("“b” ")]
     (row,) = attribution.tokens().itertuples()
@@ -78,7 +82,7 @@ def test_a_class_is_named_as_in_the_training():
     ("line", "named"),
     [
         ("explain llama", "adapter"),
-        ("rescale nowhere pairs.jsonl --text code --output milder", "nowhere"),
+        ("measure-scales nowhere pairs.jsonl --text code --output milder", "nowhere"),
         ("explain nowhere --prompt w4", "nowhere"),
         ("explain llama --prompt w4", "adapter"),
         ("explain llama --prompt w4 --output page.txt", ".png"),

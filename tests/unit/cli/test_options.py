@@ -69,7 +69,7 @@ def test_options_without_effect_are_refused(recipe, group, name):
         ("covariance='sketch', gradient_accumulation_steps=8.", "--covariance sketch, --gradient-accumulation 8."),
         ("freeze_a=True, freeze_a=False", "--freeze-a, --no-freeze-a"),
         ("rank 8 by seed, recipe tlora", "rank 8 by seed, recipe tlora"),
-        ("data/max_rank.jsonl of 'max_rank', tlora.load(max_rank=3)", None),
+        ("data/max_rank.jsonl of 'max_rank', tlora.load_adapter(max_rank=3)", None),
         ("target_modules=['q_proj'], format='merged', optim='sgd'", None),
     ],
 )

@@ -266,7 +266,7 @@ def test_a_finished_adapter_stays_until_the_new_one_is_whole(break_training):
     result = invoke(f"{RUN} --lr 0.01 --output out --overwrite")
     break_training()
     assert tlora.TrainingRun.load("out").after == before
-    assert tlora.load("out", tlora.load_model("llama")[0]).active_adapter == "default"
+    assert tlora.load_adapter("out", tlora.load_model("llama")[0]).active_adapter == "default"
     line = next_command(result.stderr)
     assert "--overwrite" not in line
     done(line)

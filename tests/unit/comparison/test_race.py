@@ -140,7 +140,7 @@ def test_it_is_evaluated_at_even_distances_and_kept(tmp_path):
     assert read.sentence == race.sentence
     assert read.search == race.search
     winner = read.runs["A"][0]
-    loaded = tlora.load(winner.save(tmp_path / "adapter"), copy.deepcopy(base()))
+    loaded = tlora.load_adapter(winner.save(tmp_path / "adapter"), copy.deepcopy(base()))
     assert task().evaluate(loaded, "test")["loss"] == pytest.approx(winner.after["loss"], abs=1e-5)
 
 

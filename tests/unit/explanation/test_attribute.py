@@ -132,7 +132,7 @@ def test_a_cut_module_is_what_compress_makes_of_it(calibrated, tmp_path):
     attribution = tlora.attribute(model, rows, points=4, switch_off=parts, answers=False, progress=False, **options)
     assert set(attribution.switches) >= {f"{name} rank {rank}" for rank in (2, 0, 9)}
     smaller = tlora.compress(model, rank={name: 2}, **options).save_adapter(tmp_path / "smaller")
-    cut = tlora.load(smaller, tiny_model("llama"))
+    cut = tlora.load_adapter(smaller, tiny_model("llama"))
     for row, sample in zip(rows.test, attribution.samples, strict=True):
         np.testing.assert_allclose(sample.switched[f"{name} rank 2"], values(cut, rows, row), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(sample.switched[f"{name} rank 9"], sample.adapter, rtol=1e-5, atol=1e-6)

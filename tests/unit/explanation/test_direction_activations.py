@@ -15,7 +15,7 @@ import transformers
 import tlora
 from tests.helpers.models import FAMILIES, VOCABULARY, singles, tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.subspaces import prepared
-from tlora.explanation.direction_activations import PARTS
+from tlora.explanation.direction_activations_result import PARTS
 from tlora.models.targets import target_modules
 from tlora.subspaces.task_subspaces import task_subspaces
 

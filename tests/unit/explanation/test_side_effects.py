@@ -14,7 +14,7 @@ import tlora
 from tests.helpers.adapted import condition
 from tests.helpers.exact_adapters import adapter, layers, task, values
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tlora.explanation.side_effects_result import MeasuredText
+from tlora.explanation.side_effects import MeasuredText
 from tlora.results import Meta
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "t5"]
@@ -178,7 +178,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize(
     "function",
-    [tlora.side_effects, lambda model, sets, **k: tlora.rescale(model, task("llama"), sets, split="test", **k)],
+    [tlora.side_effects, lambda model, sets, **k: tlora.measure_scales(model, task("llama"), sets, split="test", **k)],
 )
 def test_what_cannot_be_measured_is_refused(case, function):
     model, sets, named = REFUSED[case]

@@ -67,7 +67,7 @@ def test_heads_of_any_kind_are_trained_in_float32_and_loaded_again(tmp_path: Pat
     assert {name: value.dtype for name, value in after.items()} == {n: v.dtype for n, v in before.items()}
     assert (after["norm.weight"] - 1).abs().max() > 3e-3  # a step of 1e-4 from 1 is none in bfloat16
     run.save(tmp_path / "adapter")
-    again = tlora.load(tmp_path / "adapter", base()).base_model.model.classifier.modules_to_save["default"]
+    again = tlora.load_adapter(tmp_path / "adapter", base()).base_model.model.classifier.modules_to_save["default"]
     assert again.norm.running_var.equal(odd.norm.running_var)
     assert int(again.norm.num_batches_tracked) == 40
 

@@ -30,6 +30,6 @@ def test_the_pipeline_leaves_the_global_generators_alone(tmp_path: Path) -> None
     allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=16)
     tlora.attach(model, subspaces, allocation)
     tlora.export(tlora.attach(model, None, allocation, replace=True), tmp_path / "served")
-    tlora.load(tmp_path / "served", tiny_model("llama"))
+    tlora.load_adapter(tmp_path / "served", tiny_model("llama"))
     assert torch.get_rng_state().equal(torch_before)
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002

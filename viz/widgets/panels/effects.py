@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlora.explanation.rescaling import LEFT_OUT, PART, SCALE, TASK, Rescaling
-from tlora.explanation.side_effects_result import SideEffects
+from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, Rescaling
+from tlora.explanation.side_effects import SideEffects
 from viz import style
 from viz.widgets.panels.attribution import largest_modules
 from viz.widgets.panels.parts import Column, Part, intervals, panel, shorten, shorten_all, table, text, whole

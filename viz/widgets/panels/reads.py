@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tlora.explanation.direction_activations import CONTROL, PARTS, DirectionActivations, ReadTokens
+from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.utils.defaults import KINDS
 from tlora.utils.text import count_text
 from viz.widgets.panels.parts import panel, percent, shorten_all, text

@@ -38,7 +38,7 @@ def reproduce_panel(results: Results) -> list[dict[str, Any]]:
     else:
         parts += [code("In Python", python_calls(results)), text(caveat(results))]
     if results.run is not None:
-        parts.append(code("The adapter, to use or to train further", f"model = tlora.load({results.folder!r})"))
+        parts.append(code("The adapter, to use or to train further", f"model = tlora.load_adapter({results.folder!r})"))
     parts += [_origins(results), facts("Versions", versions(results))]
     return panel("reproduce", "Reproduce", ABOUT, parts)
 

@@ -41,7 +41,7 @@ def test_it_reports_losses_updates_answers_and_the_sentence(tmp_path):
         assert (arm["step"], arm["planned"], arm["stopped"], arm["running"]) == (6, 6, False, False)
         frame = race.result.to_frame().query("arm == @name")
         assert arm["held"] == list(zip(frame["step"], frame["loss"], strict=True))
-        answered = task().predict(tlora.load(run.save(tmp_path / name), tiny_model("llama")), limit=6)
+        answered = task().predict(tlora.load_adapter(run.save(tmp_path / name), tiny_model("llama")), limit=6)
         assert [one["by"][name]["text"] for one in last["answers"]] == answered["prediction"].tolist()
         assert [one["right"] for one in last["answers"]] == answered["answer"].tolist()
         assert arm["updates"] == run.module_history.query("step == 6").set_index("module")["update_norm"].to_dict()

@@ -13,7 +13,7 @@ import torch
 
 import viz
 from tests.helpers.results import activations, calibration, subspaces
-from tlora.explanation.direction_activations import PARTS
+from tlora.explanation.direction_activations_result import PARTS
 from viz.widgets.panels.parts import percent
 from viz.widgets.panels.reads import PAGE_BYTES, PAGE_DIRECTIONS, extent, finding, reading, reads_panel
 from viz.widgets.results import Results

@@ -1,4 +1,4 @@
-"""`tlora rescale`: as much of an adapter as other text allows."""
+"""`tlora measure-scales`: as much of an adapter as other text allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tlora.utils.text import facts_text, table_text
 
 
 @flatten_options
-def rescale(
+def measure_scales(
     ctx: typer.Context,
     adapter: AdapterName,
     task: TaskName,
@@ -52,24 +52,24 @@ def rescale(
 
     Examples
     --------
-    `tlora rescale demo notebooks/data/smart_home --text code --limit 0.05 --output milder`
+    `tlora measure-scales demo notebooks/data/smart_home --text code --limit 0.05 --output milder`
 
-    `tlora rescale demo pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers --output milder`
+    `tlora measure-scales demo pairs.jsonl --text chat --text notes.txt --limit 0.1 --parts layers --output milder`
     """
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=[adapter])
-    from tlora.adapters.files import RESCALE, refuse_other_writer
+    from tlora.adapters.files import MEASURE_SCALES, refuse_other_writer
     from tlora.adapters.hub import adapter_folder
-    from tlora.explanation.rescaling import TASK
+    from tlora.explanation.measure_scales import TASK
 
-    refuse_other_writer(output, RESCALE)
+    refuse_other_writer(output, MEASURE_SCALES)
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
     with explain_base(folder, model):
         bare, loaded = load_base(name, recorded_data(folder, task)[1], placement, report, **where)
     texts = tlora.load_texts(loaded.tokenizer, *text)
     with report.step("measuring"):
-        adapted = tlora.load(folder, bare)
-        rescaling = tlora.rescale(
+        adapted = tlora.load_adapter(folder, bare)
+        rescaling = tlora.measure_scales(
             adapted, loaded, texts, limit=limit, parts=parts, only=only, samples=samples, progress=report.progress
         )
     rows = [["", "task loss", "other text"]]

@@ -25,7 +25,7 @@ def texts(family: str) -> dict[str, tlora.Task]:
 
 def measure(family: str, **options: Any) -> tuple[PeftModel, tlora.Task, tlora.Rescaling]:
     model, own = adapter(family), task(family)
-    return model, own, tlora.rescale(model, own, texts(family), split="test", progress=False, **options)
+    return model, own, tlora.measure_scales(model, own, texts(family), split="test", progress=False, **options)
 
 
 def merged(family: str, factors: dict[str, float]) -> Any:
@@ -110,13 +110,13 @@ PATTERNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_written_is_the_model_that_was_measured(family, tmp_path):
     model, own = adapter(family, **PATTERNS[family]), task(family)
-    rescaling = tlora.rescale(model, own, texts(family), split="test", parts="projections", progress=False)
+    rescaling = tlora.measure_scales(model, own, texts(family), split="test", parts="projections", progress=False)
     rescaling = tlora.Rescaling.load(rescaling.save(tmp_path / "rescaling"))
     rows = own.collate(list(own.test))
     for point in (rescaling.points[3], rescaling.points[9], rescaling.points[-1]):
         folder = rescaling.save_adapter(tmp_path / "adapter", point)
         base = exact_norms(tiny_model(family, **SMOOTH.get(family, {})))
-        loaded = tlora.load(folder, base).double().eval()
+        loaded = tlora.load_adapter(folder, base).double().eval()
         for name, layer in layers(model).items():
             layer.scaling["default"] = rescaling.scalings[name] * point.factors[name]
         torch.testing.assert_close(logits(loaded, rows), logits(model.eval(), rows), rtol=1e-5, atol=1e-5)
@@ -160,12 +160,14 @@ def test_options_that_make_no_sense_are_refused(options, named):
 def test_a_set_of_texts_is_not_called_as_the_task_is():
     texts_of_that_name = {"task": task("llama")}
     with pytest.raises(ValueError, match="'task'"):
-        tlora.rescale(adapter("llama", target_modules=["q_proj"]), task("llama"), texts_of_that_name, progress=False)
+        tlora.measure_scales(
+            adapter("llama", target_modules=["q_proj"]), task("llama"), texts_of_that_name, progress=False
+        )
 
 
 def test_a_head_that_changes_other_text_by_itself():
     model = adapter("llama", target_modules=["q_proj"], modules_to_save=["lm_head"], rank_pattern={})
-    rescaling = tlora.rescale(model, task("llama"), texts("llama"), limit=0.0, split="test", progress=False)
+    rescaling = tlora.measure_scales(model, task("llama"), texts("llama"), limit=0.0, split="test", progress=False)
     assert not rescaling.base["mine"].equal(rescaling.points[0].losses["mine"])
     if min(map(rescaling.lost, rescaling.points)) > 0:
         with pytest.raises(ValueError, match="limit"):

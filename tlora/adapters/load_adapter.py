@@ -42,7 +42,7 @@ _CLASSES = re.compile(r"\.(classifier|classification_head|score|logits_proj)\.")
 _OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
 
 
-def load(
+def load_adapter(
     folder: str | os.PathLike[str],
     model: Any = None,
     *,
@@ -81,14 +81,14 @@ def load(
     Examples
     --------
     >>> base, _ = tlora.load_model("base")
-    >>> adapted = tlora.load("adapter", base)
+    >>> adapted = tlora.load_adapter("adapter", base)
     >>> adapted.active_adapter
     'default'
     """
     if model is not None:
         check_is_model(model)
     folder = adapter_folder(folder)
-    config, sizes = validate_adapter(folder, "load")
+    config, sizes = validate_adapter(folder, "load_adapter")
     record = read_training_record(folder)
     if model is None:
         base = config.get("base_model_name_or_path")
@@ -123,7 +123,7 @@ def saved_classes(
     if kind not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS"):
         raise ValueError(
             f"the adapter in {folder} is for task_type={kind!r}: load its base with transformers and pass it, "
-            "tlora.load(folder, model)"
+            "tlora.load_adapter(folder, model)"
         )
     if record.meta is not None and "num_labels" in record.meta.recipe:
         return record.meta.recipe["num_labels"]

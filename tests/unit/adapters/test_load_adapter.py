@@ -44,7 +44,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load_both(folders: dict[str, Path], name: str = "two") -> PeftModel:
-    return tlora.load(folders["two"], tlora.load(folders["one"], tiny_model("llama"), name="one"), name=name)
+    return tlora.load_adapter(
+        folders["two"], tlora.load_adapter(folders["one"], tiny_model("llama"), name="one"), name=name
+    )
 
 
 def trainable(model: nn.Module) -> set[str]:
@@ -62,11 +64,11 @@ def edit_config(folder: Path, **values: Any) -> None:
 def test_training_on_after_a_reload_changes_b_alone(tmp_path: Path) -> None:
     model, subspaces, allocation = prepare()
     tlora.train(tlora.attach(model, subspaces, allocation), ROWS, **QUICK).save(tmp_path)
-    loaded = tlora.load(tmp_path, tiny_model("llama"))
+    loaded = tlora.load_adapter(tmp_path, tiny_model("llama"))
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     run = tlora.train(loaded, ROWS, **QUICK)
     run.save(tmp_path)
-    again = tlora.load(tmp_path, tiny_model("llama")).state_dict()
+    again = tlora.load_adapter(tmp_path, tiny_model("llama")).state_dict()
     changed = {name for name, tensor in again.items() if not tensor.equal(before[name])}
     assert changed == {name for name in before if "lora_B" in name}
     assert run.trainable_parameters == allocation.trainable_parameters
@@ -86,7 +88,7 @@ def test_a_is_frozen_as_recorded_or_as_the_caller_says(folders: dict[str, Path],
         (tmp_path / "peft", None, "lora_"),
         (tmp_path / "peft", True, "lora_B"),
     ):
-        loaded = tlora.load(folder, tiny_model("llama"), freeze_a=freeze_a)
+        loaded = tlora.load_adapter(folder, tiny_model("llama"), freeze_a=freeze_a)
         loaded.set_adapter("default")
         assert trainable(loaded) == names_with(loaded, part)
 
@@ -130,7 +132,9 @@ def test_heads_of_several_are_kept_apart(tmp_path: Path) -> None:
         adapted = tlora.attach(*prepare("bert"))
         step(adapted, tiny_batch("bert", seed=seed))
         folders[name] = train_once(adapted).save(tmp_path / name)
-    model = tlora.load(folders["two"], tlora.load(folders["one"], tiny_model("bert"), name="one"), name="two").eval()
+    model = tlora.load_adapter(
+        folders["two"], tlora.load_adapter(folders["one"], tiny_model("bert"), name="one"), name="two"
+    ).eval()
     for name in ("one", "two", "one"):
         model.set_adapter(name)
         alone = PeftModel.from_pretrained(tiny_model("bert"), str(folders[name]))
@@ -162,8 +166,8 @@ def test_a_fresh_head_and_pooler_are_trained_saved_and_found_again(tmp_path: Pat
     folder = run.save(tmp_path / "adapter")
     fresh = {"classifier.bias", "classifier.weight", "bert.pooler.dense.bias", "bert.pooler.dense.weight"}
     assert {key.removeprefix("base_model.model.") for key in run.adapter if "lora" not in key} == fresh
-    loaded = tlora.load(folder, base(1))
-    for again in (loaded, tlora.load(folder), PeftModel.from_pretrained(base(2), str(folder)).eval()):
+    loaded = tlora.load_adapter(folder, base(1))
+    for again in (loaded, tlora.load_adapter(folder), PeftModel.from_pretrained(base(2), str(folder)).eval()):
         torch.testing.assert_close(logits(again, batch), expected, atol=1e-5, rtol=0)
     assert (expected - untrained).abs().max() > 1e-3
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
@@ -182,7 +186,7 @@ def test_a_pooler_that_nobody_trained_is_refused(tmp_path: Path) -> None:
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
     get_peft_model(model, config).save_pretrained(str(tmp_path / "without"))
     with pytest.raises(ValueError, match=r"bert\.pooler\.dense is randomly initialized"):
-        tlora.load(tmp_path / "without")
+        tlora.load_adapter(tmp_path / "without")
     nn.init.normal_(model.bert.pooler.dense.bias)
     assert head_modules(model) == ["classifier"], "a trained pooler is the base's own"
 
@@ -194,13 +198,13 @@ def test_a_classifier_is_loaded_with_as_many_classes_as_its_head_has(tmp_path: P
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     model, _ = tlora.load_model(tmp_path / "base", num_labels=40)
     foreign(model, tmp_path / "adapter", target_modules=["query"], task_type="SEQ_CLS")
-    assert tlora.load(tmp_path / "adapter").config.num_labels == 40
+    assert tlora.load_adapter(tmp_path / "adapter").config.num_labels == 40
     model, _ = tlora.load_model(tmp_path / "base", num_labels=3, device="cpu")
     calibration = tlora.calibrate(model, [tiny_batch("roberta")], progress=False)
     adapted = tlora.attach(model, None, tlora.allocate(calibration.sensitivity, rank=2, max_rank=8))
     step(adapted, tiny_batch("roberta"))
     train_once(adapted).save(tmp_path / "run")
-    assert tlora.load(tmp_path / "run").config.num_labels == 3
+    assert tlora.load_adapter(tmp_path / "run").config.num_labels == 3
 
 
 @pytest.mark.parametrize("kind", ["TOKEN_CLS", "FEATURE_EXTRACTION"])
@@ -218,10 +222,10 @@ def test_a_base_with_another_head_is_not_taken_for_a_classifier(kind: str, tmp_p
     model.name_or_path = model.config._name_or_path = str(tmp_path / "base")
     trained = foreign(model, tmp_path / "adapter", target_modules=["query"], task_type=kind)
     with pytest.raises(ValueError, match=f"task_type='{kind}'"):
-        tlora.load(tmp_path / "adapter")
+        tlora.load_adapter(tmp_path / "adapter")
     inputs = {key: value for key, value in tiny_batch("bert").items() if key != "labels"}
     with torch.no_grad():
-        assert torch.equal(tlora.load(tmp_path / "adapter", base()).eval()(**inputs)[0], trained(**inputs)[0])
+        assert torch.equal(tlora.load_adapter(tmp_path / "adapter", base()).eval()(**inputs)[0], trained(**inputs)[0])
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -240,32 +244,32 @@ def test_the_base_that_is_evaluated_beside_an_adapter_is_the_base(part: str, tmp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_adapter_is_not_merged_into_the_same_base_twice(folders: dict[str, Path], dtype: torch.dtype) -> None:
     batch = tiny_batch("llama")
-    merged = tlora.merge(tlora.load(folders["one"], tiny_model("llama").to(dtype)))
+    merged = tlora.merge(tlora.load_adapter(folders["one"], tiny_model("llama").to(dtype)))
     once = logits(merged, batch)
     with pytest.raises(ValueError, match="before an adapter was merged into it"):
-        tlora.load(folders["one"], merged)
+        tlora.load_adapter(folders["one"], merged)
     assert torch.equal(logits(merged, batch), once)
     with pytest.raises(ValueError, match="before an adapter was merged into it"):
         tlora.attach(merged, *prepare()[1:])
 
 
 def test_what_was_made_for_the_merged_model_goes_on_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    merged = tlora.merge(tlora.load(folders["one"], tiny_model("llama")))
+    merged = tlora.merge(tlora.load_adapter(folders["one"], tiny_model("llama")))
     calibration = tlora.calibrate(merged, [tiny_batch("llama")], progress=False)
     second = tlora.attach(merged, None, tlora.allocate(calibration.sensitivity, rank=2, max_rank=8))
     tlora.train(second, ROWS, **QUICK).save(tmp_path)
     expected = logits(second, tiny_batch("llama"))
-    again = tlora.load(tmp_path, tlora.merge(tlora.load(folders["one"], tiny_model("llama"))))
+    again = tlora.load_adapter(tmp_path, tlora.merge(tlora.load_adapter(folders["one"], tiny_model("llama"))))
     assert torch.allclose(logits(again, tiny_batch("llama")), expected, atol=1e-5)
 
 
 def test_the_base_is_the_one_that_the_adapter_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model="):
-        tlora.load(tmp_path)
+        tlora.load_adapter(tmp_path)
     edit_config(tmp_path, base_model_name_or_path="./elsewhere/llama")
     with pytest.raises(ValueError, match=r"elsewhere/llama") as error:
-        tlora.load(tmp_path)
+        tlora.load_adapter(tmp_path)
     assert any("model=" in note for note in error.value.__notes__)
     edit_config(tmp_path, base_model_name_or_path="somebody/base", revision="step3000")
     call = {}
@@ -274,8 +278,8 @@ def test_the_base_is_the_one_that_the_adapter_names(tmp_path: Path, monkeypatch:
         call.update(arguments, name=name)
         return tiny_model("llama"), None
 
-    monkeypatch.setattr("tlora.adapters.load.load_model", load_model)
-    tlora.load(tmp_path)
+    monkeypatch.setattr("tlora.adapters.load_adapter.load_model", load_model)
+    tlora.load_adapter(tmp_path)
     assert (call["name"], call["revision"]) == ("somebody/base", "step3000")
 
 
@@ -293,7 +297,7 @@ def test_an_adapter_is_not_loaded_onto_another_base(folders: dict[str, Path], ch
     before = condition(model)
     for name in ("one", "checkpoint"):
         with pytest.raises(ValueError, match=f"another model.*{words}"):
-            tlora.load(folders[name], model)
+            tlora.load_adapter(folders[name], model)
     assert condition(model) == before
 
 
@@ -312,7 +316,7 @@ def test_an_adapter_with_a_hole_is_refused(family: str, tmp_path: Path) -> None:
         model = tiny_model(family)
         before = condition(model)
         with pytest.raises(ValueError, match="copy it again"):
-            tlora.load(folder, model)
+            tlora.load_adapter(folder, model)
         assert condition(model) == before
 
 
@@ -323,10 +327,10 @@ def test_a_second_adapter_with_a_hole_is_refused(lost: str, tmp_path: Path) -> N
     foreign(tiny_model("llama"), tmp_path / "two")
     file = tmp_path / "two" / WEIGHTS
     save_file({key: tensor for key, tensor in load_file(file).items() if lost not in key}, file)
-    model = tlora.load(tmp_path / "one", tiny_model("llama"), name="one")
+    model = tlora.load_adapter(tmp_path / "one", tiny_model("llama"), name="one")
     before, expected = condition(model), logits(model, BATCH)
     with pytest.raises(ValueError, match="is incomplete"):
-        tlora.load(tmp_path / "two", model, name="two")
+        tlora.load_adapter(tmp_path / "two", model, name="two")
     assert condition(model) == before
     assert torch.equal(logits(model, BATCH), expected)
 
@@ -371,7 +375,7 @@ def test_an_adapter_that_does_not_fit_is_refused(save: Any, base: Any, words: st
     model = base()
     before = condition(model)
     with pytest.raises(ValueError, match=words):
-        tlora.load(tmp_path, model)
+        tlora.load_adapter(tmp_path, model)
     assert condition(model) == before
 
 
@@ -403,7 +407,7 @@ def test_a_damaged_adapter_is_refused(
     model = tiny_model("llama")
     before = condition(model)
     with pytest.raises(error, match=words):
-        tlora.load(copy, model)
+        tlora.load_adapter(copy, model)
     assert condition(model) == before
 
 
@@ -416,17 +420,17 @@ def test_an_adapter_that_its_run_did_not_train_is_refused_until_the_record_goes(
     place = blob.index(b'"lora_dropout": 0.0') + 18 if name.endswith("json") else len(blob) - 2
     blob[place] ^= 1
     (copy / name).write_bytes(blob)
-    for read in (tlora.inspect, lambda path: tlora.load(path, tiny_model("llama")), tlora.TrainingRun.load):
+    for read in (tlora.inspect, lambda path: tlora.load_adapter(path, tiny_model("llama")), tlora.TrainingRun.load):
         with pytest.raises(ValueError, match=f"{name} is not what this run trained"):
             read(copy)
     shutil.rmtree(copy / "tlora")
     assert tlora.inspect(copy).ranks
-    assert adapter_layers(tlora.load(copy, tiny_model("llama")))
+    assert adapter_layers(tlora.load_adapter(copy, tiny_model("llama")))
 
 
 def test_models_that_cannot_take_the_adapter_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    model = tlora.load(folders["one"], tiny_model("llama"))
-    merged = tlora.load(folders["one"], tiny_model("llama"))
+    model = tlora.load_adapter(folders["one"], tiny_model("llama"))
+    merged = tlora.load_adapter(folders["one"], tiny_model("llama"))
     merged.merge_adapter()
     for part, options in PARTS.items():
         foreign(biased(), tmp_path / part, **options)
@@ -437,31 +441,31 @@ def test_models_that_cannot_take_the_adapter_are_refused(folders: dict[str, Path
         (folders["two"], (model, None), TypeError, "model is a tuple"),
     ):
         with pytest.raises(error, match=words):
-            tlora.load(folder, carrier)
+            tlora.load_adapter(folder, carrier)
     for folder, carrier, words in (
         (folders["two"], merged, "unmerge_adapter"),
         (tmp_path / "weights", model, "pissa"),
         (tmp_path / "bias", model, "biases of the base"),
-        (folders["two"], tlora.load(tmp_path / "bias", biased()), "biases of the base"),
+        (folders["two"], tlora.load_adapter(tmp_path / "bias", biased()), "biases of the base"),
     ):
         with pytest.raises(ValueError, match=words):
-            tlora.load(folder, carrier, name="two")
+            tlora.load_adapter(folder, carrier, name="two")
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_an_interrupt_while_loading_leaves_the_model_as_it_was(
     first: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model("llama") if first else tlora.load(folders["one"], tiny_model("llama"), name="one")
+    model = tiny_model("llama") if first else tlora.load_adapter(folders["one"], tiny_model("llama"), name="one")
     before, expected = condition(model), logits(model, BATCH)
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tlora.adapters.load.freeze", interrupted)
+        patched.setattr("tlora.adapters.load_adapter.freeze", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tlora.load(folders["two"], model, name="two")
+            tlora.load_adapter(folders["two"], model, name="two")
     assert condition(model) == before
     assert torch.equal(logits(model, BATCH), expected)
-    tlora.load(folders["two"], model, name="two")  # and the cell can be run again
+    tlora.load_adapter(folders["two"], model, name="two")  # and the cell can be run again
