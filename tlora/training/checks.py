@@ -30,8 +30,8 @@ def check_trainable(model: Any) -> None:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
-            "no parameter of the model requires a gradient: attach an adapter, or load one with tlora.load_adapter() (in "
-            "PEFT: is_trainable=True)"
+            "no parameter of the model requires a gradient: attach an adapter, or load one with tlora.load_adapter() "
+            "(in PEFT: is_trainable=True)"
         )
     saved = {tensor.data_ptr() for tensor in adapter_tensors(model).values()}
     lost = [name for name, p in trainable.items() if p.data_ptr() not in saved]

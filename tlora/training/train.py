@@ -78,9 +78,9 @@ def train(
     ----------
     model : peft.PeftModel
         From `tlora.attach`, `tlora.load_adapter` or PEFT. It is trained on its device: a model on the CPU stays there
-        even if there is a GPU, unless ``use_cpu=False`` is passed, and one on a GPU uses no other GPU. For several GPUs start
-        the script with ``torchrun``. The base may already be sharded by FSDP2: then every process calls this, with
-        batches of its own.
+        even if there is a GPU, unless ``use_cpu=False`` is passed, and one on a GPU uses no other GPU. For several GPUs
+        start the script with ``torchrun``. The base may already be sharded by FSDP2: then every process calls this,
+        with batches of its own.
     task : Task or datasets.Dataset
         A task, or tokenized rows: ``input_ids``, ``labels`` (token ids, -100 for no label, or one class index),
         optionally ``attention_mask`` and other inputs of the model. Rows have no held-out samples; their only metric is
