@@ -359,7 +359,7 @@ def allocation_arguments(recipe: Recipe, rank: int) -> dict[str, Any]:
             f"ranks by captured gradient need directions of a gradient: take kind={' or '.join(GRADIENT_KINDS)}, or "
             "other ranks with by=score or adapt_ranks=False"
         )
-    if recipe.kind is None or recipe.follows_directions:
+    if recipe.kind is None:
         return arguments
     columns = recipe.calibrate.get("sketch_size", SKETCH_SIZE)
     is_sketched = KINDS[recipe.kind].is_sketched(recipe.calibrate.get("covariance", COVARIANCE))
@@ -368,6 +368,8 @@ def allocation_arguments(recipe: Recipe, rank: int) -> dict[str, Any]:
             f"rank={rank} is beyond a sketch of {columns} columns: take {columns} or less, or calibrate with a larger "
             "sketch_size"
         )
+    if recipe.follows_directions:
+        return arguments
     limits = [columns] * is_sketched + [n for n in [(recipe.task_subspaces or {}).get("max_rank")] if n]
     own = arguments.get("max_rank")
     if limits and not isinstance(own, Mapping):

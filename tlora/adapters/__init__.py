@@ -3,6 +3,6 @@
 attach (put an allocation on a model, take it off, merge it), config (the PEFT config of an allocation), freeze (train B
 alone), lora_layers (the LoRA layers of a model), update (``s B A`` of a module, and its algebra), adapter (all updates,
 and what comes with them: read, save), peft_config (keys of PEFT's config), files (an adapter's folder), hub (names on
-the Hugging Face hub), initial (save an adapter before training), load (load an adapter), rank_use (how much of its rank
-an update uses), compress and compression (cut ranks), combine and combination (put several together).
+the Hugging Face hub), initial (save an adapter before training), load_adapter (put a saved one on a model), rank_use
+(how much of its rank an update uses), compress and compression (cut ranks), combine (put several together).
 """

@@ -98,8 +98,8 @@ def run(
     """
     source = ctx.get_parameter_source("recipe")
     is_default = start.init is None and source is not None and source.name == "DEFAULT"
-    chosen = build_recipe(recipe, calibrating, allocating, start, training)
     report, work = Report(quiet), UnfinishedRun.open(ctx, output, resume, overwrite)
+    chosen = build_recipe(recipe, calibrating, allocating, start, training)
     check_training(training, placement, output)
     if read:
         load_viz()
@@ -261,8 +261,8 @@ def init(
 
     `tlora init minilm rotten_tomatoes --recipe captured-trained --output start`
     """
-    chosen = build_recipe(recipe, calibrating, allocating, start)
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
+    chosen = build_recipe(recipe, calibrating, allocating, start)
     from tlora.adapters.files import PAGE, SAVE_INITIAL, refuse_other_writer
 
     refuse_other_writer(output, SAVE_INITIAL)
@@ -312,10 +312,10 @@ def train(
 
     The same with `--resume` continues an interrupted training from its last checkpoint.
     """
+    report, work = Report(quiet), UnfinishedRun.open(ctx, output, resume, overwrite)
     chosen = build_recipe(recipe, start, training)
     if chosen.kind and calibration is None:
         raise ValueError("the initial A comes from a calibration: name it after the allocation, or pass --no-init")
-    report, work = Report(quiet), UnfinishedRun.open(ctx, output, resume, overwrite)
     check_training(training, placement, output)
     report.say(earlier_leftover(output))
     allocated = tlora.Allocation.load(allocation)

@@ -332,7 +332,7 @@ def test_warnings_are_sentences():
 def test_a_calibration_of_another_task_is_warned_of():
     shutil.copy("pairs.jsonl", "others.jsonl")
     line = f"train llama others.jsonl alloc calib {QUICK} --output other"
-    assert "calib is of pairs, and this trains on others: is that meant?" in done(line).stderr
+    assert "calib was calibrated on pairs, and this trains on others" in done(line).stderr
     done(f"train {DATA} alloc {QUICK} --recipe lora --output lora")
     assert not tlora.TrainingRun.load("lora").frozen_a
 

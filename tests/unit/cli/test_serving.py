@@ -103,7 +103,7 @@ def test_two_adapters_are_compared_and_combined():
     found = tlora.interference("trained", "other").to_frame()
     assert f"A        the same in 0 of {len(found)} modules" in text
     assert f"{found['reads'].mean():.1%} overlap on average" in text
-    assert "next  tlora combine trained other trained-and-other" in text
+    assert "next  tlora combine trained other --output trained-and-other" in text
     assert len(json.loads(done("inspect trained other --json").stdout)["modules"]) == len(found)
     known = "--calibration trained/tlora/calibration"
     text = done(f"combine trained=1 other=-0.5 --rank 3 {known} --output both").stdout
