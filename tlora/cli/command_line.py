@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -22,6 +22,9 @@ RENAMED = {
     "evaluation_limit": "eval_limit",
 }
 """Arguments of the library that have another name as options."""
+
+UNTYPED = ("quiet", "config", "help_all")
+"""Options that are left out of a line to type."""
 
 QUOTE = "'"
 ARGUMENT = re.compile(
@@ -46,14 +49,27 @@ def flatten_options(command: Callable[..., None]) -> Callable[..., None]:
             default = Parameter.empty if field.default is MISSING else field.default
             options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=types[field.name]))
 
+    show_all = typer.Option("--help-all", help="Show every option and exit.", is_eager=True, callback=_show_all)
+    options.append(Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, show_all]))
+
     @wraps(command)
     def run(**values: Any) -> None:
+        del values["help_all"]
         built = {n: group(**{f.name: values.pop(f.name) for f in fields(group)}) for n, group in groups.items()}
         command(**built, **values)
 
     run.__signature__ = Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _show_all(ctx: typer.Context, is_given: bool) -> bool:
+    """Print the help with every option, and end the command."""
+    if is_given:
+        ctx.params["help_all"] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+    return is_given
 
 
 def format_command(command: Any, values: Mapping[str, Any]) -> str:
@@ -65,7 +81,7 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
     words = ["tlora", command.name]
     for parameter in command.params:
         value = values.get(parameter.name)
-        if value is None or value == parameter.default or parameter.name in ("quiet", "config"):
+        if value is None or value == parameter.default or parameter.name in UNTYPED:
             continue
         flag = _flag(parameter)
         if parameter.param_type_name == "argument":

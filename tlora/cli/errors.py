@@ -42,8 +42,33 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
 
 
+MANY = 25
+"""Options from which on ``--help`` shows only the `FIRST` of a command."""
+
+FIRST = {
+    *("model", "task", "allocation", "calibration", "output", "recipe", "rank", "samples", "learning_rate", "epochs"),
+    *("steps", "batch_size", "train_samples", "device", "seed", "resume", "overwrite", "help_all"),
+}
+"""What one needs the first time; ``--help-all`` shows the rest too."""
+
+
 class Command(TyperCommand):
     """Shows errors in the words of its own options; `Commands` shows those of reading them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; of many options only the first, unless all are asked for."""
+        is_short = len(self.params) > MANY and not ctx.params.get("help_all")
+        later: list[Any] = [parameter for parameter in self.params if is_short and parameter.name not in FIRST]
+        for parameter in self.params:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""  # a flag takes no value whose type could be named
+        for parameter in later:
+            parameter.hidden = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            for parameter in later:
+                parameter.hidden = False
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

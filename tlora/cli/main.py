@@ -53,10 +53,16 @@ def main(
     """
 
 
-COMMANDS = (
-    run, init, calibrate, allocate, train, evaluate, estimate, inspect, compress, combine, export, report, race,
-    explain, measure_scales,
-)  # fmt: skip
-for command in COMMANDS:
-    text, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples\n--------\n")
-    app.command(cls=Command, help=text, epilog=f"Examples:\n\n{examples}")(command)
+COMMANDS = {
+    "Train": (run, init, race),
+    "Look into an adapter": (inspect, explain, measure_scales, evaluate, report),
+    "Change and serve an adapter": (compress, combine, export),
+    "Before a run": (estimate,),
+    "A run step by step": (calibrate, allocate, train),
+}
+"""The commands, by what one wants to do."""
+
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        text, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples\n--------\n")
+        app.command(cls=Command, rich_help_panel=panel, help=text, epilog=f"Examples:\n\n{examples}")(command)

@@ -203,8 +203,8 @@ class Data:
     train_samples: Annotated[
         int | None,
         _data(
-            "Samples to train on. Default, here and in the next two: all there are, and "
-            f"{', '.join(map(str, GENERATED.values()))} for reasoning-gym, which generates any number.",
+            f"Samples to train on. Default: all there are, or {GENERATED['train']} of reasoning-gym, which generates any "
+            f"number ({GENERATED['validation']} and {GENERATED['test']} for validation and test).",
             min=1,
         ),
     ] = None

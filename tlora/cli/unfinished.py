@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from tlora.cli.command_line import format_command, spell_option, with_suffix
+from tlora.cli.command_line import UNTYPED, format_command, spell_option, with_suffix
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
 from tlora.utils.files import check_place, replace_file
 from tlora.utils.text import facts_text
@@ -142,7 +142,7 @@ def write_options(ctx: typer.Context, file: Path) -> None:
         fresh.write_text(yaml.safe_dump(option_values(ctx), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-_UNKEPT = ("config", "quiet", "overwrite", "resume")
+_UNKEPT = (*UNTYPED, "overwrite", "resume")
 
 
 def _plain(value: Any) -> Any:

@@ -91,7 +91,7 @@ def test_errors_read_as_one_sentence(error: BaseException, text: str) -> None:
 def test_the_examples_of_the_commands_have_options_that_exist() -> None:
     lines = [line for command in app.registered_commands for line in (command.epilog or "").split("`")[1::2]]
     lines = [line.removeprefix("tlora ") for line in lines if line.startswith("tlora ")]
-    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    names = {*typer.main.get_command(app).commands}
     assert {line.split()[0] for line in lines} == names
     for line in lines:
         assert invoke(line.replace(" ", " --help ", 1)).exit_code == 0, line

@@ -20,7 +20,7 @@ def test_the_last_line_is_the_sentence_and_the_winner_is_saved():
     result = done(f"race {DATA} {QUICK} --output found --picture race.png")
     race = tlora.Race.load("found/race")
     assert result.stdout.splitlines()[-1] == race.sentence
-    assert race.arms == ["tlora", "tlora-paper", "lora"]
+    assert race.arms == ["captured", "tlora-paper", "lora"]
     assert (race.steps, race.seeds, set(race.learning_rates.values())) == (4, [0, 1], {1e-2})
     rows = [line.split() for line in result.stdout.splitlines()[1:4]]
     frame = race.to_frame().query("step == 4").groupby("arm", sort=False)["loss"].mean()
