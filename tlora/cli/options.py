@@ -203,8 +203,8 @@ class Data:
     train_samples: Annotated[
         int | None,
         _data(
-            f"Samples to train on. Default: all there are, or {GENERATED['train']} of reasoning-gym, which generates any "
-            f"number ({GENERATED['validation']} and {GENERATED['test']} for validation and test).",
+            f"Samples to train on. Default: all there are, or {GENERATED['train']} of reasoning-gym, which generates "
+            f"any number ({GENERATED['validation']} and {GENERATED['test']} for validation and test).",
             min=1,
         ),
     ] = None
