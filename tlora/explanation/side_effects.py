@@ -1,4 +1,4 @@
-"""What else did it change? Measure an adapter, token by token, on text that it was not meant for."""
+"""Measure the side effects of an adapter, token by token, on text that it was not meant for."""
 
 from __future__ import annotations
 
