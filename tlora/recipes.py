@@ -115,7 +115,7 @@ class Recipe:
         return RECIPES[name]
 
     def override(self, **arguments: Arguments | None) -> Recipe:
-        """Return the recipe with other arguments, by function; those that are not named stay.
+        """Return the recipe with other ``arguments``, by function; those that are not named stay.
 
         ``task_subspaces=None`` drops the subspaces.
         """
