@@ -57,7 +57,7 @@ class MeasuredText:
 
     @property
     def rise(self) -> Float[Tensor, " tokens"]:
-        """What the adapter added to each token's log-probability, nats."""
+        """Change of each token's log-probability by the adapter, nats."""
         return self.adapter - self.base
 
     def before(self, position: int) -> str:
@@ -67,7 +67,7 @@ class MeasuredText:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class SideEffects(Result):
-    """What an adapter changed on other text, token by token; from `tlora.side_effects`.
+    """Changes of an adapter on other text, token by token; from `tlora.side_effects`.
 
     Attributes
     ----------
