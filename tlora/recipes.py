@@ -115,7 +115,7 @@ class Recipe:
         return RECIPES[name]
 
     def override(self, **arguments: Arguments | None) -> Recipe:
-        """Return the recipe with other arguments, by function; those that are not named stay.
+        """Return the recipe with other ``arguments``, by function; those that are not named stay.
 
         ``task_subspaces=None`` drops the subspaces.
         """
@@ -132,7 +132,7 @@ class Recipe:
 
     @property
     def needs(self) -> dict[str, bool]:
-        """What the calibration has to keep for these directions: arguments of `tlora.calibrate`."""
+        """Arguments of `tlora.calibrate` for the statistics that these directions need."""
         needs = KINDS[self.kind].needs if self.kind else ""
         return {needs: True} if needs else {}
 
@@ -193,7 +193,7 @@ published method: what the functions do by default, with rows of length one; and
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Plan(Result):
-    """What is decided before training, from `tlora.prepare`: ``tlora.attach(model, plan)`` puts it on a model.
+    """The decisions before training, from `tlora.prepare`: ``tlora.attach(model, plan)`` puts it on a model.
 
     Attributes
     ----------

@@ -90,7 +90,7 @@ def _plain_number(value: Any) -> Any:
 
 
 class Result:
-    """What every result of this package can do; the subclasses are frozen dataclasses.
+    """Base of all results, which are frozen dataclasses: table, summary, `save` and `load`.
 
     A subclass defines its table (``columns`` and `to_frame`) and its one-line summary (`_summary`). It can then be
     shown, saved and loaded: its fields may be tensors, tables, dataclasses, JSON values, and dictionaries, lists and

@@ -84,7 +84,7 @@ def main() -> None:
     texts = tlora.load_texts(tokenizer)
     results["side_effects"] = tlora.side_effects(adapted, texts)
     kept = {name: texts[name] for name in ("code", "chat")}
-    scaled = tlora.rescale(adapted, task, kept, limit=0.05, parts="projections", samples=8)
+    scaled = tlora.measure_scales(adapted, task, kept, limit=0.05, parts="projections", samples=8)
     results["rescaling"] = replace(scaled, adapter={}, fingerprints={}, config={})  # its losses alone
     results["attribution"] = tlora.attribute(adapted, task, limit=2)
     tlora.detach(model)

@@ -40,7 +40,7 @@ def few(name: str, sizes: dict[str, int | None], *options: Any) -> Any:
 @pytest.fixture
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Iterator[Path]:
     """A folder with what pages start from: tiny models by the names of the packaged ones, and a file of requests."""
-    tiny = {"smollm2-135m": ("tests", workplace / "llama"), "minilm": ("tests", workplace / "bert")}
+    tiny = {"smollm2-135m": ("tests", str(workplace / "llama")), "minilm": ("tests", str(workplace / "bert"))}
     monkeypatch.setattr(loading, "PACKAGED", tiny)
     monkeypatch.setattr(tasks, "generate_splits", few)
     monkeypatch.setenv("TQDM_DISABLE", "1")

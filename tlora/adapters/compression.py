@@ -21,7 +21,7 @@ from tlora.utils.validation import require_fraction, require_positive, require_p
 PLAIN, TASK, HELD_OUT = "plain", "task", "held out"
 UNIFORM = "uniform"
 MEASURES = {PLAIN: "the weights", TASK: "the outputs on the task", HELD_OUT: "the outputs on held-out samples"}
-"""What the error of each measure is an error of."""
+"""The quantity each measure's error refers to."""
 Shapes = Mapping[str, tuple[int, int]]
 
 

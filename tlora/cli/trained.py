@@ -1,4 +1,4 @@
-"""What the commands leave of a trained adapter: its folder with the results, pictures, the model card, a summary."""
+"""Save a trained adapter with its results, pictures and model card, and print a summary."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Race(Result):
 
     Examples
     --------
-    >>> race = tlora.race(model, task, {"score": "tlora", "LoRA": "lora"}, steps=4, seeds=2, learning_rate=1e-2,
+    >>> race = tlora.race(model, task, {"paper": "tlora-paper", "LoRA": "lora"}, steps=4, seeds=2, learning_rate=1e-2,
     ...                   progress=False)
     >>> race.differences().columns.tolist()
     ['arm', 'other', 'step', 'seeds', 'loss', 'difference', 'low', 'high', 'verdict']

@@ -23,7 +23,7 @@ from tlora.utils.validation import require_choice
 
 Level = Literal["layer", "projection"]
 HEAD = "head and biases"
-"""What a trained head or embedding changes besides the modules."""
+"""Label of the change by a trained head or embedding, in addition to the modules."""
 CHANGES = ("same", "within three", "beyond")
 """Classes of a token by the rank that the adapter's first choice has in the base model: 1, 2 or 3, and more."""
 CONFIDENCE = 0.95
@@ -94,7 +94,7 @@ class ExplainedAnswer:
 
     @property
     def rise(self) -> Float[Tensor, "2 answer"]:
-        """What the whole adapter, its head included, added to each token's measures."""
+        """Change of each token's measures by the whole adapter, its head included."""
         return self.adapter - self.base
 
     @property

@@ -74,7 +74,7 @@ class ReadTokens:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DirectionActivations(ModuleResult):
-    """What the directions of each module read: ``z = (a x - mean) / sd`` of every token's input ``x``.
+    """Activations of the directions of each module: ``z = (a x - mean) / sd`` of every token's input ``x``.
 
     Mean and standard deviation are those of all tokens looked at, so 1 is a usual deviation from the mean. The sign of
     a direction is arbitrary: both ends describe it. Random directions have ends too; compare with kind ``"random"``

@@ -29,7 +29,7 @@ from tlora.utils.validation import require_positive_int
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DirectionOutputs(ModuleResult):
-    """What directions write to the residual stream: ``W a``, through the final norm and the unembedding (a lens).
+    """Outputs of directions to the residual stream: ``W a``, through the final norm and the unembedding (a lens).
 
     A lens skips all layers between the module and the end, so it is weak in early ones. ``correlation`` says how weak:
     the rank correlation, over the vocabulary, of its logits with the change of the model's own when the vector is added

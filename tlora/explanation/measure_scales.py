@@ -63,7 +63,7 @@ class RescaledPoint:
 
     @property
     def scale(self) -> float:
-        """What the scaled modules are multiplied by; 1 if modules are left out."""
+        """Factor of the scaled modules; 1 if modules are left out."""
         return min(self.factors.values()) if self.kind == SCALE else max(self.factors.values())
 
 

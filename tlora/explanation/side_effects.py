@@ -1,4 +1,4 @@
-"""What else did it change? Measure an adapter, token by token, on text that it was not meant for."""
+"""Measure the side effects of an adapter, token by token, on text that it was not meant for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class MeasuredText:
 
     @property
     def rise(self) -> Float[Tensor, " tokens"]:
-        """What the adapter added to each token's log-probability, nats."""
+        """Change of each token's log-probability by the adapter, nats."""
         return self.adapter - self.base
 
     def before(self, position: int) -> str:
@@ -67,7 +67,7 @@ class MeasuredText:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class SideEffects(Result):
-    """What an adapter changed on other text, token by token; from `tlora.side_effects`.
+    """Changes of an adapter on other text, token by token; from `tlora.side_effects`.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What this package knows of a live model and the model does not hold: one record for each, gone with the model."""
+"""One record per live model of facts that the model itself does not hold; it is gone with the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass
 class ModelRecord:
-    """What is known of a base model, its adapters aside.
+    """Facts about a base model, without its adapters.
 
     Attributes
     ----------

@@ -35,7 +35,7 @@ def plot_race(race: Race, *, ax: Axes | None = None) -> Axes:
 
     Examples
     --------
-    >>> race = tlora.race(model, task, {"score": "tlora", "LoRA": "lora"}, steps=4, seeds=2, learning_rate=1e-2,
+    >>> race = tlora.race(model, task, {"paper": "tlora-paper", "LoRA": "lora"}, steps=4, seeds=2, learning_rate=1e-2,
     ...                   progress=False)
     >>> viz.plot_race(race).get_ylabel()
     'held-out loss, nats'

@@ -322,12 +322,12 @@ class Workbench(PicturedWidget):
 
     @property
     def allocation(self) -> Allocation:
-        """What is shown."""
+        """The allocation that is shown."""
         return self._allocation
 
     @property
     def plan(self) -> Plan:
-        """What is shown as a plan: ``tlora.attach(model, workbench.plan)``."""
+        """The plan that is shown: ``tlora.attach(model, workbench.plan)``."""
         calibration = self.calibration if isinstance(self.calibration, Calibration) else None
         meta = self.allocation.meta
         return Plan(self._recipe, self.allocation, self.subspaces, calibration, meta)
