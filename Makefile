@@ -8,7 +8,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 DEMO := --model smollm2-135m --data notebooks/data/smart_home --recipe tlora --samples 16 --rank 8 --batch-size 4 --learning-rate 2e-3 \
 	--output demo --overwrite
 # The published method on the task of the serving measurements: docs/results/serving.md, docs/results/measurements.md.
-SERVED := --model smollm2-135m --task family_relationships --recipe tlora-paper --samples 32 --rank 8 --train-samples 300 \
+SERVED := smollm2-135m family_relationships --recipe tlora-paper --samples 32 --rank 8 --train-samples 300 \
 	--test-samples 64 --validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output runs/served --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # In the order of the folders: the few long files of notebooks and tests/integration come first, not last and alone.

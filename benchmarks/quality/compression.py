@@ -11,11 +11,11 @@ Then whether sensitivity, known before training, tells where rank was needed aft
 ``benchmarks/results/compression.jsonl``; those that are there are not run again. The adapters come from::
 
     make demo
-    tlora run --model smollm2-135m --data notebooks/data/smart_home --samples 16 --rank 32 --batch-size 4
+    tlora run smollm2-135m notebooks/data/smart_home --samples 16 --rank 32 --batch-size 4
         --learning-rate 1e-3 --no-init --no-adapt-ranks --no-adapt-scales --output lora32
 
-and those of the other two tasks from the last line with ``--task family_relationships --train-samples 300
---learning-rate 5e-4``, and with ``--model minilm --task rotten_tomatoes --train-samples 1500 --batch-size 16``.
+and those of the other two tasks from the last line with ``smollm2-135m family_relationships --train-samples 300
+--learning-rate 5e-4``, and with ``minilm rotten_tomatoes --train-samples 1500 --batch-size 16``.
 """
 
 from __future__ import annotations
