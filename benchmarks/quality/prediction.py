@@ -86,8 +86,7 @@ def measure(losses: TaskLosses) -> dict[str, float]:
     key = losses.key()
     task = load_task_for_model(key["model"], losses.task, **key["data"])
     model, _ = tlora.load_model(key["model"], num_labels=task.num_labels, seed=0)
-    recipe = pilot.frozen_recipe("wc")
-    plan = tlora.prepare(model, task, recipe, RANK, samples=key["samples"], progress=False)
+    plan = tlora.prepare(model, task, pilot.frozen_recipe("wc"), RANK, samples=key["samples"], progress=False)
     batches = held_out(task, 32)
 
     def share() -> float:

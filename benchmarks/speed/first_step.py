@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.first_step
 
-The stages of `tlora run` and of LoRA on the same samples, with the same evaluations and an epoch of 300
-samples, in seconds of processor time. Each has a process of its own with one thread, and both run at the same time, so
-that whatever else the machine does meets both. About fifteen minutes on two cores.
+The stages of `tlora run` and of LoRA on the same samples, with the same evaluations and an epoch of 300 samples, in
+seconds of processor time. Each has a process of its own with one thread, and both run at the same time, so that
+whatever else the machine does meets both. About fifteen minutes on two cores.
 """
 
 from __future__ import annotations

@@ -311,6 +311,14 @@ def test_a_recipe_by_captured_gradient_computes_the_directions_once():
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
 
 
+def test_recipes_that_differ_after_the_plan_share_it():
+    cache = Cache()
+    frozen, trained = (seeded_adapt(METHODS[name], job(cache=cache)) for name in ("captured", "captured-trained"))
+    assert cache.saved > 0
+    assert all(torch.equal(p, q) for p, q in zip(frozen.parameters(), trained.parameters(), strict=True))
+    assert trainable(trained) > trainable(frozen)
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "frozen"),
     [("tlora-paper", "orthonormal", True), ("captured", "variance", True), ("captured-trained", "variance", False)],
