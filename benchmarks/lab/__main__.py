@@ -1,6 +1,6 @@
 """Compare methods from the command line, or show what a store holds.
 
-    python -m benchmarks.lab --model minilm --task rotten_tomatoes --test-samples 2000 --method lora --method tlora
+    python -m benchmarks.lab --model minilm --task rotten_tomatoes --test-samples 2000 --method lora --method captured
     python -m benchmarks.lab --store benchmarks/results/comparison.jsonl --rank 8 --baseline lora
     python -m benchmarks.lab --store benchmarks/results/comparison.jsonl --list
 
@@ -23,7 +23,7 @@ from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.methods import METHODS
 from benchmarks.lab.plot import plot_differences, plot_forgetting, plot_rate_ranges
 
-PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
+PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "captured", "captured-trained")
 """Methods that are compared by default."""
 LISTED = (
     "method", "task", "model", "rank", "learning_rate", "seed", "split", "metric", "value", "loss", "forgetting",

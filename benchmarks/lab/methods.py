@@ -43,12 +43,9 @@ from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
 from tlora.adapters.lora_layers import head_parameters, without_noise
-from tlora.allocation.allocation import Allocation
-from tlora.calibration.calibrate import calibrate
+from tlora.calibration.calibration import Calibration
 from tlora.models.targets import target_modules
-from tlora.recipes import RECIPES, Recipe, allocate_and_decompose
-from tlora.subspaces.subspaces import Subspaces
-from tlora.subspaces.task_subspaces import task_subspaces
+from tlora.recipes import RECIPES, Recipe, calibrate_on, prepare
 from tlora.tasks.task import Batches, Task
 from tlora.utils.defaults import BATCH_SIZE, ROWS
 from tlora.utils.reproducibility import temporary_seed
@@ -150,30 +147,24 @@ def _choose_recipe(recipe: Recipe) -> Method:
 
 
 def _recipe_method(recipe: Recipe) -> Method:
+    # The keys of runs name what the calibration keeps and the length of A's rows, also if they follow from the rest.
     arguments = recipe.arguments()
-    if recipe.task_subspaces is not None:  # the keys of runs name the length of A's rows, also if it is the default
+    if keeps := recipe.needs | dict(recipe.calibrate):
+        arguments["calibrate"] = keeps
+    if recipe.task_subspaces is not None:
         arguments["attach"] = {"rows": ROWS} | dict(recipe.attach)
     return Method(recipe.name, partial(_adapt_by_recipe, recipe), arguments, train=recipe.train)
 
 
 def _adapt_by_recipe(recipe: Recipe, job: Job) -> PeftModel:
-    """The pipeline by a recipe, from the calibration to the adapter."""
-    options = {"target_modules": job.target_modules} | dict(recipe.calibrate)
-    key = ("calibration", options)
-    calibration = job.remember(key, lambda: calibrate(job.model, job.batches(), progress=False, **options))
-
-    def decompose(ranks: int | Allocation) -> Subspaces | None:
-        if recipe.task_subspaces is None:
-            return None
-        more = {"max_rank": ranks} | dict(recipe.task_subspaces)
-        return job.remember(
-            (*key, "subspaces", recipe.task_subspaces, ranks if isinstance(ranks, int) else ranks.ranks),
-            lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **more),
-        )
-
-    arguments = {"rank": job.rank, **recipe.allocate}
-    allocation, subspaces = allocate_and_decompose(calibration.sensitivity, arguments, decompose)
-    return attach(job.model, subspaces, allocation, seed=job.seed, **recipe.attach)
+    """The pipeline by a recipe, from the calibration to the adapter; recipes with the same steps share them."""
+    recipe = recipe.override(calibrate={"target_modules": job.target_modules, **recipe.needs, **recipe.calibrate})
+    calibration = job.calibration(**recipe.calibrate)
+    plan = job.remember(
+        ("plan", recipe.calibrate, recipe.task_subspaces, recipe.allocate, job.rank),
+        lambda: prepare(job.model, job.task, recipe, job.rank, calibration=calibration, seed=job.seed, progress=False),
+    )
+    return attach(job.model, replace(plan, recipe=recipe))
 
 
 def _peft(job: Job, kind: type[PeftConfig], low_cpu_mem_usage: bool = False, **config: Any) -> PeftModel:
@@ -436,6 +427,14 @@ class Job:
     def batches(self, batch_size: int = BATCH_SIZE) -> Batches:
         """The samples to calibrate on."""
         return self.task.calibration(self.samples, batch_size)
+
+    def calibration(self, **options: Any) -> Calibration:
+        """The calibration on these samples with these arguments of `tlora.calibrate`, made once as by `remember`."""
+        options = {"target_modules": self.target_modules, **options}
+        return self.remember(
+            ("calibration", options),
+            lambda: calibrate_on(self.model, self.task, options, self.samples, progress=False),
+        )
 
     def remember(self, key: tuple[Any, ...], compute: Callable[[], T]) -> T:
         """Compute a value once for all jobs with the same seed, and so with the same samples."""

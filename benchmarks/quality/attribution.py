@@ -47,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
 ANSWERS = {"notebooks/data/smart_home": 8, "letter_counting": 8, "rotten_tomatoes": 64}
 """Validation answers that are taken apart."""
 RANKS: dict[str, dict[str, Any]] = {"by score": {}, "uniform": {"adapt_ranks": False, "adapt_scales": False}}
-"""Arguments of `tlora.allocate`."""
+"""Arguments of `tlora.allocate` by arm."""
 COMPARED = {
     "score": "sensitivity", "rank": "rank it got", "used_rank": "rank it uses", "update_norm": "size of its update",
 }  # fmt: skip
@@ -88,23 +88,22 @@ def measure(key: dict[str, Any], data: str, training: dict[str, Any]) -> None:
     """Train an adapter, take validation answers apart, cut the adapter, and keep all of it."""
     task = load_task_for_model(key["model"], data, **SIZES.get(data, {}))
     model, _ = tlora.load_model(key["model"], num_labels=task.num_labels)
-    calibration = tlora.calibrate(model, task.calibration(32), progress=False)
-    allocation = tlora.allocate(calibration.sensitivity, rank=8, max_rank=32, **RANKS[key["ranks"]])
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
-    adapted = tlora.attach(model, subspaces, allocation)
+    recipe = tlora.Recipe(key["ranks"], allocate={"max_rank": 32, **RANKS[key["ranks"]]})
+    plan = tlora.prepare(model, task, recipe, 8, samples=32, progress=False)
+    adapted = tlora.attach(model, plan)
     run = tlora.train(adapted, task, evaluation_limit=0, progress=False, **training)
     options = {"split": "validation", "limit": key["answers"], "points": POINTS, "answers": False, "progress": False}
     attribution = tlora.attribute(adapted, task, switch_off="projections", **options)
-    frame = attribution.to_frame().assign(score=calibration.sensitivity.to_frame()["score"])
+    frame = attribution.to_frame().assign(score=plan.calibration.sensitivity.to_frame()["score"])
     found = {"whole": {"1.0": losses(adapted, task)}}
     with tempfile.TemporaryDirectory() as folder:
         trained = run.save(Path(folder, "trained"))
         weights = {"outputs": None, "weighted": frame.set_index("module")["contribution"].to_dict()}
         for cut, weight in weights.items():
             for share in SHARES:
-                smaller = tlora.compress(trained, parameters=share, calibration=calibration, contributions=weight)
+                smaller = tlora.compress(trained, parameters=share, calibration=plan.calibration, contributions=weight)
                 tlora.detach(model)
-                cut_model = tlora.load(smaller.save_adapter(Path(folder, f"{cut}-{share}")), model)
+                cut_model = tlora.load_adapter(smaller.save_adapter(Path(folder, f"{cut}-{share}")), model)
                 found.setdefault(cut, {})[str(share)] = losses(cut_model, task)
     values = {
         "gap": attribution.gap,

@@ -28,7 +28,7 @@ PAGE = Path("docs/results/first_comparison.md")
 PICTURES = {view: Path(f"docs/comparison_{view}.png") for view in ("differences", "rates")}
 BEGIN, END = "<!-- comparison: python -m benchmarks.quality.comparison -->", "<!-- end of comparison -->"
 SEEDS = (0, 1, 2)
-CURVES = (("lora", 8), ("tlora", 8))
+CURVES = (("lora", 8), ("score", 8))
 """Methods whose rates were searched with three seeds: one run a rate does not show how wide the good range is."""
 UNSTABLE = ("pissa", "tlora+")
 """Methods some of whose runs diverged at the chosen rate: these runs would dominate the spread."""
@@ -42,18 +42,18 @@ LORA = ("lora", REFERENCE)
 
 
 # A method that trains B alone has at rank 8 about the parameters of LoRA at 4, at rank 16 those of LoRA at 8.
-COMMON = ("lora", "tlora", "tlora-trained", "tlora-paper", "lora-fa", "pissa", CEILING)
-PEERS = tuple(method for method in METHODS if method not in COMMON)
+COMMON = ("lora", "score", "score-trained", "tlora-paper", "lora-fa", "pissa", CEILING)
+PEERS = tuple(method for method in METHODS if method not in COMMON and method not in RECIPES)
 # The paper's ablation: the start, the ranks and the scales, each switched off. Without the start, A is random: trained
 # (plain LoRA if ranks and scales are off too), or frozen (which separates the directions from the freezing).
 STARTS: dict[str, dict[str, Any]] = {
     "lora": {"task_subspaces": None, "attach": {"freeze_a": False}},
     "random and frozen": {"task_subspaces": None},
     "tlora-paper": {"attach": RECIPES["tlora-paper"].attach},
-    "tlora": {},
+    "score": {},
 }
 PARTS = {"ranks and scales": (True, True), "ranks": (True, False), "scales": (False, True), "neither": (False, False)}
-COMPLETE = {"lora": "neither", "tlora-paper": "ranks and scales", "tlora": "ranks and scales"}
+COMPLETE = {"lora": "neither", "tlora-paper": "ranks and scales", "score": "ranks and scales"}
 
 
 def ablation_name(start: str, parts: str) -> str:
@@ -65,13 +65,13 @@ ABLATIONS = {
     name: Recipe(name, allocate={"adapt_ranks": ranks, "adapt_scales": scales}, **arguments)
     for start, arguments in STARTS.items()
     for parts, (ranks, scales) in PARTS.items()
-    if (name := ablation_name(start, parts)) not in METHODS
+    if (name := ablation_name(start, parts)) != start
 }
-# Other directions in place of W C's, everything else as in `tlora`.
+# Other directions in place of W C's, everything else as in `score`.
 KINDS = {
-    name: Recipe(name, calibrate={"gradient": True} if kind == "g" else {}, task_subspaces={"kind": kind})
+    name: Recipe(name, task_subspaces={"kind": kind})
     for kind in ("g", "c", "w", "wc_half", "random")
-    for name in [f"tlora of kind {kind}"]
+    for name in [f"score of kind {kind}"]
 }
 VARIANTS = ABLATIONS | KINDS
 """Variants of the recipes, which only the ablation tables show."""
@@ -111,7 +111,7 @@ def tables(comparison: Comparison) -> dict[str, str]:
     if summary["method"].isin(ABLATIONS).any():
         by_title["The ablation: starts, ranks and scales, each switched off"] = ablation_table(-losses)
     if summary["method"].isin(KINDS).any():
-        by_title["The ablation: other directions for `A`, better than `tlora` by"] = directions_table(comparison)
+        by_title["The ablation: other directions for `A`, better than `score` by"] = directions_table(comparison)
     by_title["Spread of methods, and of runs of one method"] = spread_table(comparison)
     by_title["Learning rates at which the mean of three runs is near its best"] = rate_range_table(comparison)
     return {title: text for title, text in by_title.items() if len(text.splitlines()) > 2}
@@ -224,10 +224,10 @@ def ablation_table(losses: pd.Series) -> str:
 
 
 def directions_table(comparison: Comparison) -> str:
-    """`tlora`, and the same with `A` along the directions of another kind."""
-    summary = finished_summary(comparison, baseline="tlora")
+    """`score`, and the same with `A` along the directions of another kind."""
+    summary = finished_summary(comparison, baseline="score")
     tasks = set(summary.loc[summary["method"].isin(KINDS), "task"])
-    first = ("tlora", REFERENCE)
+    first = ("score", REFERENCE)
     known = summary["method"].isin(KINDS) | (summary["method"].eq(first[0]) & summary["rank"].eq(first[1]))
     return overview_table(summary[known & summary["task"].isin(tasks)], first)
 

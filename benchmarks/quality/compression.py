@@ -11,11 +11,11 @@ Then whether sensitivity, known before training, tells where rank was needed aft
 ``benchmarks/results/compression.jsonl``; those that are there are not run again. The adapters come from::
 
     make demo
-    tlora run --model smollm2-135m --data notebooks/data/smart_home --samples 16 --rank 32 --batch-size 4
+    tlora run smollm2-135m notebooks/data/smart_home --samples 16 --rank 32 --batch-size 4
         --learning-rate 1e-3 --no-init --no-adapt-ranks --no-adapt-scales --output lora32
 
-and those of the other two tasks from the last line with ``--task family_relationships --train-samples 300
---learning-rate 5e-4``, and with ``--model minilm --task rotten_tomatoes --train-samples 1500 --batch-size 16``.
+and those of the other two tasks from the last line with ``smollm2-135m family_relationships --train-samples 300
+--learning-rate 5e-4``, and with ``minilm rotten_tomatoes --train-samples 1500 --batch-size 16``.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def losses(bench: Bench, name: str, folder: str) -> None:
             smaller = Path(folder)
             if key != original:
                 smaller = compressed(bench, folder, str(key["cut"]), float(key["share"])).save_adapter(place)
-            adapted = tlora.load(smaller, bench.model)
+            adapted = tlora.load_adapter(smaller, bench.model)
             with evaluation_mode(adapted), torch.no_grad():
                 totals, counts = summed_losses(adapted, bench.task, bench.task.test, 25, False)
             tlora.detach(adapted)  # takes it off the base, which is bench.model

@@ -27,7 +27,7 @@ PAIRS = (
     ("smollm2-135m", "chain_sum"),
     ("minilm", "rotten_tomatoes"),
 )
-TRAINED = {"wc": "tlora", "g": "tlora of kind g", "random": "lora-fa"}
+TRAINED = {"wc": "score", "g": "score of kind g", "random": "lora-fa"}
 """The method of the stored comparison that trains along a kind: the first two with ranks by sensitivity."""
 
 

@@ -3,19 +3,19 @@
 Design, written before the runs:
 
 - Model and task: SmolLM2-135M, ``smart_home``, rank 8, 20 steps of 4 samples. Arms: LoRA at 4e-3, the best rate for
-  this task in the study of directions; LoRA at a quarter of it; the recipe ``tlora`` at 4e-3. Three seeds, which set
+  this task in the study of directions; LoRA at a quarter of it; the recipe ``captured`` at 4e-3. Three seeds, which set
   the start of ``A`` and the order of the samples. All arms see the same samples.
 - Every adapter is measured at nine scales on 16 test samples of the task and on three packaged sets of text, four
   texts each (prose, code, chat). Other text is the mean change of the loss of the three sets.
 - The question is decided by one number: at the change of other text of LoRA at a lower rate, the task loss of LoRA at
   4e-3 scaled down to the same change, by linear interpolation between measured scales, minus that of the lower rate.
   Student's t interval over the three seeds. Below 0, the slider is better than the lower rate.
-- Asked afterwards, when `tlora` had turned out to lose less of other text: LoRA at half of its best rate.
-- Leaving out instead of scaling down, for LoRA at 4e-3 and `tlora`: each projection alone and then more and more of
+- Asked afterwards, when `captured` had turned out to lose less of other text: LoRA at half of its best rate.
+- Leaving out instead of scaling down, for LoRA at 4e-3 and `captured`: each projection alone and then more and more of
   them, three seeds; the same by layer, one seed. Decided by the lowest task loss among measured points at which other
   text changes by no more than 0.05, 0.1 and 0.2 nats, compared with the nine scales of the same adapter. The order in
   which parts are left out is chosen on the samples that are measured, which favors leaving out.
-- Run again for `tlora` when its ranks followed the gradient; with uniform ranks it had come to the same conclusions.
+- Run again for `captured` when its ranks followed the gradient; with uniform ranks it had come to the same conclusions.
 - Whatever comes out is reported. Runs are kept in ``benchmarks/results/frontier.jsonl``; those there are not run again.
 
 Run it from the root of the project::
@@ -43,7 +43,7 @@ import torch
 import tlora
 from benchmarks.quality.pages import markdown, publish
 from tlora.numerics.statistics import mean_interval
-from tlora.recipes import allocate_and_decompose
+from tlora.recipes import calibrate_on
 from viz import style
 
 STORE = Path("benchmarks/results/frontier.jsonl")
@@ -53,14 +53,14 @@ ARMS: dict[str, tuple[str, float]] = {
     "LoRA, 4e-3": ("lora", 4e-3),
     "LoRA, 2e-3": ("lora", 2e-3),
     "LoRA, 1e-3": ("lora", 1e-3),
-    "tlora, 4e-3": ("tlora", 4e-3),
+    "captured, 4e-3": ("captured", 4e-3),
 }
 """Recipe and learning rate of each arm."""
 SLIDER, LOWER = "LoRA, 4e-3", ("LoRA, 2e-3", "LoRA, 1e-3")
 SEEDS = (0, 1, 2)
 PARTS: dict[str, tuple[int, ...]] = {"projections": SEEDS, "layers": (0,)}
 """What is left out of the adapters of `PARTED`, and of which seeds."""
-PARTED = ("LoRA, 4e-3", "tlora, 4e-3")
+PARTED = ("LoRA, 4e-3", "captured, 4e-3")
 LIMITS = (0.05, 0.1, 0.2)
 TEXTS, TEXTS_OF_A_SET, TASK_SAMPLES = ("prose", "code", "chat"), 4, 16
 
@@ -90,7 +90,7 @@ _CALIBRATIONS: list[tlora.Calibration] = []
 def calibrate(model: Any, task: tlora.Task) -> tlora.Calibration:
     """Calibrate once for all runs: neither the base nor the samples depend on the seed."""
     if not _CALIBRATIONS:
-        _CALIBRATIONS.append(tlora.calibrate(model, task.calibration(16), fisher=True, progress=False))
+        _CALIBRATIONS.append(calibrate_on(model, task, {"fisher": True}, 16, progress=False))
     return _CALIBRATIONS[0]
 
 
@@ -103,7 +103,9 @@ def run(arm: str, seed: int) -> None:
         return
     adapted, task, texts = train(arm, seed)
     for parts in missing:
-        found = tlora.rescale(adapted, task, texts, parts=parts, split="test", samples=TASK_SAMPLES, progress=False)
+        found = tlora.measure_scales(
+            adapted, task, texts, parts=parts, split="test", samples=TASK_SAMPLES, progress=False
+        )
         points = [
             {"label": label, "scale": part["scale"].iloc[0], "loss": dict(zip(part["set"], part["loss"], strict=True)),
              "change": dict(zip(part["set"], part["change"], strict=True))}
@@ -117,19 +119,10 @@ def run(arm: str, seed: int) -> None:
 def train(arm: str, seed: int) -> tuple[Any, tlora.Task, dict[str, tlora.Task]]:
     """Train an adapter; return it with its task and the other texts."""
     name, rate = ARMS[arm]
-    recipe = tlora.Recipe.named(name)
     model, tokenizer = tlora.load_model(MODEL)
     task = tlora.load_task(DATA, tokenizer)
-    calibration = calibrate(model, task)
-
-    def decompose(ranks: int | tlora.Allocation) -> tlora.Subspaces | None:
-        if recipe.task_subspaces is None:
-            return None
-        return tlora.task_subspaces(model, calibration, max_rank=ranks, progress=False, **dict(recipe.task_subspaces))
-
-    arguments = {"rank": 8} | dict(recipe.allocate)
-    allocation, subspaces = allocate_and_decompose(calibration.sensitivity, arguments, decompose)
-    adapted = tlora.attach(model, subspaces, allocation, seed=seed, **dict(recipe.attach))
+    plan = tlora.prepare(model, task, name, 8, calibration=calibrate(model, task), progress=False)
+    adapted = tlora.attach(model, plan, seed=seed)
     options: dict[str, Any] = {"learning_rate": rate, "batch_size": 4, "max_steps": 20, "seed": seed}
     tlora.train(adapted, task, evaluation_limit=0, progress=False, **options)
     texts = {
@@ -172,7 +165,7 @@ def frontier(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Task loss and change of each set of texts, as trained and at a few scales: means and intervals over seeds."""
     table, known = [], seeds(rows)
     for arm in ARMS:
-        for scale in (1.0, 0.75, 0.5, 0.25) if arm in (SLIDER, "tlora, 4e-3") else (1.0,):
+        for scale in (1.0, 0.75, 0.5, 0.25) if arm in (SLIDER, "captured, 4e-3") else (1.0,):
             runs = [row for row in rows if row["arm"] == arm and row["seed"] in known]
             points = [point for row in runs for point in row["points"] if point["scale"] == scale]
             values: dict[str, Any] = {"arm": arm, "scale": scale}

@@ -36,11 +36,14 @@ STORE = Path("benchmarks/results/pilot.jsonl")
 PAGE = Path("docs/results/pilot.md")
 UNIFORM = {"adapt_ranks": False, "adapt_scales": False}
 EARLIER = {
-    "tlora": Recipe("tlora"),
-    "tlora-trained": Recipe("tlora-trained", attach={"freeze_a": False}),
-    "tlora-freeze-late": Recipe("tlora-freeze-late", attach={"freeze_a": False}, train={"freeze_a_after": 0.2}),
+    recipe.name: recipe
+    for recipe in (
+        Recipe("score"),
+        Recipe("score-trained", attach={"freeze_a": False}),
+        Recipe("score-freeze-late", attach={"freeze_a": False}, train={"freeze_a_after": 0.2}),
+    )
 }
-"""The recipes that had these names when the runs were made: ranks and scales by score, `A` along ``wc``."""
+"""The recipes of the package when the runs were made: ranks and scales by score, `A` along ``wc``."""
 
 SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
@@ -52,8 +55,7 @@ Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
 
 def quarter(job: Job, *, choose: Choose) -> PeftModel:
     """LoRA on a quarter of the modules, at four times the rank."""
-    calibrate = partial(tlora.calibrate, job.model, job.batches(), progress=False)
-    sensitivity = job.remember(("calibration", {}), calibrate).sensitivity
+    sensitivity = job.calibration().sensitivity
     chosen = choose(sensitivity, np.random.default_rng(job.seed))
     allocation = tlora.allocate(
         sensitivity, job.rank, exclude_modules=[n for n in sensitivity.names if n not in chosen], **UNIFORM
@@ -93,8 +95,7 @@ def score_recipe(score: str) -> Recipe:
 
 def frozen_recipe(kind: str) -> Recipe:
     """`A` frozen along the directions of a kind, with rows of equal variance; uniform ranks and scales."""
-    gradient = {"gradient": True} if kind == "g" else {}
-    return Recipe(f"frozen {kind}", calibrate=gradient, task_subspaces={"kind": kind}, allocate=UNIFORM)
+    return Recipe(f"frozen {kind}", task_subspaces={"kind": kind}, allocate=UNIFORM)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ PARTS = {
         {"cipher": TEXT}, "smollm2-135m", 1, (4e-3, 8e-3, 1.6e-2), CIPHER,
     ),
     "head": Part(
-        ("full", "lora", EARLIER["tlora"]),
+        ("full", "lora", EARLIER["score"]),
         {"rotten_tomatoes": REVIEWS, "imdb": REVIEWS | {"max_length": 64}}, "minilm", 8, (5e-4, 1e-3, 2e-3, 4e-3),
         {"steps": 250, "batch_size": 16, "samples": 32},
     ),
@@ -236,7 +237,7 @@ def seed_table() -> str:
 
 def corrected_table() -> str:
     """The tasks with a head under the first protocol and under this one, if all runs are there."""
-    methods, tables = ("full", "lora", "tlora"), []
+    methods, tables = ("full", "lora", "score"), []
     for store in (comparison.STORE, STORE):
         runs = Comparison.read(store, methods=methods, ranks=8)
         tables.append([runs.summary("lora", metric=m).set_index(["task", "method"]) for m in (None, "loss")])

@@ -71,7 +71,7 @@ def task_losses() -> Iterator[TaskLosses]:
     first = dict.fromkeys(Comparison.read(comparison.STORE).runs["task"])
     stores = {task: comparison.STORE for task in first} | dict.fromkeys(corrected, pilot.STORE)
     for task, store in (stores | {study.DEVELOPMENT: pilot.STORE}).items():
-        frozen = "frozen wc" if task == study.DEVELOPMENT else "tlora"
+        frozen = "frozen wc" if task == study.DEVELOPMENT else "score"
         runs = Comparison.read(store, tasks=task, methods=(frozen, "lora"), ranks=RANK).runs
         best = runs[runs["best_rate"]].set_index("seed")
         losses = (best.loc[best["method"] == method, "loss"] for method in (frozen, "lora"))
@@ -86,16 +86,15 @@ def measure(losses: TaskLosses) -> dict[str, float]:
     key = losses.key()
     task = load_task_for_model(key["model"], losses.task, **key["data"])
     model, _ = tlora.load_model(key["model"], num_labels=task.num_labels, seed=0)
-    calibration = tlora.calibrate(model, task.calibration(key["samples"]), progress=False)
-    subspaces = {"wc": tlora.task_subspaces(model, calibration, max_rank=RANK, kind="wc", progress=False)}
+    plan = tlora.prepare(model, task, pilot.frozen_recipe("wc"), RANK, samples=key["samples"], progress=False)
     batches = held_out(task, 32)
 
     def share() -> float:
-        return tlora.gradient_capture(model, batches, subspaces, [RANK], progress=False).overall()["captured"].item()
+        captured = tlora.gradient_capture(model, batches, {"wc": plan.subspaces}, [RANK], progress=False)
+        return captured.overall()["captured"].item()
 
     before, loss = share(), task.evaluate(model)["loss"]
-    allocation = tlora.allocate(calibration.sensitivity, RANK, adapt_ranks=False, adapt_scales=False)
-    lora = tlora.attach(model, None, allocation, freeze_a=False)
+    lora = tlora.attach(model, None, plan.allocation, freeze_a=False)
     tlora.train(
         lora, task, max_steps=STEPS, batch_size=key["batch_size"], learning_rate=RATE, evaluation_limit=0,
         progress=False,

@@ -72,12 +72,12 @@ LORA, AS_LARGE, WHITENED = "LoRA, rank 8", "LoRA, rank 4", "g_whitened"
 ARMS = {
     LORA: Arm("lora"),
     AS_LARGE: Arm("lora", 4),
-    "tlora": Arm(pilot.EARLIER["tlora"]),
-    "tlora-trained, rank 4": Arm(pilot.EARLIER["tlora-trained"], 4),
-    "tlora-freeze-late": Arm(pilot.EARLIER["tlora-freeze-late"]),
+    "score": Arm(pilot.EARLIER["score"]),
+    "score-trained, rank 4": Arm(pilot.EARLIER["score-trained"], 4),
+    "score-freeze-late": Arm(pilot.EARLIER["score-freeze-late"]),
 }
 FORMER = {WHITENED: Arm("frozen g_whitened, 10")}
-"""Arms with runs in the store, which nothing can run anymore: tlora no longer has these directions."""
+"""Arms with runs in the store, which nothing can run anymore: the package no longer has these directions."""
 FEWER = {
     "full": Arm("full"),
     "frozen random": Arm(pilot.frozen_recipe("random")),
@@ -89,10 +89,10 @@ NEIGHBOURS = {
 }
 """Arms with half of the seeds, on one held-out task."""
 ALONE = {
-    "tlora, uniform scales": Arm(Recipe("tlora, uniform scales", allocate={"adapt_scales": False})),
-    "tlora, uniform ranks": Arm(Recipe("tlora, uniform ranks", allocate={"adapt_ranks": False})),
+    "score, uniform scales": Arm(Recipe("score, uniform scales", allocate={"adapt_scales": False})),
+    "score, uniform ranks": Arm(Recipe("score, uniform ranks", allocate={"adapt_ranks": False})),
 }
-"""The recipe's ranks and its scales alone, to compare with `A` frozen along `wc` with neither; asked afterwards."""
+"""The ranks and the scales of `score` alone, to compare with `A` frozen along `wc` with neither; asked afterwards."""
 SHARES = (0.5, 1.0)
 """Multiples of the best rate on the development task, at which every arm runs."""
 PARTS = ("rates", "counting", "main", "fewer", "alone", "neighbours")
@@ -302,7 +302,7 @@ def hypotheses(tasks: Iterable[str]) -> pd.DataFrame:
                 rows.append(
                     {"hypothesis": label, "what": words, **interval(task, differences), "p": p_value(differences)}
                 )
-        for label, name, other in (("H2", "tlora", AS_LARGE), ("H4", "tlora-freeze-late", LORA)):
+        for label, name, other in (("H2", "score", AS_LARGE), ("H4", "score-freeze-late", LORA)):
             differences = leave_one_out(ARMS[other], task)["loss"] - leave_one_out(ARMS[name], task)["loss"]
             words = f"{name} is at most {MARGIN:g} nats behind {other}"
             rows.append(
@@ -336,7 +336,7 @@ def estimates() -> pd.DataFrame:
     for task in HELD_OUT:
         arms = measured_arms(task)
         for name, arm in arms.items():
-            other = LORA if name in (LORA, "tlora-freeze-late", "full") else AS_LARGE
+            other = LORA if name in (LORA, "score-freeze-late", "full") else AS_LARGE
             if name != other and other in arms:
                 difference = leave_one_out(arm, task) - leave_one_out(ARMS[other], task)
                 for of, values in (("loss", difference["loss"]), ("forgetting", difference[FORGOTTEN].mean(axis=1))):

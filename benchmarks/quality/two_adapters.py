@@ -4,9 +4,9 @@
     python -m benchmarks.quality.two_adapters --table   # print the tables of the store, and write them to the page
 
 For two tasks of SmolLM2-135M and two of MiniLM, each in three ways, two adapters are trained: ``LoRA``, ``A`` random
-and trained; ``tlora``, ``A`` frozen along the directions of each task; and ``shared A``, frozen along those of both
-tasks together. Their sums with several pairs of weights are then evaluated on both tasks. Each pair of weights is a
-line of the store, written when it is measured; adapters are kept in ``runs/two_adapters``. Each way takes about five
+and trained; ``separate A``, ``A`` frozen along the directions of each task; and ``shared A``, frozen along those of
+both tasks together. Their sums with several pairs of weights are then evaluated on both tasks. Each pair of weights is
+a line of the store, written when it is measured; adapters are kept in ``runs/two_adapters``. Each way takes about five
 minutes of one core for SmolLM2-135M and three for MiniLM.
 """
 
@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 
 import tlora
 from benchmarks.quality.pages import digest_text, markdown, publish, save_figure
+from tlora.recipes import calibrate_on
 from tlora.tasks.evaluation import losses_of_samples
 from tlora.tasks.load import load_task_for_model
 from viz import style
@@ -34,7 +35,11 @@ STORE = Path("benchmarks/results/two_adapters.jsonl")
 PAGE = Path("docs/results/two_adapters.md")
 PICTURE = Path("docs/two_adapters.png")
 FOLDER = Path("runs/two_adapters")
-ARMS = ("LoRA", "shared A", "tlora")
+FROZEN = tlora.Recipe(
+    "frozen", task_subspaces={"kind": "fisher"}, allocate={"adapt_ranks": False, "adapt_scales": False}
+)
+ARMS = {"LoRA": tlora.Recipe.named("lora"), "shared A": FROZEN, "separate A": FROZEN}
+"""How the adapters of each way are made; with a shared `A` from the calibrations of both tasks."""
 WEIGHTS = {"smollm2-135m": (0.0, 0.5, 1.0), "minilm": (0.0, 0.25, 0.5, 0.75, 1.0)}
 EVALUATED = {"smollm2-135m": 16, "minilm": 48}
 """Test samples of each task."""
@@ -73,7 +78,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--table", action="store_true", help="print what is there")
     return parser.parse_args()
 
@@ -108,7 +113,7 @@ class Bench:
     def calibrations(self) -> dict[str, tlora.Calibration]:
         """Of training samples of each task."""
         return {
-            name: tlora.calibrate(self.base(name), task.calibration(CALIBRATED), fisher=True, progress=False)
+            name: calibrate_on(self.base(name), task, FROZEN.needs, CALIBRATED, progress=False)
             for name, task in self.tasks.items()
         }
 
@@ -122,14 +127,11 @@ class Bench:
             folder = self.adapter(arm, name)
             if (folder / "adapter_model.safetensors").exists():
                 continue
-            own = self.calibrations[name]
             first, second = self.calibrations.values()
-            base, subspaces = self.base(name), None
-            if arm != "LoRA":
-                known = first.merge(second) if arm == "shared A" else own
-                subspaces = tlora.task_subspaces(base, known, max_rank=8, kind="fisher", progress=False)
-            allocation = tlora.allocate(own.sensitivity, 8, adapt_ranks=False, adapt_scales=False)
-            adapted = tlora.attach(base, subspaces, allocation, arm != "LoRA", seed=seed)
+            calibration = first.merge(second) if arm == "shared A" else self.calibrations[name]
+            base = self.base(name)
+            plan = tlora.prepare(base, task, ARMS[arm], 8, calibration=calibration, progress=False)
+            adapted = tlora.attach(base, plan, seed=seed)
             options = PAIRS[self.name][name]
             if arm == "LoRA":
                 options = options | {"learning_rate": options["learning_rate"] / 2}
@@ -162,7 +164,7 @@ class Bench:
             head = folders[name] if self.tasks[name].num_labels else None
             parts = dict(zip(map(str, folders.values()), weights, strict=True))
             combined = tlora.combine(parts, head=None if head is None else str(head))
-            adapted = tlora.load(combined.save_adapter(place), base)
+            adapted = tlora.load_adapter(combined.save_adapter(place), base)
         task = self.tasks[name]
         samples = task.test.select(range(EVALUATED[self.name]))
         loss = float(losses_of_samples(adapted, task, samples, 16).mean())

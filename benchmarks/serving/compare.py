@@ -80,7 +80,7 @@ def prepare(folder: Path, adapter: Path) -> dict[str, Any]:
         _tell_old_versions(folder / "base")
         write_base(folder / "base.gguf")
     shutil.copytree(adapter, folder / "saved", dirs_exist_ok=True)
-    adapted = tlora.load(folder / "saved", model)
+    adapted = tlora.load_adapter(folder / "saved", model)
     tlora.export(adapted, folder / "exported", engine="vllm")
     tlora.export(adapted, folder / "exported.gguf", engine="llama.cpp")
     write_with_one_alpha(adapted, folder / "saved.gguf")

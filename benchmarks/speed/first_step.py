@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.first_step
 
-The stages of `tlora run --recipe tlora` and of LoRA on the same samples, with the same evaluations and an epoch of 300
-samples, in seconds of processor time. Each has a process of its own with one thread, and both run at the same time, so
-that whatever else the machine does meets both. About fifteen minutes on two cores.
+The stages of `tlora run` and of LoRA on the same samples, with the same evaluations and an epoch of 300 samples, in
+seconds of processor time. Each has a process of its own with one thread, and both run at the same time, so that
+whatever else the machine does meets both. About fifteen minutes on two cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 import tlora
 from benchmarks.speed.stopwatch import Stages
-from tlora.recipes import RECIPES, allocate_and_decompose
+from tlora.recipes import calibrate_on
 
 RANK, SAMPLES, EPOCH, EVALUATED = 8, 32, 300, 64
 TASKS = {"smollm2-135m": "family_relationships", "minilm": "rotten_tomatoes"}
@@ -38,13 +38,13 @@ TRAINING: dict[str, Any] = {
 EVALUATIONS, EPOCHS = ("evaluation before", "evaluation after"), "training, one epoch"
 
 
-def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
+def measured(name: str, *, is_captured: bool, folder: Path) -> dict[str, float]:
     """The stages of one of the two on one model, in this process."""
     imports, stage = time.process_time(), Stages()
     model, tokenizer = stage("load model", lambda: tlora.load_model(name))
     sizes = {"train": EPOCH, "validation": 0, "test": EVALUATED}
     task = stage("load and tokenize task", lambda: tlora.load_task(TASKS[name], tokenizer, **sizes))
-    adapted = (_tlora if is_tlora else _lora)(model, task, stage, folder)
+    adapted = (_captured if is_captured else _lora)(model, task, stage, folder)
     stage(EVALUATIONS[0], lambda: task.evaluate(adapted))
     run = stage(EPOCHS, lambda: tlora.train(adapted, task, **TRAINING))
     stage(EVALUATIONS[1], lambda: task.evaluate(adapted))
@@ -52,22 +52,16 @@ def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
     return {"import": imports} | {name: found["seconds"] for name, found in stage.found.items()}
 
 
-def _tlora(model: Any, task: tlora.Task, stage: Stages, folder: Path) -> Any:
-    """As `tlora run --recipe tlora` does: what was computed is saved before anything else is."""
-    recipe = RECIPES["tlora"]
-    calibration = stage(
-        "calibrate", lambda: tlora.calibrate(model, task.calibration(SAMPLES), progress=False, **recipe.calibrate)
+def _captured(model: Any, task: tlora.Task, stage: Stages, folder: Path) -> Any:
+    """As `tlora run` does, which saves the allocation before it trains."""
+    recipe = tlora.Recipe.named("captured")
+    calibration = stage("calibrate", lambda: calibrate_on(model, task, recipe.needs, SAMPLES, progress=False))
+    plan = stage(
+        "subspaces, allocate",
+        lambda: tlora.prepare(model, task, recipe, RANK, calibration=calibration, progress=False),
     )
-    stage("save calibration", lambda: calibration.save(folder / "calibration"))
-
-    def decompose(most: int | tlora.Allocation) -> tlora.Subspaces:
-        return tlora.task_subspaces(model, calibration, max_rank=most, progress=False, **(recipe.task_subspaces or {}))
-
-    arguments = {"rank": RANK} | recipe.allocate
-    allocation, subspaces = stage(
-        "subspaces, allocate", lambda: allocate_and_decompose(calibration.sensitivity, arguments, decompose)
-    )
-    return stage("attach", lambda: tlora.attach(model, subspaces, allocation, **recipe.attach))
+    stage("save allocation", lambda: plan.allocation.save(folder / "allocation"))
+    return stage("attach", lambda: tlora.attach(model, plan))
 
 
 def _lora(model: Any, task: tlora.Task, stage: Stages, _: Path) -> Any:
@@ -80,12 +74,12 @@ def _lora(model: Any, task: tlora.Task, stage: Stages, _: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--measure", choices=("tlora", "lora"), help="the stages of one of them, as JSON")
+    parser.add_argument("--measure", choices=("captured", "lora"), help="the stages of one of them, as JSON")
     arguments = parser.parse_args()
     if arguments.measure:
         with tempfile.TemporaryDirectory() as folder:
             (name,) = arguments.models
-            print(json.dumps(measured(name, is_tlora=arguments.measure == "tlora", folder=Path(folder))))
+            print(json.dumps(measured(name, is_captured=arguments.measure == "captured", folder=Path(folder))))
         return
     for name in arguments.models:
         _tell(name, _both(name))
@@ -97,7 +91,7 @@ def _both(name: str) -> dict[str, dict[str, float]]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = {
         kind: subprocess.Popen([*line, kind], stdout=subprocess.PIPE, text=True, env=environment)
-        for kind in ("tlora", "lora")
+        for kind in ("captured", "lora")
     }
     found = {}
     for kind, process in running.items():
@@ -109,16 +103,16 @@ def _both(name: str) -> dict[str, dict[str, float]]:
 
 
 def _tell(name: str, found: dict[str, dict[str, float]]) -> None:
-    table = pd.DataFrame(found).reindex([*found["tlora"]]).fillna(0.0)
+    table = pd.DataFrame(found).reindex([*found["captured"]]).fillna(0.0)
     total = table.sum()
     print(f"\n{name}, {TASKS[name]}, rank {RANK}, {SAMPLES} samples of calibration; seconds of processor time\n")
     print(table.round(1).to_string())
     before = [stage for stage in table.index[: table.index.get_loc(EPOCHS)] if stage != EVALUATIONS[0]]
-    more = table.loc[before, "tlora"].sum() - table.loc[before, "lora"].sum()
+    more = table.loc[before, "captured"].sum() - table.loc[before, "lora"].sum()
     epoch = table.loc[EPOCHS, "lora"]
     print(
-        f"total: {total['tlora']:.0f} and {total['lora']:.0f}, {total['tlora'] / total['lora']:.2f} x\n"
-        f"before the first step, without the evaluation: {table.loc[before, 'tlora'].sum():.1f} and "
+        f"total: {total['captured']:.0f} and {total['lora']:.0f}, {total['captured'] / total['lora']:.2f} x\n"
+        f"before the first step, without the evaluation: {table.loc[before, 'captured'].sum():.1f} and "
         f"{table.loc[before, 'lora'].sum():.1f}, {more:.1f} more, {more / epoch:.2f} of LoRA's epoch"
     )
 

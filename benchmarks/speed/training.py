@@ -46,7 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--measure", choices=("tlora", "lora"), help="the memory of one of them, as JSON")
+    parser.add_argument("--measure", choices=("frozen", "trained"), help="the memory of one of them, as JSON")
     return parser.parse_args()
 
 
@@ -104,7 +104,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
     # Gradients are not counted: they take the place of activations, which are gone at that time.
     account = trained - frozen + _saved_inputs(calibration, arguments)
     del calibration
-    stepper = Stepper(base, allocation, arguments.measure == "tlora", arguments)
+    stepper = Stepper(base, allocation, arguments.measure == "frozen", arguments)
     with PeakMemory(torch.device("cpu")) as peak:
         for _ in range(3):
             stepper.step()
@@ -120,8 +120,8 @@ def _saved_inputs(calibration: tlora.Calibration, arguments: argparse.Namespace)
 
 
 def _print_memory(arguments: argparse.Namespace) -> None:
-    found = {kind: _measured(arguments, kind) for kind in ("tlora", "lora")}
-    frozen, trained, account = found["tlora"]["peak"], found["lora"]["peak"], found["lora"]["account"]
+    found = {kind: _measured(arguments, kind) for kind in ("frozen", "trained")}
+    frozen, trained, account = found["frozen"]["peak"], found["trained"]["peak"], found["trained"]["account"]
     print(
         f"peak memory: {frozen / 1e6:,.0f} MB with A frozen, {trained / 1e6:,.0f} MB with A trained, "
         f"{frozen / trained:.3f} x; {(trained - frozen) / 1e6:,.0f} MB less, the account says {account / 1e6:,.0f} MB"

@@ -43,9 +43,9 @@ def comparison() -> Comparison:
     rng = np.random.default_rng(0)
     records = [
         record(method, rate, 0, "validation", None if rate > 2e-3 and method == "lora" else [0.5, rate * 100])
-        for method in ("lora", "tlora")
+        for method in ("lora", "captured")
         for rate in (1e-3, 2e-3, 4e-3)
     ]
-    rates = {"lora": 2e-3, "tlora": 4e-3}
+    rates = {"lora": 2e-3, "captured": 4e-3}
     tested = [record(m, r, seed, "test", rng.integers(0, 2, 11)) for m, r in rates.items() for seed in range(3)]
     return Comparison.from_records([*records, *tested])

@@ -20,7 +20,7 @@ SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --search-seeds 
 def store() -> Store:
     """Two methods with three seeds, and one that failed."""
     store = Store("runs.jsonl")
-    for method, score in (("lora", 0.4), ("tlora", 0.6)):
+    for method, score in (("lora", 0.4), ("captured", 0.6)):
         for rate in (1e-3, 2e-3, 4e-3):
             store.append(record(method, rate, 0, "validation", [score - abs(rate - 2e-3)]))
         for seed in range(3):
@@ -31,11 +31,11 @@ def store() -> Store:
 
 def test_it_runs_and_resumes(monkeypatch, capsys):
     monkeypatch.setattr(lr_search, "EXTENSIONS", 0)
-    line = f"--model llama --task pairs.jsonl --method lora --method tlora {SMALL} --store runs.jsonl".split()
+    line = f"--model llama --task pairs.jsonl --method lora --method captured {SMALL} --store runs.jsonl".split()
     with pytest.warns(UserWarning, match="edge"):
         main(line)
     first, before = capsys.readouterr().out, Path("runs.jsonl").read_bytes()
-    assert first.startswith("Comparison(2 methods (lora, tlora) on 1 tasks, 8 runs)")
+    assert first.startswith("Comparison(2 methods (lora, captured) on 1 tasks, 8 runs)")
     assert "pairs.jsonl, llama, rank 2: exact_match" in first
     with pytest.warns(UserWarning, match="edge"):
         main(line)
@@ -52,9 +52,9 @@ def test_the_list_is_csv(store, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("", ("tlora", "0.525", "0.05", "vera")),
+        ("", ("captured", "0.525", "0.05", "vera")),
         ("--loss", ("negative_loss",)),
-        ("--baseline tlora --baseline-rank 2", ("-0.05",)),
+        ("--baseline captured --baseline-rank 2", ("-0.05",)),
     ],
 )
 def test_the_summary_names_values_and_differences(store, capsys, options, words):

@@ -82,7 +82,7 @@ def pretended(monkeypatch) -> list[str]:
     [("llama", "pairs.jsonl"), ("bert", "labels.jsonl"), pytest.param("t5", "pairs.jsonl", marks=pytest.mark.slow)],
 )
 def test_every_method_is_searched_then_run_with_every_seed(model, task, counted):
-    comparison = compare(["lora", "tlora"], task, model, **QUICK)
+    comparison = compare(["lora", "captured"], task, model, **QUICK)
     frame = comparison.runs
     for _, rows in frame.groupby("method"):
         searched, tested = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
@@ -157,7 +157,7 @@ def test_all_methods_see_the_same_samples_in_the_same_order(monkeypatch):
 
     first = order("lora", 1e-3, 0)
     assert len(first) >= 12
-    for name in ("lora", "pissa", "lora-fa", "adalora", "vera", "tlora"):
+    for name in ("lora", "pissa", "lora-fa", "adalora", "vera", "captured"):
         assert order(name, 1e-2, 0) == first, name
     assert order("lora", 1e-3, 1) != first
 
@@ -365,7 +365,7 @@ def test_arguments_may_be_of_numpy_and_paths(pretended):
 @IGNORE_EDGE
 @pytest.mark.slow
 def test_several_processes_share_a_store():
-    methods = ["lora", "tlora", "pissa"]
+    methods = ["lora", "captured", "pissa"]
     alone = compare(methods, "pairs.jsonl", "llama", store="alone.jsonl", **QUICK).runs
     together = compare(methods, "pairs.jsonl", "llama", workers=2, **QUICK).runs
     columns = ["method", "split", "learning_rate", "seed"]

@@ -184,16 +184,16 @@ def test_the_nearest_rank_is_one_that_was_finished():
 def test_a_single_test_sample_says_nothing_of_others() -> None:
     records = [
         record(method, rate, seed, split, [value])
-        for method, value in (("lora", 0.0), ("tlora", 1.0))
+        for method, value in (("lora", 0.0), ("captured", 1.0))
         for split, rates, seeds in (("validation", (1e-3, 2e-3), (0,)), ("test", (2e-3,), (0, 1)))
         for rate in rates
         for seed in seeds
     ]
-    row = Comparison.from_records(records).summary().set_index("method").loc["tlora"]
+    row = Comparison.from_records(records).summary().set_index("method").loc["captured"]
     assert row["difference"] == 1.0
     assert np.isnan(row["difference_low"])
     assert np.isnan(row["difference_high"])
 
 
 def test_repr_counts_methods_tasks_and_runs():
-    assert repr(comparison()) == "Comparison(2 methods (lora, tlora) on 1 tasks, 12 runs, 1 failed)"
+    assert repr(comparison()) == "Comparison(2 methods (lora, captured) on 1 tasks, 12 runs, 1 failed)"

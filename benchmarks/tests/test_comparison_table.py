@@ -146,14 +146,14 @@ def test_the_ablation_has_each_part_in_its_place():
 
 
 def test_directions_are_held_against_those_of_the_recommended_recipe():
-    values = {"lora": (1.0, 0.0), "tlora": (0.0, 0.0), "tlora of kind g": (1.0, 1.0), "tlora of kind c": (1.0, 0.0)}
+    values = {"lora": (1.0, 0.0), "score": (0.0, 0.0), "score of kind g": (1.0, 1.0), "score of kind c": (1.0, 0.0)}
     records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in values]
     for method, outcomes in values.items():
         seeds = bench.SEEDS[: 2 if method.endswith("c") else None]  # not finished
         records += [record(method, 1e-3, seed, "test", outcomes, rank=8) for seed in seeds]
     first, second = (_cells(row) for row in bench.directions_table(Comparison.from_records(records)).splitlines()[2:])
-    assert first == ["tlora", "8", "100 %", "0.0 %"]
-    assert second[:3] == ["tlora of kind g", "8", "100 %"]
+    assert first == ["score", "8", "100 %", "0.0 %"]
+    assert second[:3] == ["score of kind g", "8", "100 %"]
     assert second[3].strip("*").startswith("+100.0 ±")
 
 
@@ -164,7 +164,7 @@ def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
     strange = {
         "pissa": (0.1, 0.9, 0.1),
         "full": (0.9, 0.9, 0.91),
-        "tlora of kind g": (0.9, 0.1, 0.9),
+        "score of kind g": (0.9, 0.1, 0.9),
         "short": (0.9, 0.1),
     }
     records = [
@@ -183,7 +183,7 @@ def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
 
 def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_seeds():
     grid = (1e-3, 2e-3, 4e-3, 8e-3)
-    curves = {"lora": (1.5, 1.200, 1.201, 1.5), "tlora": (1.23, 1.22, 1.215, 1.2)}  # losses
+    curves = {"lora": (1.5, 1.200, 1.201, 1.5), "score": (1.23, 1.22, 1.215, 1.2)}  # losses
     records = [
         record(method, rate, seed, "validation", [1 - value - 0.01 * seed], rank=8, task=task)
         for task, seeds in (("pairs", 3), ("unfinished", 2))
@@ -192,7 +192,7 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
         for rate, value in zip(grid, curve, strict=True)
     ]
     heads, _, row = (_cells(line) for line in bench.rate_range_table(Comparison.from_records(records)).splitlines())
-    assert heads == ["task", "lora, within 1 %", "tlora, within 1 %", "lora, within 5 %", "tlora, within 5 %"]
+    assert heads == ["task", "lora, within 1 %", "score, within 1 %", "lora, within 5 %", "score, within 5 %"]
     assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]
 
 

@@ -43,7 +43,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return {family: str(parent / family) for family in ("llama", "bert")}
 
 
-WITH_A_HEAD = ("lora", "full", "tlora")
+WITH_A_HEAD = ("lora", "full", "captured")
 OTHERS_WITH_A_HEAD = ("lora+", "lora-ga", "tlora+", "eva", "corda", "lora-fa", "adalora", "vera")
 
 
@@ -59,7 +59,7 @@ def test_a_run_trains_and_the_next_base_is_as_before(name, family, folders):
     before = {n: p.clone() for n, p in tlora.load_model(folders[family])[0].named_parameters()}
     condition = Condition(Settings(folders[family], 6, 4, 12), "pairs", {}, METHODS[name], RANK)
     cache = Cache()
-    repeats = 2 if name in ("pissa", "tlora") else 1
+    repeats = 2 if name in ("pissa", "captured") else 1
     records = [run(condition, task(family), 1e-2, 0, "test", cache) for _ in range(repeats)]
     for record in records:
         assert record["status"] == "done", record
@@ -70,7 +70,7 @@ def test_a_run_trains_and_the_next_base_is_as_before(name, family, folders):
     assert all(torch.equal(before[n], after[n]) for n in before if not n.startswith("classifier"))
 
 
-@pytest.mark.parametrize("name", ["lora", "eva", "corda", "lora-ga", "vera", "full", "tlora+", "tlora"])
+@pytest.mark.parametrize("name", ["lora", "eva", "corda", "lora-ga", "vera", "full", "tlora+", "captured"])
 def test_only_the_target_modules_are_adapted(name):
     adapted = seeded_adapt(METHODS[name], job(target_modules=["q_proj", "v_proj"]))
     layers = [n for n, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)]
@@ -139,13 +139,13 @@ def test_full_trains_the_weights_of_the_targets_as_without_an_adapter():
     assert trainable(adapted) == sum(p.numel() for p in base.parameters() if id(p) in theirs)
 
 
-@pytest.mark.parametrize("name", ["lora-fa", "tlora-paper", "tlora"])
+@pytest.mark.parametrize("name", ["lora-fa", "tlora-paper", "captured"])
 def test_methods_that_freeze_a_train_b_alone(name):
     shapes = {t.name: t for t in target_modules(tiny_model("llama")).values()}
     adapted = seeded_adapt(METHODS[name], job())
     layers = adapter_layers(adapted)
     assert trainable(adapted) == sum(layers[n].r["default"] * t.d_out for n, t in shapes.items())
-    if name == "tlora":  # its budget is of parameters
+    if name == "captured":  # its budget is of parameters
         assert trainable(adapted) <= RANK * sum(t.d_out for t in shapes.values())
     else:
         assert sum(ranks(adapted)) == RANK * len(shapes)
@@ -167,7 +167,7 @@ def test_eva_uses_all_tokens_and_refuses_batches_that_have_too_few():
 
 
 @pytest.mark.parametrize(
-    "name", ["lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "lora-ga", "tlora+", "tlora"]
+    "name", ["lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "lora-ga", "tlora+", "captured"]
 )
 def test_the_adapted_model_starts_at_the_base(name):
     batch = task().collate(list(task().test))
@@ -229,7 +229,7 @@ def test_methods_train_with_their_own_optimizer(name, kind):
     assert seen[-1] == (kind, [False, True] if name == "lora+" else [False])
 
 
-@pytest.mark.parametrize("name", ["eva", "corda", "tlora"])
+@pytest.mark.parametrize("name", ["eva", "corda", "captured"])
 def test_a_cached_value_gives_the_same_adapter(name):
     cache = Cache()
     first, second = (seeded_adapt(METHODS[name], job(cache=cache)) for _ in range(2))
@@ -246,7 +246,7 @@ def test_values_that_depend_on_the_seed_are_cached_by_seed():
     for seed in (0, 1):
         shared = Job(tiny_model("bert", seed=seed), task("bert"), RANK, seed, 20, 12, cache)
         alone = Job(tiny_model("bert", seed=seed), task("bert"), RANK, seed, 20, 12)
-        pairs = zip(*(seeded_adapt(METHODS["tlora"], j).named_parameters() for j in (shared, alone)), strict=True)
+        pairs = zip(*(seeded_adapt(METHODS["captured"], j).named_parameters() for j in (shared, alone)), strict=True)
         for (name, p), (_, q) in pairs:
             assert torch.equal(p, q), name
 
@@ -294,15 +294,16 @@ def test_recipes_are_methods():
     assert set(ranks(seeded_adapt(method, job()))) == {RANK}
     assert pickle.loads(pickle.dumps(method)).arguments == method.arguments
     assert choose_method(Recipe.named("lora")) is METHODS["lora"]
-    assert METHODS["tlora"].arguments["attach"] == {"rows": "variance"}  # written out in the keys of runs
-    earlier = choose_method(Recipe("tlora"))  # another recipe of this name, which the keys tell apart
-    assert earlier.arguments == {"attach": {"rows": "variance"}}
-    assert METHODS["tlora-freeze-late"].train == {"freeze_a_after": 0.2}
+    assert METHODS["captured"].arguments["attach"] == {"rows": "variance"}  # written out in the keys of runs
+    assert METHODS["captured"].arguments["calibrate"] == {"fisher": True}
+    namesake = choose_method(Recipe("captured"))  # another recipe of this name, which the keys tell apart
+    assert namesake.arguments == {"attach": {"rows": "variance"}}
+    assert METHODS["captured-freeze-late"].train == {"freeze_a_after": 0.2}
 
 
 def test_a_recipe_by_captured_gradient_computes_the_directions_once():
-    arguments = {"allocate": {"by": "captured"}, "task_subspaces": {"kind": "g"}, "calibrate": {"gradient": True}}
-    method, cache = choose_method(Recipe("captured", **arguments)), Cache()
+    recipe = Recipe("along g", allocate={"by": "captured"}, task_subspaces={"kind": "g"})
+    method, cache = choose_method(recipe), Cache()
     first, again = (seeded_adapt(method, dataclasses.replace(job(), cache=cache)) for _ in range(2))
     assert cache.saved > 0
     assert sum(ranks(first)) == RANK * len(target_modules(tiny_model("llama")))
@@ -310,9 +311,17 @@ def test_a_recipe_by_captured_gradient_computes_the_directions_once():
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
 
 
+def test_recipes_that_differ_after_the_plan_share_it():
+    cache = Cache()
+    frozen, trained = (seeded_adapt(METHODS[name], job(cache=cache)) for name in ("captured", "captured-trained"))
+    assert cache.saved > 0
+    assert all(torch.equal(p, q) for p, q in zip(frozen.parameters(), trained.parameters(), strict=True))
+    assert trainable(trained) > trainable(frozen)
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "frozen"),
-    [("tlora-paper", "orthonormal", True), ("tlora", "variance", True), ("tlora-trained", "variance", False)],
+    [("tlora-paper", "orthonormal", True), ("captured", "variance", True), ("captured-trained", "variance", False)],
 )
 def test_a_recipe_is_the_pipeline_with_its_arguments(name, rows, frozen):
     model = tiny_model("llama")

@@ -62,8 +62,8 @@ def test_the_page_is_that_of_what_was_measured():
     costs = {line.split(" | ")[0].strip("| "): float(line.split(" | ")[1]) for line in table.splitlines()[4:] if line}
     by_hand = {
         "cipher": (pilot.STORE, ("frozen wc", 3.2e-2), ("lora", 4e-3)),
-        "imdb": (pilot.STORE, ("tlora", 4e-3), ("lora", 2e-3)),
-        "syllogism": (comparison.STORE, ("tlora", 5e-4), ("lora", 2e-3)),
+        "imdb": (pilot.STORE, ("score", 4e-3), ("lora", 2e-3)),
+        "syllogism": (comparison.STORE, ("score", 5e-4), ("lora", 2e-3)),
     }
     assert len(costs) == 8
     for task, (store, *arms) in by_hand.items():

@@ -95,7 +95,7 @@ def test_hypotheses_and_estimates_follow_from_the_store(complete):
     assert (table["mean"] < table["high"]).all()
     estimates = study.estimates().set_index(["arm", "of", "task"])
     assert estimates.loc[("full", "loss", "codebook"), "mean"] == pytest.approx(-0.3, abs=0.01)
-    assert estimates.loc[("tlora", "forgetting", "codebook"), "mean"] == pytest.approx(-4, abs=0.01)
+    assert estimates.loc[("score", "forgetting", "codebook"), "mean"] == pytest.approx(-4, abs=0.01)
     assert set(estimates["seeds"]) == {3, 6}
     assert set(study.means("codebook")["seeds"]) == {3, 6}
 
@@ -118,7 +118,7 @@ def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch,
     )
     text = study.render(marks)
     assert study.render(text) == text
-    kept, behind = "H1, not told | LoRA, rank 4 forgets more of humaneval", "H2 | tlora is at most 0.05 nats behind"
+    kept, behind = "H1, not told | LoRA, rank 4 forgets more of humaneval", "H2 | score is at most 0.05 nats behind"
     rows = [line for line in text.splitlines() if kept in line or behind in line]
     assert [line.split(" | ")[-1] for line in rows] == ["holds |"] * 2 + ["not shown |"] * 2
     figure = study.draw_estimates(study.estimates())
@@ -133,17 +133,17 @@ def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch,
 def test_an_interrupted_search_is_continued(complete):
     """Its best rate so far is not yet known to be the best: nothing has been tested there."""
     assert list(study.plan("rates")) == [[]]
-    late = study.ARMS["tlora-freeze-late"]
+    late = study.ARMS["score-freeze-late"]
     better = record(late.name, 8.0, 1000, "validation", [2.0], metric="loss", task=study.DEVELOPMENT, rank=late.rank)
     Store(pilot.STORE).append(better)
     assert [job.arm for todo in study.plan("rates") for job in todo] == [late]
-    with pytest.raises(ValueError, match="tlora-freeze-late"):
+    with pytest.raises(ValueError, match="score-freeze-late"):
         study.require_rate(late)
 
 
 def test_failed_runs_count_against_a_hypothesis(complete):
     """A seed that is missing is not left out, nor one for which LoRA has learned more at its lowest rate."""
-    late = study.ARMS["tlora-freeze-late"]
+    late = study.ARMS["score-freeze-late"]
     for rate in (2.0, 4.0):
         complete.append(record(late.name, rate, 5, "test", None, task="codebook", rank=late.rank))
     better = record("frozen g_whitened, 10", 4.0, 2, "test", [1 - 4.5], metric="loss", task="codebook", rank=8)
@@ -198,7 +198,7 @@ def test_the_default_recipe_follows_the_rule():
                 run["metrics"]["loss"]
             )
     best = {arm: min(np.mean(each) for each in by_rate.values()) for arm, by_rate in losses.items()}
-    candidates = [("tlora", 8), ("tlora-trained", 4), ("frozen g_whitened, 10", 8)]
+    candidates = [("score", 8), ("score-trained", 4), ("frozen g_whitened, 10", 8)]
     ahead = min(best[candidate] for candidate in candidates) - best["lora", 4]
     assert ahead > study.MARGIN  # what `tlora run` says of LoRA
 
@@ -239,7 +239,7 @@ def test_another_model_goes_through_the_whole_protocol_in_a_store_of_its_own(wor
     command("--table")
     printed = capsys.readouterr().out
     assert printed.startswith("tasks on which full leads LoRA: second_cipher, codebook")
-    assert "H4 | tlora-freeze-late is at most 0.05 nats behind LoRA, rank 8" in printed
+    assert "H4 | score-freeze-late is at most 0.05 nats behind LoRA, rank 8" in printed
     assert {path.name for path in Path("benchmarks/results").glob("*.png")} == {
         "study-llama-estimates.png", "study-llama-forgetting.png",
     }  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tests.helpers.commands import invoke
 from tlora.cli.errors import error_text
