@@ -54,7 +54,7 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
     assert {path.name for path in (folder / "pictures").iterdir()} == {
         f"{name}.png" for name in ("spectrum", "sensitivity", "allocation", "training")
     }
-    assert not list(folder.parent.glob("*-unfinished"))
+    assert not (folder / "tlora" / "unfinished").exists()
     assert "smart_home --base" in next_command(said)
 
 

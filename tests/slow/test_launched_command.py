@@ -43,7 +43,7 @@ def test_two_processes_run_as_one_does(workplace: Path) -> None:
         sorted(HASH.sub("", str(f.relative_to(folder))) for f in Path(folder).rglob("*")) for folder in ("one", "two")
     ]
     assert files[0] == files[1]
-    assert not Path("two-unfinished").exists()
+    assert not Path("two/tlora/unfinished").exists()
     one, two = (tlora.TrainingRun.load(folder) for folder in ("one", "two"))
     assert one.ranks == two.ranks
     assert two.after["loss"] == pytest.approx(one.after["loss"], rel=1e-3)
@@ -55,7 +55,7 @@ def test_two_processes_run_as_one_does(workplace: Path) -> None:
 def test_a_death_ends_all_and_resuming_goes_on(workplace: Path) -> None:
     options = "--batch-size 2 --epochs 40 --eval-limit 0"
     process = begun(2, f"run {LINE} {options} --output killed")
-    checkpoints = Path("killed-unfinished", "checkpoints")
+    checkpoints = Path("killed", "tlora", "unfinished", "checkpoints")
     while not any(map(is_complete, checkpoints.glob("checkpoint-*"))):
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.05)
@@ -65,10 +65,8 @@ def test_a_death_ends_all_and_resuming_goes_on(workplace: Path) -> None:
     _, told = process.communicate(timeout=120)
     assert process.returncode != 0
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), told[-2000:]
-    assert not Path("killed").exists()
-    parts = "--calibration killed-unfinished/calibration --allocation killed-unfinished/allocation"
-    line = f"train llama pairs.jsonl {parts} --lr 1e-2 --device cpu {options} --output killed"
-    done(2, f"{line} --resume --overwrite")
+    assert not Path("killed/adapter_config.json").exists()
+    done(2, f"run {LINE} {options} --output killed --resume")
     done(2, f"run {LINE} {options} --output whole")
     killed, whole = (tlora.TrainingRun.load(folder) for folder in ("killed", "whole"))
     assert killed.history["step"].max() == whole.history["step"].max()
