@@ -21,7 +21,7 @@ __all__ = ["saved", "workplace"]
 pytestmark = pytest.mark.slow
 
 HASH = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")
-LINE = "--model llama --task pairs.jsonl --recipe captured --samples 6 --rank 2 --lr 1e-2 --device cpu"
+LINE = "llama pairs.jsonl --recipe captured --samples 6 --rank 2 --lr 1e-2 --device cpu"
 
 
 def begun(count: int, line: str) -> subprocess.Popen[str]:
