@@ -57,8 +57,6 @@ from .explanation.side_effects import side_effects as side_effects
 from .explanation.side_effects import SideEffects as SideEffects
 from .explanation.measure_scales import measure_scales as measure_scales
 from .explanation.measure_scales import Rescaling as Rescaling
-from .explanation.direction_outputs import direction_outputs as direction_outputs
-from .explanation.direction_outputs import DirectionOutputs as DirectionOutputs
 from .explanation.interference import interference as interference
 from .explanation.interference import Interference as Interference
 from .recipes import Recipe as Recipe

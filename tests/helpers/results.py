@@ -42,7 +42,6 @@ from tlora.explanation.attribute import attribute
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import direction_activations
 from tlora.explanation.direction_activations_result import DirectionActivations
-from tlora.explanation.direction_outputs import direction_outputs
 from tlora.explanation.interference import Interference
 from tlora.explanation.interference import interference as interfere
 from tlora.explanation.measure_scales import Rescaling, measure_scales
@@ -217,7 +216,6 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Combination": combination,
     "Compression": compression,
     "DirectionActivations": activations,
-    "DirectionOutputs": lambda: direction_outputs(base(), kinds(), batch=tiny_batch("llama")),
     "GradientCapture": capture,
     "Inspection": inspection,
     "Interference": interference,

@@ -19,7 +19,7 @@ from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.results import EXAMPLES, run
 from tlora.cli.errors import error_text
-from tlora.cli.pipeline import save_run
+from tlora.cli.trained import save_run
 from tlora.serving.export import save_model
 from tlora.training.train import train
 from tlora.utils.files import replace_file

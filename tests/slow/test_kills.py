@@ -6,6 +6,7 @@ processor time that the whole deed takes. Two deeds are killed side by side.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.commands import done, saved
 from tests.helpers.kills import FORKS, Deed, killed, side_by_side, whole
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import run as example_run
@@ -26,6 +30,7 @@ from tests.helpers.results import same
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 
+__all__ = ["saved"]
 pytestmark = [pytest.mark.slow, pytest.mark.posix]
 
 SAVES = 12  # of a deed that saves again and again
@@ -232,3 +237,52 @@ def test_training_of_a_real_model_goes_on(tmp_path: Path) -> None:
         run = TrainingRun.load(tmp_path / f"{number}" / "saved")
         assert same(run.adapter, expected.adapter)
         assert same(run.history, expected.history)
+
+
+# The whole run of the command line, begun over an adapter that is finished.
+
+RUN = "run ../llama ../pairs.jsonl --rank 2 --samples 12 --lr 0.02 --epochs 2 --batch-size 4 --device cpu --output out"
+"""Calibrates, allocates, trains with checkpoints, evaluates, saves and draws."""
+
+
+def running(folder: Path) -> None:
+    """Begin it over what is there, or continue it if it is unfinished."""
+    is_unfinished = (folder / "out" / "tlora" / "unfinished" / "run.yaml").exists()
+    done(f"{RUN} {'--resume' if is_unfinished else '--overwrite'}")
+
+
+def outputs(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "adapter_model.safetensors")
+
+
+def test_a_run_killed_at_any_stage_keeps_the_earlier_adapter_and_resumes(saved: Path, tmp_path: Path) -> None:
+    for name in ("llama", "pairs.jsonl"):
+        (tmp_path / name).symlink_to(saved / name)
+    (tmp_path / "earlier").mkdir()
+    whole(earlier_run, tmp_path / "earlier")
+    before, base = outputs(tmp_path / "earlier"), tiny_model("llama")
+    for name in ("whole", *map(str, range(12))):
+        shutil.copytree(tmp_path / "earlier" / "out", tmp_path / name / "out")
+    longest = whole(running, tmp_path / "whole")
+    after = outputs(tmp_path / "whole")
+    assert not same(before, after)
+    times = list(moments("run", 12, longest))
+    side_by_side([partial(killed, running, tmp_path / f"{number}", moment) for number, moment in times])
+    stages = set()
+    for number in range(12):
+        out = tmp_path / f"{number}" / "out"
+        unfinished = {path.name for path in (out / "tlora" / "unfinished").glob("*")}
+        stages.add(frozenset(unfinished))
+        if not cut_off(out):
+            PeftModel.from_pretrained(copy.deepcopy(base), str(out))
+            assert same(outputs(out.parent), before) or same(outputs(out.parent), after)
+        killed(running, out.parent, longest / 3)  # and once more on its way
+        whole(running, out.parent)
+        assert same(outputs(out.parent), after)
+        assert not (out / "tlora" / "unfinished").exists()
+        assert TrainingRun.load(out).after == TrainingRun.load(tmp_path / "whole" / "out").after
+    assert len(stages) >= 3  # kills before, during and after its training
+
+
+def earlier_run(folder: Path) -> None:
+    done(f"{RUN} --recipe lora --seed 3")
