@@ -219,6 +219,7 @@ class Plan(Result):
     >>> plan
     Plan(captured: ...)
     >>> adapted = tlora.attach(model, plan)
+    >>> tlora.detach(model)
     """
 
     recipe: Recipe
