@@ -307,8 +307,9 @@ def prepare(
     check_is_model(model)
     with fixed_weights(model):
         if allocation is None:
-            targets = target_modules(model, recipe.calibrate.get("target_modules"))
-            check_limits(targets, **allocation_arguments(recipe, rank))
+            arguments = allocation_arguments(recipe, rank)
+            if calibration is None:  # a calibration's own modules are checked when it is allocated
+                check_limits(target_modules(model, recipe.calibrate.get("target_modules")), **arguments)
         else:
             _check_directions(allocation, recipe)
         if calibration is None and (allocation is None or recipe.kind):
@@ -339,7 +340,7 @@ def prepare(
 
 def _check_directions(allocation: Allocation, recipe: Recipe) -> None:
     """Refuse ranks that follow other directions than those that ``A`` starts from."""
-    followed = allocation.meta.recipe.get("kind") if allocation.options.is_by_energy else None
+    followed = allocation.meta.recipe.get("kind") if allocation.options.is_captured else None
     if followed and recipe.kind and followed != recipe.kind:
         raise ValueError(
             f"the ranks were chosen along directions of kind {followed}, and A would start from kind {recipe.kind}: "

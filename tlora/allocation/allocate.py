@@ -189,7 +189,7 @@ def _direction_energies(
     """The squared gradient along each direction of the modules; nothing by score."""
     if options.by == "score" and subspaces is not None:
         raise ValueError("subspaces= has no effect on by='score': leave it out, or choose by='captured'")
-    if subspaces is None and not options.is_by_energy:
+    if subspaces is None and not options.is_captured:
         return {}
     found: Mapping[str, list[float]] = {}
     if subspaces is None:

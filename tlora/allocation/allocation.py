@@ -308,7 +308,7 @@ class Allocation(ModuleResult):
     def _ideal_ranks(self) -> list[float]:
         costs = self.options.costs([self.targets[name] for name in self.scores])
         total = self.budget_total
-        if self.options.is_by_energy:
+        if self.options.is_captured:
             known = [len(self.energies[name]) for name in self.scores]
             full = [min(self.shapes[name]) for name in self.scores]
             limits = RankLimits([0] * len(known), known, costs, total)
@@ -321,7 +321,7 @@ class Allocation(ModuleResult):
     def _summary(self) -> str:
         edits = f", {len(self.edits)} edited" if self.edits else ""
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
-        by = " by captured gradient" if self.options.is_by_energy else ""
+        by = " by captured gradient" if self.options.is_captured else ""
         return (
             f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(self.ranks)} modules with "
             f"{ranks_text(self.ranks.values())}{by}{dropped}, "

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from tlora.allocation.options import AllocationOptions
 from tlora.models.targets import Target
-from tlora.numerics.apportionment import apportion, apportion_by_gain, total_cost
+from tlora.numerics.apportionment import apportion, apportion_captured, total_cost
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class RankLimits:
     def apportion(self, values: Sequence[T], rule: Callable[..., list[int]] = apportion) -> list[int]:
         """Ranks within the limits, in model order.
 
-        ``rule`` shares the budget by the values: `apportion` by weights, `apportion_by_gain` by the energies of each
+        ``rule`` shares the budget by the values: `apportion` by weights, `apportion_captured` by the energies of each
         module's directions.
         """
         return rule(values, self.budget, self.low, self.high, self.costs)
@@ -35,8 +35,8 @@ class RankLimits:
         self, options: AllocationOptions, scores: Mapping[str, float], energies: Mapping[str, Sequence[float]]
     ) -> list[int]:
         """Ranks within the limits by the rule that ``options.by`` names, in the order of ``scores``."""
-        if options.is_by_energy:
-            return self.apportion([energies[name] for name in scores], apportion_by_gain)
+        if options.is_captured:
+            return self.apportion([energies[name] for name in scores], apportion_captured)
         return self.apportion(options.rank_weights(list(scores.values())))
 
     def reasons(self, ranks: Sequence[int], ideal: Sequence[float], rule: str) -> list[str]:

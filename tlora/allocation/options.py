@@ -80,7 +80,7 @@ class AllocationOptions:
         return "ranks" if self.budget == "ranks" else "trainable parameters"
 
     @property
-    def is_by_energy(self) -> bool:
+    def is_captured(self) -> bool:
         """Whether ranks follow the captured energy."""
         return self.adapt_ranks and self.by == "captured"
 

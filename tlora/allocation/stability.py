@@ -235,7 +235,7 @@ def resample_ranks(
     check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
     sensitivity = sensitivity.rescale(allocation.options.score)
     scores = sensitivity.resampling_scores()
-    if allocation.options.is_by_energy:
+    if allocation.options.is_captured:
         raise ValueError(
             "ranks by captured gradient do not follow the scores that are resampled here: allocate with by='score'"
         )

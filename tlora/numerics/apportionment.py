@@ -69,7 +69,7 @@ def apportion(
     return units
 
 
-def apportion_by_gain(
+def apportion_captured(
     gains: Sequence[Sequence[float]],
     budget: int,
     low: Sequence[int],

@@ -44,7 +44,7 @@ function apportion(weights, budget, low, high, costs = weights.map(() => 1)) {
   }
 }
 
-// To the units that gain most for their cost, within limits; ties go to the fewest units, then to the first: `apportion_by_gain` there.
+// To the units that gain most for their cost, within limits; ties go to the fewest units, then to the first: `apportion_captured` there.
 function apportionByGain(gains, budget, low, high, costs) {
   const units = [...low], open = new Set(units.flatMap((count, i) => (count < high[i] ? [i] : [])));
   for (let rest = budget - total(units, costs); rest && open.size; ) {

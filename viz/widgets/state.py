@@ -12,6 +12,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import excluded_modules, rank_ceiling, rank_floor
 from tlora.allocation.options import AllocationOptions
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.recipes import RECIPES
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import require_positive_int
 
@@ -22,13 +23,16 @@ CONTROLS = ("budget", "scaling", "rank", "temperature", "min_rank", "max_rank")
 """Options that have a control."""
 QUERY_OR_VALUE = re.compile(r"(^|[._])(q|v|wq|wv|query|value)(_proj|_lin|_linear)?$")
 IN_ATTENTION = re.compile(r"att(entio)?n|(^|[._])[qkvo]_proj$", re.IGNORECASE)
+METHODS: dict[str, dict[str, Any]] = {"captured": dict(RECIPES["captured"].allocate), "as published": {}}
+"""Presets that set all options of `tlora.allocate` but the rank: the default recipe, and the published method."""
+
 ALLOCATION_PRESETS = {
+    "captured": "Ranks by the gradient that the directions capture, one scale: what tlora.prepare decides by default",
+    "as published": "Ranks and scales in proportion to the scores: the published method",
     "uniform": "The same rank for every module: in our study it learned more than ranks by score",
     "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
     "attention": "Ranks by score within attention, none elsewhere; the budget stays",
     "by score": "Ranks in proportion to the scores, nothing by hand",
-    "by gradient": "Ranks by the gradient that the directions capture, nothing by hand",
-    "default": "All options of tlora.allocate at their defaults",
 }
 """Presets, and what each of them does."""
 
@@ -109,7 +113,7 @@ def browser_rule(sensitivity: Sensitivity, state: AllocationState, allocation: A
     code = {name: text for name, text in argument_texts(sensitivity, state).items() if name != "pinned"}
     return {name: getattr(options, name) for name in fields} | {
         "scores": list(sensitivity.rescale(options.score).scores.values()),
-        "energies": [energies.get(name, []) for name in names] if options.is_by_energy else None,
+        "energies": [energies.get(name, []) for name in names] if options.is_captured else None,
         "floors": [rank_floor(options, name) for name in names],
         "ceilings": [ceiling.rank for ceiling in ceilings],
         "edits": {names.index(name): rank for name, rank in {**options.pinned, **state.edits}.items()},
@@ -170,7 +174,7 @@ def available_presets(sensitivity: Sensitivity, knows_directions: bool) -> list[
     possible = [
         name for name in ALLOCATION_PRESETS if name not in adapted or 0 < len(adapted[name]) < len(sensitivity.names)
     ]
-    return [name for name in possible if knows_directions or name != "by gradient"]
+    return [name for name in possible if knows_directions or name != "captured"]
 
 
 def preset_modules(name: str, sensitivity: Sensitivity) -> list[str]:
@@ -184,15 +188,14 @@ def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bo
     """The state of a preset: edits by hand go, the rank and the kept allocation stay."""
     if name not in (known := available_presets(sensitivity, state.directions is not None)):
         raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
-    if name == "default":
-        return replace(
-            state, options=limit_ranks(AllocationOptions(state.options.rank), bound, sensitivity.names), edits={}
-        )
+    if name in METHODS:
+        options = AllocationOptions(state.options.rank, **METHODS[name])
+        return replace(state, options=limit_ranks(options, bound, sensitivity.names), edits={})
     adapted = set(preset_modules(name, sensitivity))
     options = replace(
         state.options,
         adapt_ranks=True,
-        by="captured" if name == "by gradient" else "score",
+        by="score",
         temperature=0.0 if name in ("uniform", "q and v") else 1.0,
         exclude_modules=[n for n in sensitivity.names if n not in adapted],
         pinned={},
@@ -203,7 +206,7 @@ def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bo
 def control_values(options: AllocationOptions, largest: int) -> dict[str, Any]:
     """Values of the controls; None for a limit that is not one number for all modules, and for what has no effect."""
     values = {name: getattr(options, name) for name in CONTROLS}
-    if options.is_by_energy and not options.adapt_scales:
+    if options.is_captured and not options.adapt_scales:
         values["temperature"] = None
     if options.max_rank is None:
         values["max_rank"] = largest

@@ -33,7 +33,7 @@ function render({ model, el }) {
     model.send({ ...queue.shift(), id: version });
   }
   function idle() { // when the user rests, ranks from resampled scores, in parts: the next request does not wait for all
-    if (page || !about.resamples || current.by_gradient) return;
+    if (page || !about.resamples || current.is_captured) return;
     clearTimeout(timer);
     if ((more || resampled < version) && !drag) {
       timer = setTimeout(() => { resampled = version; ask("resample"); }, more ? 0 : 400);
@@ -73,7 +73,7 @@ function render({ model, el }) {
     const most = `; at most ${current.most[k]}`;
     if (!rank) return `Left out: no adapter${held(k)}${score && `, ${score}`}.`;
     const asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
-    const lead = current.by_gradient ? REASONS.captured : score, byRule = `${lead}: ${rank} instead of ${uniform}${range}${most}`;
+    const lead = current.is_captured ? REASONS.captured : score, byRule = `${lead}: ${rank} instead of ${uniform}${range}${most}`;
     const sentence = {
       score: byRule,
       captured: byRule,
@@ -230,7 +230,7 @@ function render({ model, el }) {
   }
   function warning() { // scores that decide little
     const adapted = current.ranks.filter((rank) => rank).length, full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
-    return 2 * full < adapted ? "" : `${full} of ${adapted} modules have the highest rank allowed, so the ${current.by_gradient ? "gradient decides" : "scores decide"} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
+    return 2 * full < adapted ? "" : `${full} of ${adapted} modules have the highest rank allowed, so the ${current.is_captured ? "gradient decides" : "scores decide"} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
   }
   function tell() { // beside the map and below it
     const k = model.get("selected").at(-1), many = model.get("selected").length;

@@ -788,7 +788,7 @@ class Workbench(PicturedWidget):
         if (
             len(self.sensitivity.per_sample) < 2
             or len(self._resamples) == CHUNKS
-            or self._allocation.options.is_by_energy
+            or self._allocation.options.is_captured
         ):
             return
         seed = len(self._resamples)

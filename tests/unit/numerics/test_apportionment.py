@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tlora.numerics.apportionment import apportion, apportion_by_gain, integer_weights, total_cost
+from tlora.numerics.apportionment import apportion, apportion_captured, integer_weights, total_cost
 
 quick = settings(max_examples=100, deadline=None)
 weight = st.one_of(st.integers(0, 20).map(float), st.floats(0, 1e6, width=32))
@@ -134,7 +134,7 @@ def test_no_other_units_within_the_limits_gain_more(problem):
     def gain(units):
         return sum(sum(map(Fraction, each[:count])) for each, count in zip(gains, units, strict=True))
 
-    units = apportion_by_gain(gains, budget, low, high)
+    units = apportion_captured(gains, budget, low, high)
     choices = itertools.product(*(range(lo, hi + 1) for lo, hi in zip(low, high, strict=True)))
     assert gain(units) == max(gain(choice) for choice in choices if sum(choice) == budget)
     assert sum(units) == budget
@@ -147,7 +147,7 @@ def test_by_gain_spends_as_much_as_fits_on_what_gains_most_for_its_cost(problem)
     gains, low, high, costs, part = problem
     least, most = total_cost(low, costs), total_cost(high, costs)
     budget = least + round(part * (most - least))
-    units = apportion_by_gain(gains, budget, low, high, costs)
+    units = apportion_captured(gains, budget, low, high, costs)
     rest = budget - total_cost(units, costs)
     assert rest >= 0
     assert all(lo <= unit <= hi for lo, unit, hi in zip(low, units, high, strict=True))
@@ -170,7 +170,7 @@ def test_by_gain_spends_as_much_as_fits_on_what_gains_most_for_its_cost(problem)
     ],
 )
 def test_known_cases_by_gain(gains, budget, low, high, costs, expected):
-    assert apportion_by_gain(gains, budget, low, high, costs) == expected
+    assert apportion_captured(gains, budget, low, high, costs) == expected
 
 
 def test_floors_above_the_budget_are_refused():

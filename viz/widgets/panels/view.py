@@ -119,7 +119,7 @@ def current(names: Sequence[str], allocation: Allocation, state: AllocationState
         "ideals": shorten_all([ideals.get(name, float("nan")) for name in names]),
         "most": [int(limits.get(name, 0)) for name in names],
         "rank": allocation.rank,
-        "by_gradient": allocation.options.is_by_energy,
+        "is_captured": allocation.options.is_captured,
         "middles": {"rank": allocation.rank, "scaling": shorten(allocation.alpha / allocation.rank, 3)},
         "controls": control_values(state.options, most),
     }

@@ -40,7 +40,7 @@ def test_code_makes_the_same_allocation():
     assert same(again, it.allocation)
 
 
-def by_gradient(**options: Any) -> tuple[Any, Any, Any]:
+def captured(**options: Any) -> tuple[Any, Any, Any]:
     """A calibration, its directions, and the allocation by what they capture."""
     calibration = results.calibration()
     subspaces = tlora.task_subspaces(results.base(), calibration, max_rank=8, kind="g", progress=False)
@@ -49,7 +49,7 @@ def by_gradient(**options: Any) -> tuple[Any, Any, Any]:
 
 
 def test_ranks_by_captured_gradient_are_those_of_the_kept_directions():
-    calibration, subspaces, allocation = by_gradient(adapt_scales=False, min_rank=0, exclude_modules=["q_proj"])
+    calibration, subspaces, allocation = captured(adapt_scales=False, min_rank=0, exclude_modules=["q_proj"])
     state = state_from_allocation(allocation)
     assert same(allocate_state(calibration.sensitivity, state), allocation)
     code = allocation_code(calibration.sensitivity, state)
@@ -60,8 +60,8 @@ def test_ranks_by_captured_gradient_are_those_of_the_kept_directions():
 
 
 def test_a_workbench_goes_to_ranks_by_gradient_and_back_and_keeps_what_they_read(tmp_path: Path) -> None:
-    calibration, _, allocation = by_gradient()
-    assert "by gradient" not in viz.Workbench(calibration).widget.about["presets"]
+    calibration, subspaces, allocation = captured()
+    assert "captured" not in viz.Workbench(calibration).widget.about["presets"]
     it = viz.Workbench.from_results(Results(sensitivity=calibration.sensitivity, allocation=allocation))
     assert same(it.allocation, allocation)
     assert set(it.widget.current["reasons"]) >= {"captured"}
@@ -69,12 +69,14 @@ def test_a_workbench_goes_to_ranks_by_gradient_and_back_and_keeps_what_they_read
     it.preset("by score")
     assert it.allocation.ranks == tlora.allocate(calibration.sensitivity, rank=2).ranks
     it.keep()
-    it.preset("by gradient")
+    it.preset("captured")
     it._answer(it.widget, {"call": "resample"}, [])  # scores are resampled, which decide nothing here
     assert (it.widget.current["message"], it.widget.resampled) == ("", [])
+    options = {"by": "captured", "subspaces": subspaces, "budget": "parameters", "adapt_scales": False}
+    expected = tlora.allocate(calibration.sensitivity, rank=2, **options)
     again = viz.Workbench.load(it.save(tmp_path / "session"))
     for one in (it, again):
-        assert one.allocation.ranks == allocation.ranks
+        assert (one.allocation.ranks, one.allocation.scalings) == (expected.ranks, expected.scalings)
         one.set(rank=3)
     assert again.allocation.ranks == it.allocation.ranks
 
@@ -141,7 +143,7 @@ def test_the_state_of_an_allocation_gives_it_back() -> None:
     assert same(allocate_state(small(), state_from_allocation(allocation)), allocation)
 
 
-@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "default"])
+@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "as published"])
 def test_presets(name: str) -> None:
     it = viz.Workbench(pictured("30 layers"), max_rank=40, min_rank=2)
     it.set_rank(it.names[0], 30)
@@ -153,7 +155,7 @@ def test_presets(name: str) -> None:
         "q and v": {**bounds, "temperature": 0, "exclude_modules": set(roles.values()) - {"q_proj", "v_proj"}},
         "attention": {**bounds, "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
         "by score": bounds,
-        "default": {},
+        "as published": {},
     }[name]
     assert ranks == tlora.allocate(it.sensitivity, rank=8, **expected).ranks
     assert it.state.edits == {}
@@ -161,7 +163,7 @@ def test_presets(name: str) -> None:
 
 def test_presets_without_effect_are_not_offered() -> None:
     it = viz.Workbench(pictured("one projection"))
-    assert list(it.widget.about["presets"]) == ["uniform", "by score", "default"]
+    assert list(it.widget.about["presets"]) == ["as published", "uniform", "by score"]
     with pytest.raises(KeyError, match="no preset 'q and v'"):
         it.preset("q and v")
     bert = pictured("BERT")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from functools import cache
@@ -320,8 +321,8 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer = tiny_tokenizer()
         validation = range(3)
 
-        def calibration(self, samples: int) -> list[Any]:
-            assert samples == 4
+        def calibration(self, samples: int, batch_size: int) -> list[Any]:
+            assert (samples, batch_size) == (4, 4)
             return [tiny_batch("llama", lengths=(7, 4, 9, 6))]
 
         def collate(self, rows: list[int]) -> Any:
@@ -329,7 +330,7 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     shown: list[Any] = []
     monkeypatch.setattr(viz.Workbench, "display", lambda it: shown.append(it))
-    it = viz.explore(tiny_model("llama"), Small(), samples=4, max_rank=4, rank=2)
+    it = viz.explore(tiny_model("llama"), Small(), recipe="tlora-paper", samples=4, max_rank=4, rank=2)
     assert shown == [it]
     assert it.results.capture.ranks == [1, 2, 3, 4]
     assert it.results.activations.kinds == ["wc", "random"]
@@ -339,12 +340,18 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explore_begins_with_what_a_recipe_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(viz.Workbench, "display", lambda it: None)
-    it = viz.explore(base(), jobs.task(), recipe="tlora", samples=6, rank=2)
+    it = viz.explore(base(), jobs.task(), samples=6, rank=2)
     assert (it.subspaces.kind, it.most) == ("fisher", 8)
     calibration = tlora.calibrate(base(), jobs.task().calibration(6), fisher=True, progress=False)
     known = tlora.task_subspaces(base(), calibration, max_rank=8, kind="fisher", progress=False)
     options = {"by": "captured", "subspaces": known, "budget": "parameters", "adapt_scales": False}
     assert it.allocation.ranks == tlora.allocate(calibration.sensitivity, rank=2, **options).ranks
+    shown, prepared = it.plan, tlora.prepare(base(), jobs.task(), rank=2, samples=6, progress=False)
+    models = [tlora.attach(copy.deepcopy(base()), plan).state_dict() for plan in (shown, prepared)]
+    assert all(tensor.equal(models[1][name]) for name, tensor in models[0].items())
+    it.set_rank(it.names[0], 5)
+    edited = tlora.attach(copy.deepcopy(base()), it.plan)
+    assert edited.peft_config["default"].rank_pattern[f"^{re.escape(it.names[0])}$"] == 5
     assert viz.explore(base(), jobs.task(), recipe="lora", samples=6, rank=2).subspaces is None
 
 
