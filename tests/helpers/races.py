@@ -33,10 +33,10 @@ def allocations(rank: int = 2) -> dict[str, tlora.Allocation]:
 def let_equal_arms_differ(monkeypatch: Any) -> None:
     """Have the random ``A`` of a race's second arm start from other seeds, so that equal arms differ as seeds do."""
 
-    def make_trainees(preparation: Any, arms: Any, subspaces: Any, recipe: Any) -> dict[str, Trainee]:
+    def make_trainees(model: Any, task: Any, arms: Any, *rest: Any) -> dict[str, Trainee]:
         def trainee(allocation: tlora.Allocation, shift: int) -> Trainee:
             def adapt(seed: int) -> PeftModel:
-                return tlora.attach(copy_sharing_weights(preparation.model), None, allocation, seed=seed + shift)
+                return tlora.attach(copy_sharing_weights(model), None, allocation, seed=seed + shift)
 
             return Trainee(adapt)
 

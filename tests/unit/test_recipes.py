@@ -1,6 +1,7 @@
 """Recipes: what they refuse, and what they stand for."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tlora.models import weights
 from tlora.models.targets import target_modules
 from tlora.models.weights import fingerprint
 from tlora.recipes import Recipe
+from tlora.utils.defaults import RecipeName
 
 RANK = 2
 
@@ -45,6 +47,10 @@ def test_recipes_have_names():
     for name in ("paper", "tlora"):  # the second would be either of two
         with pytest.raises(KeyError, match=r"captured.*tlora-paper"):
             Recipe.named(name)
+
+
+def test_the_command_line_knows_every_recipe():
+    assert get_args(RecipeName) == tuple(recipes.RECIPES)
 
 
 def test_recipes_keep_their_own_copy():

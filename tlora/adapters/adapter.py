@@ -15,6 +15,7 @@ from torch import Tensor
 from tlora.adapters.files import (
     BASE,
     EMBEDDING,
+    FROZEN_A,
     WRITER,
     earlier_files,
     factor_tensors,
@@ -26,7 +27,13 @@ from tlora.adapters.files import (
     write_adapter,
 )
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import adapter_config, adapter_tensors, require_one_lora, warn_resized_vocabulary
+from tlora.adapters.lora_layers import (
+    adapter_config,
+    adapter_tensors,
+    is_a_frozen,
+    require_one_lora,
+    warn_resized_vocabulary,
+)
 from tlora.adapters.peft_config import pattern_config, refuse_more_than_lora, rewrites_base
 from tlora.adapters.update import LoraUpdate
 from tlora.calibration.calibration import Calibration
@@ -53,13 +60,16 @@ class LoraAdapter:
     embeddings : dict of LoraUpdate
         The update of each embedding, transposed: (dimension, vocabulary).
     others : dict of Tensor
-        Tensors that are neither ``A`` nor ``B``, such as a head, under the names that PEFT saves them by.
+        Tensors that are neither ``A`` nor ``B``, under the names that PEFT saves them by: a head, or trained biases.
     fingerprints : dict of (16,) float32 tensor
         Of the base weights, if known; `tlora.load_adapter` recognizes another base by them.
+    frozen_a : bool
+        Whether ``A`` was frozen, so that `tlora.load_adapter` freezes it again.
 
     Notes
     -----
-    ``weight * adapter`` scales all its updates; other tensors stay. An operation on adapters reads one, computes new
+    ``weight * adapter`` scales all its updates. Other tensors stay, so ``-1 * adapter`` does not undo a head or biases
+    that were trained with the adapter. An operation on adapters reads one, computes new
     updates, and saves what `with_updates` returns.
 
     Examples
@@ -79,6 +89,7 @@ class LoraAdapter:
     embeddings: dict[str, LoraUpdate] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
+    frozen_a: bool = False
 
     @classmethod
     def read(cls, adapter: str | os.PathLike[str] | PeftModel, reader: str = "LoraAdapter.read") -> LoraAdapter:
@@ -109,10 +120,12 @@ class LoraAdapter:
             warn_resized_vocabulary(adapter)
             config, place, prints = adapter_config(adapter), "the model's adapter", base_fingerprints(adapter)
             tensors = {key: tensor.detach().cpu() for key, tensor in adapter_tensors(adapter).items()}
+            frozen_a = is_a_frozen(adapter)
         else:
             folder = adapter_folder(adapter)
             config, _ = validate_adapter(folder, reader)
-            place, prints = str(folder), read_training_record(folder).fingerprints or {}
+            record = read_training_record(folder)
+            place, prints, frozen_a = str(folder), record.fingerprints or {}, record.frozen_a
             tensors = read_tensors(folder)
         convert = "model.save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
         refuse_more_than_lora(
@@ -124,7 +137,7 @@ class LoraAdapter:
         whole = adapter_of(config, tensors, prints, place)
         if not whole.updates:
             raise ValueError(f"{place} holds no lora_A of a linear layer: {len(tensors)} other tensors")
-        return whole
+        return replace(whole, frozen_a=frozen_a)
 
     @property
     def base(self) -> str:
@@ -150,7 +163,7 @@ class LoraAdapter:
     def with_updates(
         self, updates: Mapping[str, LoraUpdate], embeddings: Mapping[str, LoraUpdate] | None = None
     ) -> LoraAdapter:
-        """Return the adapter with other updates, and their ranks and scalings in its config.
+        """Return the adapter with other updates, and their ranks and scalings in its config, as patterns by module.
 
         Parameters
         ----------
@@ -200,7 +213,7 @@ class LoraAdapter:
         """
         refuse_other_writer(folder, writer)
         prints = {name: values.tolist() for name, values in self.fingerprints.items()}
-        record = {WRITER: writer} | ({BASE: prints} if prints else {})
+        record = {WRITER: writer} | ({BASE: prints} if prints else {}) | ({FROZEN_A: True} if self.frozen_a else {})
         with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
             write_adapter(fresh, self.tensors, self.config, record)
         return Path(folder)

@@ -68,6 +68,12 @@ def removal(model: PeftModel, name: str) -> Callable[[], None]:
     return remove
 
 
+def is_a_frozen(model: PeftModel) -> bool:
+    """Whether ``B`` of the active adapter is trainable and ``A`` is not; of a model for inference neither is."""
+    updates = lora_updates(model).values()
+    return any(update.b.requires_grad for update in updates) and not any(update.a.requires_grad for update in updates)
+
+
 def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the trainable parameters of modules that are saved whole with an adapter, such as a classifier's head."""
     return [p for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." in name]

@@ -49,7 +49,7 @@ class Trainee:
 
 
 class Preparation:
-    """Makes trainees of arms; what several arms need before training is computed once."""
+    """Makes trainees of arms; a calibration that several arms need is made once, with all that they need of it."""
 
     def __init__(
         self,
@@ -135,10 +135,16 @@ def make_trainees(
     recipe: str | Recipe,
     progress: bool,
 ) -> dict[str, Trainee]:
-    """Return each arm as a trainee; subspaces and recipe are those of allocations."""
+    """Return each arm as a trainee; subspaces and recipe are those of allocations.
+
+    In the order of the arms: a calibration unless an earlier arm had the same, then the directions and ranks of the
+    arm, which hold for all its seeds.
+    """
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     arms = {name: Recipe.named(arm) if isinstance(arm, str) else arm for name, arm in arms.items()}
-    recipes = [recipe, *(arm for arm in arms.values() if isinstance(arm, Recipe))]
+    recipes = [arm for arm in arms.values() if isinstance(arm, Recipe)]
+    if subspaces is None and any(isinstance(arm, Allocation) for arm in arms.values()):
+        recipes.append(recipe)
     preparation = Preparation(model, task, arms, recipes, rank, progress)
     if preparation.allocations and subspaces is None:
         subspaces = preparation.subspaces(recipe)

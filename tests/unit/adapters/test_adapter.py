@@ -153,3 +153,15 @@ REFUSED = {
 def test_refusals(call: Any, error: type[Exception], words: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=words):
         call(tmp_path)
+
+
+def test_a_frozen_a_stays_frozen_in_what_is_computed_from_it(tmp_path: Path) -> None:
+    model = foreign(base("llama"), tmp_path / "trained", r=2)
+    tlora.freeze_a(model)
+    (-1 * LoraAdapter.read(model)).save(tmp_path / "negative")
+    (0.5 * LoraAdapter.read(tmp_path / "negative")).save(tmp_path / "half")
+    (-1 * LoraAdapter.read(tmp_path / "trained")).save(tmp_path / "other")  # of a trainer that keeps no record
+    for name, trained in (("negative", {"lora_B"}), ("half", {"lora_B"}), ("other", {"lora_A", "lora_B"})):
+        loaded = tlora.load_adapter(tmp_path / name, base("llama"))
+        parts = {key.split(".")[-3] for key, parameter in loaded.named_parameters() if parameter.requires_grad}
+        assert parts == trained

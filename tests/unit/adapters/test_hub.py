@@ -39,7 +39,7 @@ def test_a_name_on_the_hub_is_read_as_its_folder(cache, name, revision):
 
 
 def test_commands_take_a_name_on_the_hub(cache, workplace):
-    done("export somebody/adapter served --model llama")
+    done("export somebody/adapter --model llama --output served")
     done("evaluate somebody/adapter pairs.jsonl --model llama")
     assert tlora.inspect("served").ranks == tlora.inspect("somebody/adapter").ranks
 

@@ -30,7 +30,8 @@ RUN = "run smollm2-135m notebooks/data/smart_home"
 @pytest.mark.parametrize(
     ("line", "code", "text"),
     [
-        ("run --help", 0, "--sketch-size"),
+        ("run --help", 0, "--learning-rate"),
+        ("run --help-all", 0, "--sketch-size"),
         ("--version", 0, "transformers"),
         ("run nowhere.gguf notebooks/data/smart_home --output runs/new", 2, "nowhere.gguf"),
         (f"{RUN} --output docs", 2, "docs holds"),

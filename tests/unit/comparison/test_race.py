@@ -112,7 +112,7 @@ def test_a_recipe_is_the_pipeline():
 
 def test_a_config_trains_the_head_of_a_classifier():
     labels = task("bert")
-    arms = {"DoRA": LoraConfig(r=2, use_dora=True), "frozen": "tlora"}
+    arms = {"DoRA": LoraConfig(r=2, use_dora=True), "frozen": "captured"}
     race = tlora.race(tiny_model("bert"), labels, arms, rank=2, steps=2, seeds=1, **OPTIONS)
     assert race.losses.shape == (3, 2, 1, 8)
     for runs in race.runs.values():
@@ -296,7 +296,7 @@ def other_allocation(family, **sizes):
     ("changes", "error", "names"),
     [
         ({"arms": {"A": "lora"}}, ValueError, "arms"),
-        ({"arms": ["lora", "tlora"]}, TypeError, "arms"),
+        ({"arms": ["lora", "captured"]}, TypeError, "arms"),
         ({"arms": {"A": "lora", "B": "lorra"}}, KeyError, "lorra"),
         ({"arms": {"A": "lora", "B": 3}}, TypeError, "'B'"),
         ({"arms": {"A": "lora", "B": VeraConfig()}}, TypeError, "'B'"),
@@ -324,6 +324,6 @@ def test_bad_input_is_refused(changes, error, names):
     changes = {name: value() if callable(value) else value for name, value in changes.items()}
     if isinstance(changes.get("arms"), dict):
         changes["arms"] = {name: arm() if callable(arm) else arm for name, arm in changes["arms"].items()}
-    parts = {"model": base(), "task": task(), "arms": {"A": "lora", "B": "tlora"}, "steps": 4, **OPTIONS} | changes
+    parts = {"model": base(), "task": task(), "arms": {"A": "lora", "B": "captured"}, "steps": 4, **OPTIONS} | changes
     with pytest.raises(error, match=names):
         tlora.race(**parts)
