@@ -34,7 +34,7 @@ from tlora.cli.options import (
 )
 from tlora.cli.output import Report, allocation_text, load_viz
 from tlora.cli.trained import draw_pictures, save_run, summarize
-from tlora.cli.unfinished import UnfinishedRun, earlier_leftover, note, write_options
+from tlora.cli.unfinished import OPTIONS, UnfinishedRun, earlier_leftover, note, write_options
 from tlora.utils.defaults import DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_WEIGHTS, result_file
 from tlora.utils.files import check_place
@@ -107,7 +107,7 @@ def run(
     report.say(earlier_leftover(output))
     base, task = load_base(model, data, placement, report)
     origin = describe_origin(ctx, data, placement)
-    run_on_first(lambda: work.begin(ctx, resume))
+    run_on_first(lambda: work.begin(ctx, resume, str(base.dtype).removeprefix("torch.")))
     with work.kept_on_error(ctx):
         options = calibrating.sizes() | {"seed": data.seed, "checkpoint": work.calibration}
         plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
@@ -118,8 +118,7 @@ def run(
         results = results_of(plan, origin, report)
         if save_calibration:
             results |= {"calibration": add_origin(plan.calibration, origin), "subspaces": plan.subspaces}
-        run_on_first(lambda: save_run(trained, results, output))
-    run_on_first(lambda: write_options(ctx, output / RESULTS / "run.yaml"))
+        run_on_first(lambda: save_run(trained, results, output, lambda folder: write_options(ctx, folder / OPTIONS)))
     if activations is not None:
         run_on_first(lambda: load_viz().report(output, output / READS, activations=activations))
     run_on_first(lambda: conclude(ctx, trained, results, output, work, report))
@@ -328,7 +327,7 @@ def train(
             stacklevel=1,
         )
     origin = describe_origin(ctx, data, placement)
-    run_on_first(lambda: work.begin(ctx, resume))
+    run_on_first(lambda: work.begin(ctx, resume, str(base.dtype).removeprefix("torch.")))
     with work.kept_on_error(ctx):
         options = {"calibration": calibrated, "allocation": allocated, "seed": data.seed}
         plan = prepare_plan(base, task, chosen, allocated.rank, report, **options)
@@ -484,14 +483,14 @@ def conclude(
     work: UnfinishedRun,
     report: Report,
 ) -> None:
-    """Remove the unfinished work, draw, and print the summary with the next command; exit 130 if it was interrupted."""
-    if not run.interrupted:
-        work.remove()
+    """Draw, remove the unfinished work, and print the summary with the next command; exit 130 if it was interrupted."""
     try:
         pictures = draw_pictures({**results, "training": run}, output, report)
     except BaseException as error:
         note(error, {"saved": str(output)} | work.next_step(ctx))
         raise
+    if not run.interrupted:  # only now: a run that is killed while it draws can be resumed
+        work.remove()
     summary = summarize(run) | {"saved": str(output), "pictures": pictures, "again": again(ctx)}
     following = {"adapter": output, "task": ctx.params["task"], "base": True}
     if run.evaluated_on == "test":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,23 @@ from tlora.utils.file_names import ADAPTER_CONFIG, RESULT_SUFFIX
 from tlora.utils.files import replace_file, replace_files
 from tlora.utils.text import metrics_text
 
+RESULTS = ("allocation", "sensitivity", "spectrum", "calibration", "subspaces")
+"""Results that a run leaves in ``tlora/``; others there are the user's."""
 
-def save_run(run: tlora.TrainingRun, results: Mapping[str, Any], output: Path) -> None:
-    """Write the adapter's folder with the results in it, all or nothing; those of an earlier run go."""
+
+def save_run(
+    run: tlora.TrainingRun,
+    results: Mapping[str, Any],
+    output: Path,
+    write_more: Callable[[Path], object] = lambda folder: None,
+) -> None:
+    """Write the adapter's folder with the results in it, and more, all or nothing; those of an earlier run go."""
     from tlora.adapters.files import RUN, earlier_files
 
-    earlier = [file.relative_to(output) for file in (output / RUN.parent).glob(f"*{RESULT_SUFFIX}")]
-    with replace_files(output, last=ADAPTER_CONFIG, earlier=[*earlier_files(output), *earlier]) as fresh:
+    earlier = [*earlier_files(output), *(RUN.with_name(f"{name}{RESULT_SUFFIX}") for name in RESULTS)]
+    with replace_files(output, last=ADAPTER_CONFIG, first=RUN.name, earlier=earlier) as fresh:
         run.save(fresh)
+        write_more(fresh / RUN.parent)
         for name, result in results.items():
             if result is not None:
                 result.save(fresh / RUN.parent / name)

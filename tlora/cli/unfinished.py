@@ -13,8 +13,11 @@ import typer
 
 from tlora.cli.command_line import UNTYPED, format_command, spell_option, with_suffix
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
-from tlora.utils.files import check_place, replace_file
+from tlora.utils.files import check_place, remove_folder, replace_file
 from tlora.utils.text import facts_text
+
+OPTIONS = "run.yaml"
+"""The file of a command's options, as ``--config`` takes them."""
 
 FREE = ("output", "device", "report_to", "read", "save_calibration")
 """Options that may differ when a run resumes: they change none of its numbers."""
@@ -27,8 +30,9 @@ class UnfinishedRun:
     Attributes
     ----------
     folder : Path
-        Holds the options, ``calibration/`` (as `tlora.calibrate` saves its progress), the allocation, and
-        ``checkpoints/`` (of `tlora.train`). An adapter that the output folder had before stays as it is meanwhile.
+        Holds the options; ``calibration/``, as `tlora.calibrate` saves its progress, every five minutes and at the end;
+        the allocation, to look at; and ``checkpoints/`` of `tlora.train`. An adapter that the output folder had before
+        stays as it is until the new one is saved. The folder goes last, when pictures and card are drawn.
     """
 
     folder: Path
@@ -53,7 +57,7 @@ class UnfinishedRun:
     @property
     def options(self) -> Path:
         """The options of the command, as ``--config`` takes them."""
-        return self.folder / "run.yaml"
+        return self.folder / OPTIONS
 
     @property
     def calibration(self) -> Path:
@@ -70,11 +74,16 @@ class UnfinishedRun:
         """Folder of the training's checkpoints."""
         return self.folder / "checkpoints"
 
-    def begin(self, ctx: typer.Context, resume: bool) -> None:
-        """Write the options, in place of what an earlier run has left unless this one resumes it."""
+    def begin(self, ctx: typer.Context, resume: bool, dtype: str) -> None:
+        """Write the options and the precision, in place of what an earlier run left unless this one resumes it."""
         if not resume:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_options(ctx, self.options)
+            remove_folder(self.folder)
+            write_options(ctx, self.options, dtype=dtype)
+        elif (began := self._read_options()["dtype"]) != dtype:  # which the device decides if no option does
+            raise ValueError(
+                f"the run in {self.folder} computes in {began}, and this would continue it in {dtype}: pass --dtype "
+                f"{began}"
+            )
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             if not _is_complete(checkpoint):
                 shutil.rmtree(checkpoint)
@@ -85,7 +94,7 @@ class UnfinishedRun:
 
     def remove(self) -> None:
         """Remove all of it, and the folders around it if nothing else is in them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
         for folder in (self.folder.parent, self.folder.parent.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -108,11 +117,16 @@ class UnfinishedRun:
         line = format_command(ctx.command, ctx.params | {"resume": True, "overwrite": False})
         return {"kept": str(self.folder), "next": line}
 
-    def _check_options(self, ctx: typer.Context) -> None:
-        """Refuse other options than those that the run began with, if they change numbers."""
+    def _read_options(self) -> dict[str, Any]:
         import yaml
 
-        began, now = yaml.safe_load(self.options.read_text(encoding="utf-8")), option_values(ctx)
+        values: dict[str, Any] = yaml.safe_load(self.options.read_text(encoding="utf-8"))
+        return values
+
+    def _check_options(self, ctx: typer.Context) -> None:
+        """Refuse other options than those that the run began with, if they change numbers."""
+        began, now = self._read_options(), option_values(ctx)
+        now.setdefault("dtype", began["dtype"])  # compared when the model is loaded
         for name in {**began, **now}:
             if name not in FREE and began.get(name) != now.get(name):
                 before, here = (spell_option(ctx.command, name, values.get(name)) for values in (began, now))
@@ -134,12 +148,13 @@ def option_values(ctx: typer.Context) -> dict[str, Any]:
     return {str(name): _plain(value) for name, value in values.items() if value is not None and name not in _UNKEPT}
 
 
-def write_options(ctx: typer.Context, file: Path) -> None:
-    """Write the file that repeats a command."""
+def write_options(ctx: typer.Context, file: Path, **more: str) -> None:
+    """Write the file that repeats a command, with ``more`` options."""
     import yaml
 
+    values = option_values(ctx) | more
     with replace_file(file) as fresh:
-        fresh.write_text(yaml.safe_dump(option_values(ctx), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        fresh.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 _UNKEPT = (*UNTYPED, "overwrite", "resume")

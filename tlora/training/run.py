@@ -153,7 +153,7 @@ class TrainingRun(Result):
             was: save it in another folder.
         """
         refuse_other_writer(path, TRAINING)
-        with replace_files(path, last=ADAPTER_CONFIG, earlier=earlier_files(path)) as folder:
+        with replace_files(path, last=ADAPTER_CONFIG, first=RUN.name, earlier=earlier_files(path)) as folder:
             write_adapter(folder, self.adapter, self.adapter_config)
             # The adapter stays where PEFT expects it; the run records which one it is.
             files = {name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}

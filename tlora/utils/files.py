@@ -94,7 +94,7 @@ def check_place(
     if marker and target.exists():
         if not target.is_dir():
             raise FileExistsError(f"{path} is a file, not a folder: choose another path or remove it")
-        other = next(iter(sorted(target.iterdir())), None)
+        other = next(filter(_is_in_use, sorted(target.iterdir())), None)
         if other is not None and not (target / marker).exists():
             raise FileExistsError(f"{path} holds {other.name} and no {marker}: choose another path or remove it")
     earlier = target / marker if marker else target
@@ -129,8 +129,8 @@ def replace_files(
     last : str
         The file by which readers take the files for one set. It is moved after all others.
     first : str, optional
-        Name of a file that lists others of the set. It is moved before them, for the next write to find what a kill
-        left.
+        Name of a file that says whose set it is. It is moved before all others, and before files of an earlier set are
+        removed, so that the next write knows what a kill left.
     earlier : iterable of str or pathlib.Path
         Files of an earlier set, relative to ``folder``. Those that are not written again are removed, with folders that
         become empty. The earlier ``last`` goes first, so that no reader takes old and new files for one set.
@@ -183,6 +183,25 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def _replace(scratch: Path, target: Path, name: Path) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(scratch / name, target / name)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder as a whole, if it is there: a process that is killed leaves no part of it under its name."""
+    if folder.is_dir():
+        with _scratch_folder(folder.parent) as scratch:
+            folder.rename(scratch / folder.name)
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a path is more than what a killed process has left of a write, or an empty folder."""
+    if path.name.startswith(".tlora-"):
+        return False
+    return not path.is_dir() or any(map(_is_in_use, path.iterdir()))
+
+
 def _move_into_place(scratch: Path, target: Path, last: Path, first: str, earlier: set[Path]) -> None:
     try:
         scratch.rename(target)  # into a place that is empty, all files appear at once
@@ -190,13 +209,15 @@ def _move_into_place(scratch: Path, target: Path, last: Path, first: str, earlie
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         if earlier:
             (target / last).unlink(missing_ok=True)
+        listing = [name for name in files if name.name == first]
+        for name in listing:
+            _replace(scratch, target, name)
         for name in earlier.difference(files):
             (target / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it holds more
                 (target / name).parent.rmdir()
-        for name in sorted(files, key=lambda file: (file == last, file.name != first)):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(scratch / name, target / name)
+        for name in sorted(set(files).difference(listing), key=lambda file: (file == last, file)):
+            _replace(scratch, target, name)
         for folder in {(target / name).parent for name in files}:
             fsync(folder)
     else:

@@ -11,10 +11,12 @@ from transformers import TrainerCallback, ViTConfig
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
+from tests.helpers.disks import kills
 from tlora import recipes
 from tlora.calibration import calibrate
 from tlora.calibration.checkpoint import Checkpoint
 from tlora.cli import pipeline
+from tlora.cli.unfinished import UnfinishedRun
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -231,6 +233,41 @@ def test_a_run_that_is_interrupted_in_its_calibration_computes_the_rest(recipe, 
     assert {file.name for file in Path("out/tlora").iterdir()} == names
 
 
+def test_a_folder_with_nothing_but_a_killed_write_is_free():
+    Path("out/tlora/.tlora-host-1-00000000").mkdir(parents=True)
+    Path("out/tlora/.tlora-host-1-00000000/run.yaml").write_text("model: llama")
+    done(f"{RUN} {QUICK} --output out")
+
+
+@pytest.mark.posix
+def test_unfinished_work_is_removed_as_a_whole(break_training):
+    break_training(RuntimeError("CUDA out of memory"), steps=3)
+    invoke(f"{RUN} --lr 0.01 --output begun")
+    break_training()
+    work = UnfinishedRun(Path("out/tlora/unfinished"))
+
+    def begin():
+        shutil.rmtree("out", ignore_errors=True)
+        shutil.copytree("begun", "out")
+
+    begin()
+    names = {path.relative_to(work.folder) for path in work.folder.rglob("*")}
+    for _ in kills(work.remove, begin):
+        assert {path.relative_to(work.folder) for path in work.folder.rglob("*")} in (names, set())
+    assert not Path("out").exists()
+
+
+def test_a_run_resumes_in_the_precision_it_began_in(break_training):
+    break_training(RuntimeError("CUDA out of memory"), steps=3)
+    invoke(f"{RUN} --lr 0.01 --output out --dtype bfloat16")
+    break_training()
+    text = Path("out/tlora/unfinished/run.yaml").read_text()
+    assert "dtype: bfloat16" in text
+    assert "with --dtype bfloat16" in refusal(f"{RUN} --lr 0.01 --output out --dtype float32 --resume")
+    result = invoke(f"{RUN} --lr 0.01 --output out --resume")  # this device would compute in float32
+    assert (result.exit_code, "--dtype bfloat16" in result.stderr) == (2, True)
+
+
 def test_a_run_that_has_computed_nothing_leaves_nothing(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -287,8 +324,7 @@ def test_an_interruption_while_the_pictures_are_drawn_names_the_adapter(steps, b
     break_training()
     assert (result.exit_code, "\ninterrupted\nsaved  out\n" in result.stderr) == (130, True)
     assert tlora.TrainingRun.load("out").interrupted == bool(steps)
-    if steps:
-        done(next_command(result.stderr))
+    done(next_command(result.stderr))
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
     assert tlora.TrainingRun.load("out").after == tlora.TrainingRun.load("whole").after

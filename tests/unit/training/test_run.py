@@ -125,6 +125,25 @@ def test_a_save_that_is_killed_leaves_an_adapter_or_none(tmp_path: Path, run: Tr
     assert len(seen) == 3
 
 
+@pytest.mark.posix
+@pytest.mark.parametrize("start", ["untrained", "unfinished"])
+def test_a_save_that_is_killed_can_be_made_again(start: str, tmp_path: Path, run: TrainingRun) -> None:
+    folder = tmp_path / "adapter"
+
+    def begin() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if start == "untrained":
+            tlora.save_initial(adapted_model(), folder)
+        else:
+            (folder / "tlora" / "unfinished").mkdir(parents=True)
+            (folder / "tlora" / "unfinished" / "run.yaml").touch()
+
+    for _ in kills(lambda: run.save(folder), begin):
+        run.save(folder)
+        assert same(TrainingRun.load(folder), run)
+        assert not list(folder.rglob(".tlora-*"))
+
+
 def test_load_refuses_an_adapter_that_the_run_did_not_train(tmp_path: Path, run: TrainingRun) -> None:
     folder = run.save(tmp_path / "adapter")
     file = folder / "adapter_model.safetensors"
