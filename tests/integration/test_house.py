@@ -136,3 +136,12 @@ def test_no_file_names_a_folder_of_one_machine():
             lines = path.read_text(encoding="utf-8").splitlines()
             named += [f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, 1) if folder.search(line)]
     assert not named, "\n".join(named)
+
+
+@pytest.mark.parametrize("package", sorted({path.parent for path in SOURCES}), ids=relative)
+def test_the_docstring_of_a_package_lists_its_files(package):
+    text = (package / "__init__.py").read_text()
+    files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    named = {*re.findall(r"\w+", text)}
+    is_listed = package.name not in ("tlora", "viz")  # whose docstrings are the first words of the reference
+    assert not is_listed or files <= named, f"{relative(package)}/__init__.py does not name {files - named}"

@@ -1,4 +1,9 @@
-"""Race: train adapters on one base, one after another on the same batches, and say which is better on a task."""
+"""Race: train adapters on one base, one after another on the same batches, and say which is better on a task.
+
+In order: one calibration for all arms that need the same; per arm, directions and ranks; each arm attached once, so
+that one that does not fit stops nothing later; the loss of the base; a search for learning rates, arm by arm; then seed
+by seed all arms, each attached again and trained, with evaluations on the way.
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ def train(
         head needs a rate (about 1e-3) that is too high for a whole base.
     freeze_a_after : float, optional
         Fraction of the steps after which ``A`` is frozen, e.g. 0.2: later steps then cost what they cost with ``A``
-        frozen from the start.
+        frozen from the start. ``A`` cannot move before the third step, as the first has a rate of zero and ``B`` is
+        still zero in the second.
     output_dir : path-like, optional
         Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are kept. None
         are written without it. It may hold those of an earlier training only with ``resume``.
