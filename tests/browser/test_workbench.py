@@ -47,7 +47,7 @@ def _start_over(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "bench" in request.fixturenames:
         it = request.getfixturevalue("bench")
-        it.press("default")
+        it.press("as published")
         it.shows(START)
         it.module(0).click()
 
