@@ -228,7 +228,8 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         MemoryError,
         RuntimeError,
     ) as error:
-        raise ValueError(f"{file} is truncated or damaged ({error!r}): copy it or make the result again") from error
+        why = f"{type(error).__name__}: {str(error)[:200]}"  # the repr of some errors holds the whole file
+        raise ValueError(f"{file} is truncated or damaged ({why}): copy it or make the result again") from error
 
 
 class _OtherFileError(ValueError):

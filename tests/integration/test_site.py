@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import typer
 
 from tests.helpers.pages import DOCS, ROOT, WRITTEN
 from tlora.cli import main
@@ -71,7 +72,7 @@ def test_every_picture_of_viz_is_in_the_gallery(site: Path) -> None:
 
 def test_every_command_is_on_the_page_of_the_command_line(site: Path) -> None:
     text = (site / "cli.html").read_text(encoding="utf-8")
-    commands = [command.name or command.callback.__name__ for command in main.app.registered_commands]
+    commands = typer.main.get_command(main.app).commands
     assert [name for name in commands if f'id="tlora-{name}"' not in text] == []
 
 
