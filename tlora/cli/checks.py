@@ -6,11 +6,10 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import get_args
 
 import typer
 
-from tlora.utils.defaults import TEXTS, RecipeName
+from tlora.utils.defaults import RECIPE_NAMES, TEXTS
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
@@ -26,13 +25,12 @@ def check_positive(value: float | None) -> float | None:
 
 def check_recipe(name: str) -> str:
     """Refuse what is not the name of a recipe."""
-    names = get_args(RecipeName)
     if name == "tlora":
         raise typer.BadParameter(
             "'tlora' names two recipes: take captured, the default, or tlora-paper, the published method"
         )
-    if name not in names:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}")
+    if name not in RECIPE_NAMES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(RECIPE_NAMES)}")
     return name
 
 

@@ -45,9 +45,6 @@ DEFAULT_NOTE = (
     "of four tasks. Where every token had to be learned, plain LoRA learned more: --recipe lora trains it, and tlora "
     "race compares the two on your task"
 )
-RESULTS = "tlora"
-"""Folder of the results in that of an adapter."""
-
 READS = "reads.html"
 
 
@@ -262,7 +259,7 @@ def init(
     """
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     chosen = build_recipe(recipe, calibrating, allocating, start)
-    from tlora.adapters.files import PAGE, SAVE_INITIAL, refuse_other_writer
+    from tlora.adapters.files import PAGE, RUN, SAVE_INITIAL, refuse_other_writer
 
     refuse_other_writer(output, SAVE_INITIAL)
     report = Report(quiet)
@@ -274,7 +271,7 @@ def init(
 
     def save() -> None:
         for name, result in results.items():
-            result.save(output / RESULTS / name)
+            result.save(output / RUN.parent / name)
         tlora.save_initial(adapted, output)  # last: a folder with an adapter is whole
 
     run_on_first(save)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,11 @@ from tlora.cli.command_line import again, flatten_options
 from tlora.cli.loading import load_base
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, draw_into, load_viz
-from tlora.utils.defaults import BATCH_SIZE, RecipeName
+from tlora.utils.defaults import BATCH_SIZE, RECIPE_NAMES
 from tlora.utils.files import check_place
 from tlora.utils.text import facts_text, table_text
 
 ARMS = ("captured", "tlora-paper", "lora")
-RECIPES = get_args(RecipeName)
 RACE, ADAPTER = "race.safetensors", "adapter"
 """The result, and the folder of the leader's adapter, in the output folder."""
 
@@ -35,7 +34,7 @@ class Racing:
     arm: Annotated[
         list[str],
         _race(
-            f"An arm: a recipe ({', '.join(RECIPES)}) or a saved allocation, with a name before it if you like "
+            f"An arm: a recipe ({', '.join(RECIPE_NAMES)}) or a saved allocation, with a name before it if you like "
             f"(mine=allocation.safetensors); may be repeated. Default: {', '.join(ARMS)}."
         ),
     ] = ()  # type: ignore[assignment]
@@ -75,10 +74,10 @@ class Racing:
         arms: dict[str, Any] = {}
         for text in self.arm or ARMS:
             name, _, value = text.rpartition("=")
-            is_file = value not in RECIPES and result_file(value).is_file()
+            is_file = value not in RECIPE_NAMES and result_file(value).is_file()
             name = name or (Path(value).stem if is_file else value)
-            if not is_file and value not in RECIPES:
-                raise ValueError(f"--arm {text}: no allocation {value}, and no recipe: {', '.join(RECIPES)}")
+            if not is_file and value not in RECIPE_NAMES:
+                raise ValueError(f"--arm {text}: no allocation {value}, and no recipe: {', '.join(RECIPE_NAMES)}")
             if name in arms:
                 raise ValueError(f"--arm {text}: there is an arm {name!r} already, use NAME={value}")
             arms[name] = tlora.Allocation.load(value) if is_file else value

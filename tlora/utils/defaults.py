@@ -1,6 +1,6 @@
 """Choices and defaults that Python functions and the command line share, in a file that needs no torch."""
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 Tokens = Literal["all", "labels", "task"]
 CovarianceForm = Literal["dense", "sketch"]
@@ -21,6 +21,7 @@ Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 RecipeName = Literal["captured", "captured-trained", "captured-freeze-late", "tlora-paper", "lora"]
+RECIPE_NAMES = get_args(RecipeName)
 
 
 class SubspaceKind(NamedTuple):
