@@ -1,5 +1,6 @@
 """The site: guide, notebooks as stored, and a page for each public name. ``make docs`` builds it, offline."""
 
+import re
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -69,9 +70,27 @@ def say_level(sphinx: Any, page: str, template: str, context: dict[str, Any], do
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
 
 
+def find_anywhere(sphinx: Any, env: Any, node: Any, content: Any) -> Any:
+    """A name in backticks that stands in another module than the page's: `Sensitivity` from `tlora.calibrate`."""
+    if node.get("refdomain") != "py" or node.get("refspecific"):
+        return None
+    node["refspecific"] = True  # now the end of a full name is enough
+    place = env, node["refdoc"], sphinx.builder, node["reftype"], node["reftarget"], node, content
+    return env.domains["py"].resolve_xref(*place)
+
+
+def name_once(sphinx: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """A page of sources links back to what it defines by one module's name, though the reference has two for some."""
+    if page.startswith("_modules/"):
+        link = r'(reference/((?:\w+\.)+)(\w+)\.html#)[\w.]*\b\3((?:\.\w+)?")'
+        context["body"] = re.sub(link, r"\1\2\3\4", context["body"])
+
+
 def setup(sphinx: Any) -> None:
     """Called by Sphinx."""
     made.make()
     sphinx.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math, None))
+    sphinx.connect("missing-reference", find_anywhere)
     sphinx.connect("source-read", made.source_read)
+    sphinx.connect("html-page-context", name_once)
     sphinx.connect("html-page-context", say_level, priority=900)  # after furo

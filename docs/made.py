@@ -19,6 +19,7 @@ from typer.cli import get_docs_for_click
 import tlora
 import viz
 from tlora.cli.main import app
+from tlora.result_kinds import RESULTS
 from viz.glossary import GLOSSARY, SAME
 
 HERE = Path(__file__).parent
@@ -39,6 +40,7 @@ STAGES = {
     "explanation": "What an adapter reads and did",
     "recipes": "Recipes and races",
     "comparison": "Recipes and races",
+    "result_kinds": "Files of results",
     "plots": "Pictures",
     "widgets": "Widgets and their page",
     "card": "Model card",
@@ -53,6 +55,8 @@ def write_lists() -> None:
         stages: dict[str, list[str]] = {}
         for folder, name in re.findall(r"^from \.(\w+)\S* import (\w+) as", stub, re.M):
             stages.setdefault(STAGES[folder], []).append(name)
+        for name in returned() if package == "tlora" else ():
+            stages[STAGES[name.split(".")[0]]].append(name)
         text = (
             f"{title}\n{'=' * len(title)}\n\n.. automodule:: {package}\n   :no-members:\n   :no-inherited-members:\n\n"
         )
@@ -61,6 +65,12 @@ def write_lists() -> None:
             text += f"{stage}\n{'-' * len(stage)}\n\n.. currentmodule:: {package}\n\n"
             text += f".. autosummary::\n   :toctree:\n   :nosignatures:\n\n{listed}\n\n"
         (HERE / "reference" / f"{package}.rst").write_text(text)
+
+
+def returned() -> list[str]:
+    """Classes of results that functions return, which are not public names; below `tlora`."""
+    kinds = (kind for name, kind in RESULTS.items() if name not in tlora.__all__)
+    return [f"{kind.__module__.removeprefix('tlora.')}.{kind.__name__}" for kind in kinds]
 
 
 def seen_in() -> dict[str, list[str]]:
@@ -109,8 +119,10 @@ def copy_notebooks() -> None:
 def write_pages() -> None:
     """The two widgets of the first page, and the workbench of the gallery; of the results of its pictures."""
     data = HERE / "gallery" / "data"
-    results = {kind: getattr(tlora, kind).load(data / name) for kind, name in PAGES.items()}
-    scores, capture, run, estimate, spectrum, activations, attribution = results.values()
+    names = ("sensitivity", "capture", "run", "estimate", "spectrum", "activations", "attribution")
+    scores, capture, run, estimate, spectrum, activations, attribution = (
+        tlora.load_result(data / name) for name in names
+    )
     pages = HERE / "pages"
     pages.mkdir(exist_ok=True)
     viz.report(attribution, pages / "answer.html")
@@ -118,18 +130,6 @@ def write_pages() -> None:
     bench.page(pages / "workbench.html", texts=True)
     parts = {"capture": capture, "run": run, "estimate": estimate, "spectrum": spectrum}
     viz.Workbench(scores, **parts).page(pages / "report.html")
-
-
-PAGES = {
-    "Sensitivity": "sensitivity",
-    "GradientCapture": "capture",
-    "TrainingRun": "run",
-    "ResourceEstimate": "estimate",
-    "Spectrum": "spectrum",
-    "DirectionActivations": "activations",
-    "Attribution": "attribution",
-}
-"""Results behind the two pages, and their folders."""
 
 
 def with_pictures(text: str) -> str:

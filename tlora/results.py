@@ -151,7 +151,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a result that `save` wrote.
+        """Read a result of this kind that `save` wrote; `tlora.load_result` reads any.
 
         Parameters
         ----------
@@ -202,6 +202,20 @@ def count_bytes(result: Result) -> int:
     return sum(tensor.nbytes for tensor in tensors.values()) + len(json.dumps(values))
 
 
+def read_kind(file: Path) -> str:
+    """Read the name of the class of the result in a file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no result at {file}")
+    try:
+        with file.open("rb") as opened:
+            kind: str = _head(file, _read_metadata(opened))["result"]
+    except _OtherFileError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, MemoryError) as error:
+        raise _damaged(file, error) from error
+    return kind
+
+
 def read_result(file: Path, kind: str, cls: type[T]) -> T:
     """Read a result of a kind as an instance of its class, or as another dataclass with some of its fields."""
     if not file.is_file():
@@ -214,7 +228,7 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
             tensors = load_tensors(opened.read())
         if head["result"] != kind:
             there = head["result"]
-            raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
+            raise _OtherFileError(f"{file} holds {there}, not {kind}: use tlora.load_result({str(file)!r})")
         return unpack(cls, head["values"], tensors)
     except _OtherFileError:
         raise
@@ -228,8 +242,12 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         MemoryError,
         RuntimeError,
     ) as error:
-        why = f"{type(error).__name__}: {str(error)[:200]}"  # the repr of some errors holds the whole file
-        raise ValueError(f"{file} is truncated or damaged ({why}): copy it or make the result again") from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    why = f"{type(error).__name__}: {str(error)[:200]}"  # the repr of some errors holds the whole file
+    return ValueError(f"{file} is truncated or damaged ({why}): copy it or make the result again")
 
 
 class _OtherFileError(ValueError):

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import tlora
+from tlora.adapters.compression import Compression
 from tlora.calibration.sensitivity import SCORES
 from tlora.models.forward import evaluation_mode
 from tlora.numerics.statistics import bootstrap_means, interval
@@ -160,7 +161,7 @@ def select_ranks(bench: Bench, folder: str, share: float) -> dict[str, dict[str,
     return {"task": task.ranks, **{cut: compressed(bench, folder, cut, share).ranks for cut in CUTS if cut != "task"}}
 
 
-def compressed(bench: Bench, folder: str, cut: str, share: float) -> tlora.Compression:
+def compressed(bench: Bench, folder: str, cut: str, share: float) -> Compression:
     """The adapter cut to a share; uniform: each module on the task, to the largest rank that all can have."""
     if cut == "plain":
         return tlora.compress(folder, parameters=share)
@@ -174,7 +175,7 @@ def compressed(bench: Bench, folder: str, cut: str, share: float) -> tlora.Compr
     return tlora.compress(folder, rank=max(fits), calibration=bench.known)
 
 
-def _spent(found: tlora.Compression, rank: int) -> int:
+def _spent(found: Compression, rank: int) -> int:
     return sum(min(rank, its) * sum(found.shapes[name]) for name, its in found.original_ranks.items())
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import tlora
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import Result
 from tlora.serving.uniform_lora import uniform_lora
 from tlora.utils.defaults import Kind
@@ -118,7 +119,7 @@ def stability(model: Any, task: tlora.Task, options: Any) -> None:
 
 
 def trained(
-    model: Any, task: tlora.Task, scores: tlora.Sensitivity, subspaces: dict[str, tlora.Subspaces], options: Any
+    model: Any, task: tlora.Task, scores: Sensitivity, subspaces: dict[str, tlora.Subspaces], options: Any
 ) -> dict[str, Result]:
     """Question 5; the model is another one afterwards."""
     rank = options.ranks[0]

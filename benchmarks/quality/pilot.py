@@ -30,6 +30,7 @@ from benchmarks.lab.plot import plot_forgetting, plot_rate_curves
 from benchmarks.lab.store import Record, Store
 from benchmarks.quality import comparison
 from benchmarks.quality.pages import fill_blocks, markdown, publish, save_figure
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.recipes import Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
@@ -50,7 +51,7 @@ TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
 OTHER = {"reviews": {"max_length": 48, "test": 128, "train": 0}, "humaneval": {"max_length": 160, "test": 64}}
 REVIEWS = {"train": 6000, "validation": 500, "test": 2000}
 
-Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
+Choose = Callable[[Sensitivity, np.random.Generator], list[str]]
 
 
 def quarter(job: Job, *, choose: Choose) -> PeftModel:
@@ -63,23 +64,23 @@ def quarter(job: Job, *, choose: Choose) -> PeftModel:
     return tlora.attach(job.model, None, allocation, seed=job.seed, freeze_a=False)
 
 
-def most_sensitive(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
+def most_sensitive(sensitivity: Sensitivity, _: np.random.Generator) -> list[str]:
     """The modules with the highest published scores."""
     scores = sensitivity.scores
     return sorted(scores, key=scores.__getitem__, reverse=True)[: _quarter(sensitivity)]
 
 
-def at_random(sensitivity: tlora.Sensitivity, generator: np.random.Generator) -> list[str]:
+def at_random(sensitivity: Sensitivity, generator: np.random.Generator) -> list[str]:
     """Random modules."""
     return list(generator.choice(sensitivity.names, _quarter(sensitivity), replace=False))
 
 
-def last(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
+def last(sensitivity: Sensitivity, _: np.random.Generator) -> list[str]:
     """The modules of the last blocks."""
     return list(sensitivity.names)[-_quarter(sensitivity) :]
 
 
-def _quarter(sensitivity: tlora.Sensitivity) -> int:
+def _quarter(sensitivity: Sensitivity) -> int:
     return math.ceil(len(sensitivity.names) / 4)
 
 

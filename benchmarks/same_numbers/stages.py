@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import tlora
 import viz
+from tlora.explanation.attribution import Attribution
 
 # Names that versions call differently, the later name first.
 
@@ -49,11 +50,15 @@ def help_of(command: str) -> str:
     return subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def run_arguments(model: str, data: str) -> list[str]:
-    """Return the arguments of ``tlora run`` for the model and the task."""
+def run_arguments(model: str, data: str, options: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of ``tlora run``."""
     page = help_of("run")
-    task = "--task" if "--task" in page else "--data"
-    return [*(["--model"] if "--model" in page else []), model, task, data]
+    if "--model" in page:
+        words = ["--model", model, "--data", data]
+    else:
+        words = [model, data]
+        options = {{"max-steps": "steps"}.get(name, name): value for name, value in options.items()}
+    return [*words, *(f"--{name}={value}" for name, value in options.items())]
 
 
 def send(workbench: Any, call: str, gesture: str, args: Mapping[str, Any]) -> None:
@@ -125,7 +130,7 @@ class Demo:
         return load_adapter(self.adapter, tlora.load_model(MODEL)[0])
 
     @functools.cached_property
-    def attribution(self) -> tlora.Attribution:
+    def attribution(self) -> Attribution:
         """Answers taken apart: a module is cut by the outputs on the task, each projection is left out."""
         module = self.calibration.names[0]
         options = {"limit": 2, "points": 4, "calibration": self.calibration, "progress": False}
@@ -136,8 +141,8 @@ class Demo:
         """The folder of an adapter that ``tlora run`` trained."""
         folder = self.folder / f"run-{recipe}"
         options = {"recipe": recipe, "samples": 8, "max-steps": 3, "batch-size": 4, "lr": 2e-3, "eval-limit": 4}
-        values = [f"--{name}={value}" for name, value in (options | {"seed": self.seed, "output": folder}).items()]
-        call = [sys.executable, "-m", "tlora", "run", *run_arguments(MODEL, DATA), *values, "--quiet", *more]
+        options |= {"seed": self.seed, "output": folder}
+        call = [sys.executable, "-m", "tlora", "run", *run_arguments(MODEL, DATA, options), "--quiet", *more]
         subprocess.run(call, stdout=subprocess.DEVNULL, check=True)
         return folder
 

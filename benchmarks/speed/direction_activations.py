@@ -12,6 +12,7 @@ import torch
 
 import tlora
 from benchmarks.speed.stopwatch import Stages
+from tlora.explanation.direction_activations_result import DirectionActivations
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
             if backward:
                 loss.backward()
 
-    def read(need: bool) -> tlora.DirectionActivations:
+    def read(need: bool) -> DirectionActivations:
         return tlora.direction_activations(model, kinds, batches, tokenizer=tokenizer, need=need, progress=False)
 
     work: dict[str, Callable[[], object]] = {

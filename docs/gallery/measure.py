@@ -17,6 +17,8 @@ from transformers import LlamaConfig
 
 import tlora
 import viz
+from tlora.calibration.spectrum import Spectrum
+from tlora.explanation.interference import Interference
 from tlora.training.run import PREFIX
 
 DATA = Path(__file__).parent / "data"
@@ -27,7 +29,7 @@ KNOWN = 128
 """Eigenvalues kept of each spectrum."""
 
 
-def first(spectrum: tlora.Spectrum) -> tlora.Spectrum:
+def first(spectrum: Spectrum) -> Spectrum:
     """The largest eigenvalues, beside the sum of all."""
     kept = {source: spectrum.eigenvalues[source][:KNOWN].clone() for source in spectrum.inputs.values()}
     return replace(spectrum, eigenvalues={name: kept[source] for name, source in spectrum.inputs.items()})
@@ -42,7 +44,7 @@ def small(run: tlora.TrainingRun) -> tlora.TrainingRun:
     return replace(run, adapter=adapter, fingerprints={})
 
 
-def interfere(model: Any, tokenizer: Any, run: tlora.TrainingRun, calibration: tlora.Calibration) -> tlora.Interference:
+def interfere(model: Any, tokenizer: Any, run: tlora.TrainingRun, calibration: tlora.Calibration) -> Interference:
     """The run's adapter and one that spells words backward."""
     task = tlora.load_task("spell_backward", tokenizer, train=200, validation=0)
     other = tlora.calibrate(model, task.calibration(16))

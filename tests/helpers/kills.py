@@ -76,6 +76,19 @@ def killed(deed: Deed, folder: Path, after: float) -> None:
     while used(process.pid) < after:
         time.sleep(0.001)
     time.sleep(0.01 * (after * 1e4 % 1))  # the clock of processor time ticks every 10 ms
+    end(process, folder)
+
+
+def killed_at(deed: Deed, folder: Path, pattern: str) -> None:
+    """Do it, and kill it once a file of this pattern is in its folder."""
+    process = forked(deed, folder)
+    while process.is_alive() and not any(folder.glob(pattern)):
+        time.sleep(0.001)
+    end(process, folder)
+
+
+def end(process: Any, folder: Path) -> None:
+    """Kill a deed that may be done, but has not failed."""
     with ONE:
         process.kill()
         process.join()

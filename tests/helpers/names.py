@@ -16,6 +16,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from tlora.result_kinds import RESULTS
+
 LIST = Path(__file__).with_name("public_names.txt")
 ROOT = Path(__file__).parents[2]
 
@@ -31,10 +33,18 @@ def in_order(package: str) -> list[str]:
     return re.findall(r"^from .* as (\w+)$", (ROOT / package / "__init__.pyi").read_text(), re.M)
 
 
-def _package(package: str) -> Iterator[str]:
+def public_things(package: str) -> dict[str, Any]:
+    """What a package exports by its full name, and the classes of results that its functions return."""
     module = importlib.import_module(package)
-    for name in in_order(package):
-        thing, full = getattr(module, name), f"{package}.{name}"
+    exported = {f"{package}.{name}": getattr(module, name) for name in in_order(package)}
+    if package == "tlora":
+        kinds = (kind for kind in RESULTS.values() if kind not in exported.values())
+        exported |= {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds}
+    return exported
+
+
+def _package(package: str) -> Iterator[str]:
+    for full, thing in public_things(package).items():
         yield f"{full}{_signature(thing)}"
         if inspect.isclass(thing):
             yield from (f"{full}.{line}" for line in _members(thing))

@@ -1,11 +1,11 @@
 """Rules of the whole repository, which the tests of one file cannot check."""
 
 import difflib
-import importlib
 import inspect
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from tests.helpers.names import LIST, current
+from tests.helpers.names import LIST, current, public_things
+from tlora.models.module_result import ModuleResult
 from tlora.numerics.linalg import fix_signs
+from tlora.result_kinds import RESULTS
+from tlora.results import Result
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("tlora/**/*.py"), *ROOT.glob("viz/**/*.py")])
@@ -31,20 +34,18 @@ def test_shapes_are_checked_while_tests_run():
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """What `tlora` and `viz` export, by name, and the public methods that the classes among it bring."""
+    """What `tlora` and `viz` export and return, by name, and the public methods that the classes among it bring."""
     for package in ("tlora", "viz"):
-        module = importlib.import_module(package)
-        for name in module.__all__:
-            thing = getattr(module, name)
+        for name, thing in public_things(package).items():
             if not inspect.isclass(thing):
-                yield f"{package}.{name}", thing
+                yield name, thing
                 continue
-            assert inspect.getdoc(thing), f"{package}.{name} has no docstring"
+            assert inspect.getdoc(thing), f"{name} has no docstring"
             for method, function in vars(thing).items():
                 function = getattr(function, "__func__", function)  # of a class method
                 inherited = any(hasattr(base, method) for base in thing.__mro__[1:])
                 if inspect.isfunction(function) and not method.startswith("_") and not inherited:
-                    yield f"{package}.{name}.{method}", function
+                    yield f"{name}.{method}", function
 
 
 def parameters(function: Any) -> list[inspect.Parameter]:
@@ -91,11 +92,8 @@ def test_public_names_have_an_example_that_runs():
     """`test_examples.py` runs them."""
     without = []
     for package in ("tlora", "viz"):
-        module = importlib.import_module(package)
-        things = {name: getattr(module, name) for name in module.__all__}
-        without += [
-            f"{package}.{name}" for name, thing in things.items() if ">>> " not in (inspect.getdoc(thing) or "")
-        ]
+        things = public_things(package)
+        without += [name for name, thing in things.items() if ">>> " not in (inspect.getdoc(thing) or "")]
     assert not without, "\n".join(without)
 
 
@@ -145,3 +143,12 @@ def test_the_docstring_of_a_package_lists_its_files(package):
     named = {*re.findall(r"\w+", text)}
     is_listed = package.name not in ("tlora", "viz")  # whose docstrings are the first words of the reference
     assert not is_listed or files <= named, f"{relative(package)}/__init__.py does not name {files - named}"
+
+
+def test_every_result_can_be_loaded():
+    """`load_result` knows every class that can be saved, by its name."""
+    kinds, bases = set(), {Result}
+    while bases:
+        bases = {kind for base in bases for kind in base.__subclasses__()}
+        kinds |= {kind for kind in bases if kind.__module__.startswith("tlora.") and is_dataclass(kind)}
+    assert kinds - {ModuleResult} == set(RESULTS.values())

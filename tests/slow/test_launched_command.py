@@ -48,7 +48,7 @@ def test_two_processes_run_as_one_does(workplace: Path) -> None:
     assert one.ranks == two.ranks
     assert two.after["loss"] == pytest.approx(one.after["loss"], rel=1e-3)
     assert two.after["loss"] < two.before["loss"]
-    scores = [tlora.Sensitivity.load(Path(folder, "tlora", "sensitivity")).per_sample for folder in ("one", "two")]
+    scores = [tlora.load_result(Path(folder, "tlora", "sensitivity")).per_sample for folder in ("one", "two")]
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-9)
 
 

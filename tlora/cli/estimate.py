@@ -13,6 +13,7 @@ from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
 from tlora.cli.output import print_json, show_own_warnings
+from tlora.resources.estimate import ResourceEstimate
 from tlora.utils.defaults import (
     BATCH_SIZE,
     DEFAULT_RECIPE,
@@ -138,7 +139,7 @@ def _measure_lengths(model: str, task: str) -> tuple[dict[str, Any], str]:
     return measured, f"{len(lengths):,} samples of {min(lengths):,} to {max(lengths):,} tokens, {mean:,.0f} on average"
 
 
-def _stages_table(resources: tlora.ResourceEstimate) -> str:
+def _stages_table(resources: ResourceEstimate) -> str:
     has_speed, has_limit = resources.speed is not None, resources.memory is not None
     times, answers = ["at least"] if has_speed else [], ["fits"] if has_limit else []
     rows = [["stage", "memory", "activations", "teraflops", *times, *answers]]
@@ -153,7 +154,7 @@ def _stages_table(resources: tlora.ResourceEstimate) -> str:
     return table_text(rows)
 
 
-def _what_fits_table(resources: tlora.ResourceEstimate) -> str:
+def _what_fits_table(resources: ResourceEstimate) -> str:
     """Return the ways to train under a heading that says how to read them."""
     ways, length, limit = resources.what_fits, resources.meta.recipe["length"], size_text(resources.memory or 0)
     head = ["", "checkpointing", "batch", "covariances", "calibration", "training", "fits"]
@@ -170,7 +171,7 @@ def _what_fits_table(resources: tlora.ResourceEstimate) -> str:
     return f"What fits into {limit}, {order}:\n{table_text(rows)}"
 
 
-def _name(way: Any, resources: tlora.ResourceEstimate) -> str:
+def _name(way: Any, resources: ResourceEstimate) -> str:
     """Return the trained part, and how the base, the optimizer and the GPUs differ from what was asked."""
     asked = resources.meta.recipe
     changes = {
@@ -185,7 +186,7 @@ def _yes(is_true: bool) -> str:
     return "yes" if is_true else "no"
 
 
-def _following(ctx: typer.Context, resources: tlora.ResourceEstimate, *, is_measured: bool) -> dict[str, str]:
+def _following(ctx: typer.Context, resources: ResourceEstimate, *, is_measured: bool) -> dict[str, str]:
     """Return what the first way that fits costs, and the command that takes it, or what it needs in Python.
 
     Without a limit it is the first with the gradient checkpointing that was asked for.

@@ -35,6 +35,7 @@ from tlora.cli.options import (
 from tlora.cli.output import Report, allocation_text, load_viz
 from tlora.cli.trained import draw_pictures, save_run, summarize
 from tlora.cli.unfinished import OPTIONS, UnfinishedRun, earlier_leftover, note, write_options
+from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.utils.defaults import DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_WEIGHTS, result_file
 from tlora.utils.files import check_place
@@ -366,7 +367,7 @@ def prepare_plan(
     return plan
 
 
-def read_directions(model: Any, task: tlora.Task, plan: tlora.Plan, report: Report) -> tlora.DirectionActivations:
+def read_directions(model: Any, task: tlora.Task, plan: tlora.Plan, report: Report) -> DirectionActivations:
     """Read samples along the first directions of a plan."""
     assert plan.calibration is not None
     return read_along(model, task, plan.calibration, plan.recipe.kind or KIND, plan.meta.seed or 0, report)
@@ -374,7 +375,7 @@ def read_directions(model: Any, task: tlora.Task, plan: tlora.Plan, report: Repo
 
 def read_along(
     model: Any, task: tlora.Task, calibration: tlora.Calibration, kind: Kind, seed: int, report: Report
-) -> tlora.DirectionActivations:
+) -> DirectionActivations:
     """Read validation samples, or those of the calibration if there are none, along the first directions.
 
     In addition to the directions of ``kind``, those of the gradients that the calibration kept.

@@ -77,7 +77,7 @@ class Race(Result):
 
     References
     ----------
-    See `race` and ``tlora.comparison.interval``.
+    See `tlora.race` and ``tlora.comparison.interval``.
 
     Examples
     --------

@@ -13,6 +13,7 @@ import tlora
 from tests.helpers.adapted import adapted_model
 from tests.helpers.calibrations import calibration
 from tests.helpers.models import singles, tiny_batch, tiny_model
+from tlora.adapters.compression import Compression
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
 
@@ -36,7 +37,7 @@ def logits(model) -> torch.Tensor:
         return model.eval()(**tiny_batch("llama", seed=5)).logits
 
 
-def reload(smaller: tlora.Compression, folder) -> PeftModel:
+def reload(smaller: Compression, folder) -> PeftModel:
     return tlora.load_adapter(smaller.save_adapter(folder), tiny_model("llama"))
 
 

@@ -88,7 +88,7 @@ def test_run_is_the_library_s_pipeline_and_saves_its_results():
     assert same(saved.before, run.before)
     assert same(saved.after, run.after)
     assert tlora.Allocation.load("out/tlora/allocation").ranks == allocation.ranks
-    assert tlora.Sensitivity.load("out/tlora/sensitivity").per_sample.equal(calibration.sensitivity.per_sample)
+    assert tlora.load_result("out/tlora/sensitivity").per_sample.equal(calibration.sensitivity.per_sample)
     assert Spectrum.load("out/tlora/spectrum").to_frame().equals(calibration.spectrum().to_frame())
     assert not Path("out/tlora/unfinished").exists()
 
@@ -125,7 +125,7 @@ def test_results_name_their_command():
     assert (run.meta.seed, run.meta.samples, calibration.meta.seed) == (3, 20, 3)
     assert tlora.Subspaces.load("out/tlora/subspaces").max_rank == max(run.ranks.values())
     command = run.meta.recipe["command"]
-    results = tlora.Sensitivity.load("out/tlora/sensitivity"), tlora.Allocation.load("out/tlora/allocation")
+    results = tlora.load_result("out/tlora/sensitivity"), tlora.Allocation.load("out/tlora/allocation")
     assert {result.meta.recipe["command"] for result in (calibration, *results)} == {command}
     done(command.removeprefix("tlora ").replace("--output out", "--output again"))
     assert same(adapter_of("again"), adapter_of("out"))
@@ -156,7 +156,7 @@ def test_options_reach_the_functions():
     values = (options.rank, options.alpha, options.scaling, options.budget, options.max_rank)
     assert values == (2, 4, "allocated", "parameters", 3)
     assert not tlora.TrainingRun.load("out").frozen_a
-    assert tlora.Sensitivity.load("out/tlora/sensitivity").meta.recipe["tokens"] == "labels"
+    assert tlora.load_result("out/tlora/sensitivity").meta.recipe["tokens"] == "labels"
     done("init llama pairs.jsonl --samples 6 --rank 2 --target-modules attention --output start")
     targets = tlora.Allocation.load("start/tlora/allocation").targets
     assert {target.part for target in targets.values()} == {"attention"}
@@ -247,7 +247,7 @@ def test_a_base_is_quantized_on_request():
     done(f"{RUN} {QUICK} --output whole")
     done(f"{RUN} {QUICK} --load-in-4bit --output out")
     assert "--load-in-4bit" in tlora.TrainingRun.load("out").meta.recipe["command"]
-    scores, whole = (tlora.Sensitivity.load(f"{name}/tlora/sensitivity").per_sample for name in ("out", "whole"))
+    scores, whole = (tlora.load_result(f"{name}/tlora/sensitivity").per_sample for name in ("out", "whole"))
     assert not torch.allclose(scores, whole, rtol=1e-3)
     assert torch.corrcoef(torch.stack([scores.flatten(), whole.flatten()]))[0, 1] > 0.5  # how close depends on the CPU
 

@@ -18,7 +18,7 @@ QUICK = "--steps 4 --seeds 2 --lr 1e-2 --rank 2 --batch-size 4"
 
 def test_the_last_line_is_the_sentence_and_the_winner_is_saved():
     result = done(f"race {DATA} {QUICK} --output found --picture race.png")
-    race = tlora.Race.load("found/race")
+    race = tlora.load_result("found/race")
     assert result.stdout.splitlines()[-1] == race.sentence
     assert race.arms == ["captured", "tlora-paper", "lora"]
     assert (race.steps, race.seeds, set(race.learning_rates.values())) == (4, [0, 1], {1e-2})

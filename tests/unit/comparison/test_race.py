@@ -136,7 +136,7 @@ def test_it_is_evaluated_at_even_distances_and_kept(tmp_path):
     assert race.losses.shape == (5, 7, 2, 8)
     assert (race.clock[1:] > race.clock[:-1]).all()
     assert race.seconds > sum(run.seconds for runs in race.runs.values() for run in runs)
-    read = tlora.Race.load(race.save(tmp_path / "race"))
+    read = tlora.load_result(race.save(tmp_path / "race"))
     assert read.sentence == race.sentence
     assert read.search == race.search
     winner = read.runs["A"][0]

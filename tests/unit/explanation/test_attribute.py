@@ -16,6 +16,7 @@ from tests.helpers.adapted import condition
 from tests.helpers.exact_adapters import TARGETS, adapter, layers, task, values
 from tests.helpers.models import tiny_model
 from tests.helpers.quantized import needs_bitsandbytes
+from tlora.explanation.attribution import Attribution
 
 
 def without(model: PeftModel, names: list[str]) -> Any:
@@ -30,7 +31,7 @@ def without(model: PeftModel, names: list[str]) -> Any:
     return model.merge_and_unload()
 
 
-def explain(family: str, **options: Any) -> tuple[PeftModel, tlora.Task, tlora.Attribution]:
+def explain(family: str, **options: Any) -> tuple[PeftModel, tlora.Task, Attribution]:
     model, rows = adapter(family), task(family)
     return model, rows, tlora.attribute(model, rows, progress=False, answers=False, **options)
 

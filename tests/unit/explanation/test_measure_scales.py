@@ -13,6 +13,7 @@ import tlora
 from tests.helpers.adapted import logits
 from tests.helpers.exact_adapters import SMOOTH, adapter, exact_norms, layers, task
 from tests.helpers.models import tiny_model, tiny_tokenizer
+from tlora.explanation.measure_scales import Rescaling
 
 FAMILIES = ["llama", "gpt2", "t5"]
 
@@ -23,7 +24,7 @@ def texts(family: str) -> dict[str, tlora.Task]:
     return tlora.load_texts(tiny_tokenizer(), mine=["w4 w5 w6 w7 w8", "w9 w10", "w4 w9 w4"], more=["w11 w12 w13"])
 
 
-def measure(family: str, **options: Any) -> tuple[PeftModel, tlora.Task, tlora.Rescaling]:
+def measure(family: str, **options: Any) -> tuple[PeftModel, tlora.Task, Rescaling]:
     model, own = adapter(family), task(family)
     return model, own, tlora.measure_scales(model, own, texts(family), split="test", progress=False, **options)
 
@@ -111,7 +112,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 def test_what_is_written_is_the_model_that_was_measured(family, tmp_path):
     model, own = adapter(family, **PATTERNS[family]), task(family)
     rescaling = tlora.measure_scales(model, own, texts(family), split="test", parts="projections", progress=False)
-    rescaling = tlora.Rescaling.load(rescaling.save(tmp_path / "rescaling"))
+    rescaling = tlora.load_result(rescaling.save(tmp_path / "rescaling"))
     rows = own.collate(list(own.test))
     for point in (rescaling.points[3], rescaling.points[9], rescaling.points[-1]):
         folder = rescaling.save_adapter(tmp_path / "adapter", point)

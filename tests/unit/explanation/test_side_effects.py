@@ -14,7 +14,7 @@ import tlora
 from tests.helpers.adapted import condition
 from tests.helpers.exact_adapters import adapter, layers, task, values
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tlora.explanation.side_effects import MeasuredText
+from tlora.explanation.side_effects import MeasuredText, SideEffects
 from tlora.results import Meta
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "t5"]
@@ -29,7 +29,7 @@ def texts(family: str) -> dict[str, tlora.Task]:
     return {"one": task(family)} | own | {"whole": replace(own["mine"], test=Dataset.from_list(rows))}
 
 
-def measure(family: str, **options: Any) -> tuple[Any, dict[str, tlora.Task], tlora.SideEffects]:
+def measure(family: str, **options: Any) -> tuple[Any, dict[str, tlora.Task], SideEffects]:
     model, sets = adapter(family), texts(family)
     return model, sets, tlora.side_effects(model, sets, progress=False, **{"explain": 0} | options)
 
@@ -73,7 +73,7 @@ def test_the_interval_is_that_of_a_ratio_over_texts():
         rise = -2 + 0.3 * torch.randn((), generator=generator) + torch.randn(count, generator=generator)
         base = torch.full((count,), -3.0, dtype=torch.float64)
         samples.append(MeasuredText("many", number, ["w"] * count, list(range(count)), base, base + rise.double()))
-    row = tlora.SideEffects(samples, None, Meta(recipe={"sets": ["many"]})).sets().iloc[0]
+    row = SideEffects(samples, None, Meta(recipe={"sets": ["many"]})).sets().iloc[0]
     totals = np.array([-float(one.rise.sum()) for one in samples])
     counts = np.array([len(one.positions) for one in samples])
     without = (totals.sum() - totals) / (counts.sum() - counts)
