@@ -19,7 +19,7 @@ from typer.cli import get_docs_for_click
 import tlora
 import viz
 from tlora.cli.main import app
-from tlora.result_kinds import RESULTS
+from tlora.result_kinds import LOADABLE
 from viz.glossary import GLOSSARY, SAME
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def write_lists() -> None:
 
 def returned() -> list[str]:
     """Classes of results that functions return, which are not public names; below `tlora`."""
-    kinds = (kind for name, kind in RESULTS.items() if name not in tlora.__all__)
+    kinds = (kind for name, kind in LOADABLE.items() if name not in tlora.__all__)
     return [f"{kind.__module__.removeprefix('tlora.')}.{kind.__name__}" for kind in kinds]
 
 

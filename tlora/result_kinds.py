@@ -27,7 +27,7 @@ from .subspaces.gradient_capture import GradientCapture
 from .subspaces.subspaces import Subspaces
 from .training.run import TrainingRun
 
-RESULTS: dict[str, type[Result]] = {
+LOADABLE: dict[str, type[Result]] = {
     kind.__name__: kind
     for kind in (
         ResourceEstimate,
@@ -84,8 +84,8 @@ def load_result(path: str | os.PathLike[str]) -> Result:
         return TrainingRun.load(path)
     file = result_file(path)
     kind = read_kind(file)
-    if kind not in RESULTS:
+    if kind not in LOADABLE:
         raise ValueError(
             f"{file} holds {kind}, which this version of tlora does not know: use the version that wrote it"
         )
-    return RESULTS[kind].load(file)
+    return LOADABLE[kind].load(file)

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tlora.result_kinds import RESULTS
+from tlora.result_kinds import LOADABLE
 
 LIST = Path(__file__).with_name("public_names.txt")
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def public_things(package: str) -> dict[str, Any]:
     module = importlib.import_module(package)
     exported = {f"{package}.{name}": getattr(module, name) for name in in_order(package)}
     if package == "tlora":
-        kinds = (kind for kind in RESULTS.values() if kind not in exported.values())
+        kinds = (kind for kind in LOADABLE.values() if kind not in exported.values())
         exported |= {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds}
     return exported
 

@@ -16,7 +16,7 @@ from jaxtyping import TypeCheckError
 from tests.helpers.names import LIST, current, public_things
 from tlora.models.module_result import ModuleResult
 from tlora.numerics.linalg import fix_signs
-from tlora.result_kinds import RESULTS
+from tlora.result_kinds import LOADABLE
 from tlora.results import Result
 
 ROOT = Path(__file__).parents[2]
@@ -151,4 +151,4 @@ def test_every_result_can_be_loaded():
     while bases:
         bases = {kind for base in bases for kind in base.__subclasses__()}
         kinds |= {kind for kind in bases if kind.__module__.startswith("tlora.") and is_dataclass(kind)}
-    assert kinds - {ModuleResult} == set(RESULTS.values())
+    assert kinds - {ModuleResult} == set(LOADABLE.values())

@@ -29,7 +29,7 @@ from tlora.models.targets import is_causal, output_embeddings
 from tlora.models.weights import copy_sharing_weights, intact, refuse_packed
 from tlora.utils.reproducibility import exact_products
 
-MEASURES = ("log-probability", "log-odds")
+ANSWER_MEASURES = ("log-probability", "log-odds")
 """The measures of a token, both in nats: the first ends at 0, the second has no ceiling."""
 
 _TOKENS_WITH_GRAPH, _TOKENS = 1024, 2**14

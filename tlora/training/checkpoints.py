@@ -176,7 +176,7 @@ def checkpoint_to_resume(
     return str(folder)
 
 
-def adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
+def active_adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
     """Return the folder in a checkpoint where PEFT saves the active adapter."""
     return checkpoint if model.active_adapter == ADAPTER else checkpoint / model.active_adapter
 
@@ -189,7 +189,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
     """Refuse a checkpoint of another adapter than that of the model."""
-    folder = adapter_folder(checkpoint, model)
+    folder = active_adapter_folder(checkpoint, model)
     updates = lora_updates(model)
     try:
         saved, config = read_shapes(folder), read_config(folder, "train") if updates else {}

@@ -23,7 +23,7 @@ from tlora.models.forward import IGNORED, can_restrict_logits, fit_batch, keep_l
 from tlora.models.sharding import is_sharded
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
-from tlora.training.checkpoints import adapter_folder, warn_if_not_written
+from tlora.training.checkpoints import active_adapter_folder, warn_if_not_written
 from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
 from tlora.utils.progress import is_shown
@@ -154,7 +154,7 @@ class AdapterTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint into the adapter that was trained; the Trainer always loads ``default``."""
-        folder = adapter_folder(Path(str(self.state.best_model_checkpoint)), self._adapted)
+        folder = active_adapter_folder(Path(str(self.state.best_model_checkpoint)), self._adapted)
         if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
             tensors = load_peft_weights(str(folder), device="cpu")
             set_peft_model_state_dict(self._adapted, tensors, adapter_name=self._adapted.active_adapter)

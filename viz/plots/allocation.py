@@ -22,7 +22,7 @@ from viz import style
 from viz.plots import heatmap
 
 BARS = "0.72"
-UNIFORM: dict[str, Any] = {"linewidth": 1.2, "linestyle": "--", "baseline": None}
+UNIFORM_LINE: dict[str, Any] = {"linewidth": 1.2, "linestyle": "--", "baseline": None}
 ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
 """Inches: totals above and beside the heat map, the gap between them."""
 
@@ -64,7 +64,7 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
     _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
     _color_bar(divider, mesh, nominal, {low, nominal, high})
-    style.headline(ax, headline(allocation), _detail(allocation, frame), lift=ABOVE + GAP)
+    style.headline(ax, allocation_headline(allocation), _detail(allocation, frame), lift=ABOVE + GAP)
     return ax
 
 
@@ -115,7 +115,7 @@ def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
     layers = style.layers(frame)
     places = range(len(layers))
     above.bar(places, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
-    above.stairs(_totals(frame, "layer", "uniform", layers), heatmap.edges(places), **UNIFORM, **style.ink(0.85))
+    above.stairs(_totals(frame, "layer", "uniform", layers), heatmap.edges(places), **UNIFORM_LINE, **style.ink(0.85))
     above.set_ylabel("total")
     above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     above.tick_params(labelbottom=False, bottom=False)
@@ -128,7 +128,7 @@ def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
     places = range(len(rows))
     beside.barh(places, _totals(frame, "projection", "rank", rows), height=0.8, color=BARS)
     totals = _totals(frame, "projection", "uniform", rows)
-    beside.stairs(totals, heatmap.edges(places), orientation="horizontal", **UNIFORM, **style.ink(0.85))
+    beside.stairs(totals, heatmap.edges(places), orientation="horizontal", **UNIFORM_LINE, **style.ink(0.85))
     beside.set_xlabel("total rank", labelpad=0)  # no lower than the label of the layers
     beside.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     beside.tick_params(labelleft=False, left=False)
@@ -140,7 +140,7 @@ def _totals(frame: pd.DataFrame, by: str, value: str, groups: Sequence[Any]) -> 
     return frame.groupby(by)[value].sum().reindex(groups, fill_value=0)
 
 
-def headline(allocation: Allocation) -> str:
+def allocation_headline(allocation: Allocation) -> str:
     """The allocation in a few words."""
     ranks = allocation.ranks
     low, high = min(ranks.values()), max(ranks.values())

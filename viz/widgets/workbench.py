@@ -42,7 +42,7 @@ from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.text import size_text
 from tlora.utils.validation import check_type
-from viz.plots.allocation import headline
+from viz.plots.allocation import allocation_headline
 from viz.widgets.attribution import LiveAttribution
 from viz.widgets.base import PicturedWidget, has_front_end
 from viz.widgets.curves import LOOK
@@ -356,7 +356,7 @@ class Workbench(PicturedWidget):
     @property
     def line(self) -> str:
         """The allocation in one line of text."""
-        return f"{headline(self._allocation)}: {self.code()}"
+        return f"{allocation_headline(self._allocation)}: {self.code()}"
 
     def allocate(self, state: AllocationState) -> Allocation:
         """The allocation of ``state``: `tlora.allocate`, then its edits."""

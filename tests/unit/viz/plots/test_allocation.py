@@ -7,7 +7,7 @@ import tlora
 import viz
 from tests.helpers.pictured import MODELS, allocation, cells, texts
 from tests.helpers.sensitivities import sensitivity
-from viz.plots.allocation import headline
+from viz.plots.allocation import allocation_headline
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -86,11 +86,11 @@ def tied() -> tlora.Allocation:
 
 
 def test_the_headline_names_ties_and_what_is_left_out():
-    assert headline(tied()).endswith("most to 3 modules")
+    assert allocation_headline(tied()).endswith("most to 3 modules")
     made = tlora.allocate(
         sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4, adapt_ranks=False, exclude_modules=["k_proj"]
     )
-    assert headline(made) == "Every module that is adapted gets rank 6"
+    assert allocation_headline(made) == "Every module that is adapted gets rank 6"
 
 
 def test_modules_that_get_nothing_are_grey_and_counted():
