@@ -6,6 +6,7 @@ import tempfile
 import weakref
 
 import accelerate
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -13,7 +14,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 import tlora
-from tests.helpers.models import singles, tiny_batch, tiny_model
+from tests.helpers.foreign import foreign
+from tests.helpers.models import singles, tiny_batch, tiny_model, tiny_tokenizer
 from tlora.models.forward import evaluation_mode
 from tlora.models.weights import is_packed, weight
 
@@ -95,6 +97,30 @@ def test_the_pipeline_on_a_quantized_base(kind, tolerance, dense, tmp_path):
         assert with_graph(peft_model, tiny_batch("llama")).equal(before), "the base is as it was"
     again = tlora.load_adapter(run.save(tmp_path / "adapter"), quantized(dense, kind))
     assert with_graph(again, tiny_batch("llama")).equal(after)
+
+
+QUESTIONS = {
+    "attribute": lambda adapted, task: tlora.attribute(adapted, task, limit=1, points=2, answers=False, progress=False),
+    "side_effects": lambda adapted, task: tlora.side_effects(adapted, {"mine": task}, explain=0, progress=False),
+    "measure_scales": lambda adapted, task: tlora.measure_scales(
+        adapted, task, {"mine": task}, samples=2, split="test", progress=False
+    ),
+}
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_leave_a_base_that_has_not_run_as_it_is(kind, question, dense):
+    """And get the same answer twice."""
+    adapted = foreign(quantized(dense, kind))
+    untouched = copy.deepcopy(adapted)
+    rows = Dataset.from_dict({"prompt": ["w4 w5", "w9"], "completion": ["w6 w7", "w8"]})
+    task = tlora.load_task({"test": rows}, tiny_tokenizer())
+    first, again = (QUESTIONS[question](adapted, task).to_frame() for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+    assert with_graph(adapted, tiny_batch("llama")).equal(with_graph(untouched, tiny_batch("llama")))
 
 
 @needs_bitsandbytes

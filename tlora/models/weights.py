@@ -204,13 +204,29 @@ def copy_sharing_weights(model: Model) -> Model:
 
     It needs no memory for weights. Writing into its weights in place changes those of the model.
     """
-    tensors = itertools.chain(model.parameters(), model.buffers())
+    tensors = itertools.chain(model.parameters(), model.buffers(), _states_of_used_layers(model))
     return copy.deepcopy(model, {id(tensor): _share_values(tensor) for tensor in tensors})
 
 
+def _states_of_used_layers(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that 8-bit layers of bitsandbytes move from their weight into their state at the first use."""
+    for module in model.modules():
+        state = vars(module).get("state")
+        if type(state).__name__ == "MatmulLtState":
+            yield from (value for value in vars(state).values() if isinstance(value, Tensor))
+
+
 def _share_values(tensor: Tensor) -> Tensor:
-    """A new parameter with the same memory; other tensors, as in quantized layers, are returned themselves."""
-    return nn.Parameter(tensor.data, tensor.requires_grad) if type(tensor) is nn.Parameter else tensor
+    """A new parameter of the same class with the same memory; tensors that are no parameters are returned themselves.
+
+    A quantized one has its own attributes: a layer of bitsandbytes changes them when it is first used.
+    """
+    if not issubclass(type(tensor), nn.Parameter):
+        return tensor
+    copied = torch.Tensor._make_subclass(type(tensor), tensor.data, tensor.requires_grad)
+    for name, value in vars(tensor).items():
+        setattr(copied, name, value if isinstance(value, Tensor | nn.Module) else copy.copy(value))
+    return copied
 
 
 @contextlib.contextmanager

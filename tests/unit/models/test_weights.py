@@ -1,5 +1,6 @@
 """The weight of a layer is what the layer multiplies by, in one layout, however it is stored."""
 
+import copy
 from types import SimpleNamespace
 
 import accelerate
@@ -96,15 +97,18 @@ QUANTIZATIONS = {
 }
 
 
+def quantized(dense, kind, folder):
+    dense.save_pretrained(folder)
+    config = transformers.BitsAndBytesConfig(**QUANTIZATIONS[kind])
+    return type(dense).from_pretrained(folder, quantization_config=config)
+
+
 @needs_bitsandbytes
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("kind", "error"), [("nf4", 0.12), ("double", 0.12), ("int8", 0.01)])
 def test_bitsandbytes_layers_are_dequantized(kind, error, tmp_path):
     dense = tiny_model("llama", hidden_size=128, intermediate_size=192)
-    dense.save_pretrained(tmp_path)
-    model = type(dense).from_pretrained(
-        tmp_path, quantization_config=transformers.BitsAndBytesConfig(**QUANTIZATIONS[kind])
-    )
+    model = quantized(dense, kind, tmp_path)
     first = {name: weight(model.get_submodule(name), name) for name in target_modules(model)}
     logits = []
     for grad in (False, True, False):
@@ -156,3 +160,23 @@ def test_a_copy_that_shares_weights_takes_no_memory_and_leaves_the_model_alone(f
     next(m for m in copied.modules() if isinstance(m, torch.nn.Linear)).register_forward_hook(lambda *args: 1 / 0)
     assert [p.requires_grad for p in model.parameters()] == before
     assert model(**batch).logits.equal(expected)
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_copy_of_a_quantized_model_has_its_own_state(kind, is_used, tmp_path):
+    """Layers of bitsandbytes change their weight and its attributes when they are first used."""
+    model = quantized(tiny_model("llama", hidden_size=128, intermediate_size=192), kind, tmp_path)
+    batch = tiny_batch("llama")
+    with torch.no_grad():
+        if is_used:
+            model(**batch)
+        untouched = copy.deepcopy(model)
+        copied = copy_sharing_weights(model)
+        assert [p.data_ptr() for p in copied.parameters()] == [p.data_ptr() for p in model.parameters()]
+        logits = [each(**batch).logits for each in (untouched, copied, model, copied)]
+    assert all(again.equal(logits[0]) for again in logits[1:])
+    if kind == "int8":  # 4-bit layers are packed on some CPUs
+        assert [p.data_ptr() for p in copied.parameters()] == [p.data_ptr() for p in model.parameters()]
