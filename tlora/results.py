@@ -2,14 +2,17 @@
 
 A result is a frozen dataclass. `write_result` walks its fields and puts each tensor into the file under the path of its
 field, e.g. ``covariances.model.layers.0.self_attn.q_proj.total``; what remains is JSON, with the name of each tensor in
-its place. `read_result` walks the type hints of the class and rebuilds it. Loading executes no code.
+its place. `read_result` walks the type hints of the class and rebuilds it. Loading executes no code. A checksum covers
+the whole file, so a flipped bit is refused wherever it is.
 """
 
 from __future__ import annotations
 
 import html
 import json
+import logging
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -28,8 +31,11 @@ from tlora.utils.file_names import result_file
 from tlora.utils.files import read_json, replace_file
 from tlora.utils.packages import library_versions
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
+
+WITHOUT_CHECKSUM = 7
+"""The format before, which stays readable; damage to its numbers goes unnoticed."""
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -37,7 +43,11 @@ HEADER_LIMIT = 100_000_000
 _KEY = "tlora"
 """Key of the JSON in the metadata of the file. It is the only one: the order of several would be random."""
 
+_BLANK = "0" * 8
+"""Stands in the place of the checksum, which is the CRC-32 of the whole file with this in its place."""
+
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -190,9 +200,11 @@ def write_result(file: Path, result: Result, **more: Any) -> None:
     """Write a result to ``file``, whatever is there, with ``more`` JSON values for other readers of the file."""
     tensors: dict[str, Tensor] = {}
     values = _Packer(tensors).pack(result, "")
-    head = {"format": FORMAT_VERSION, "result": type(result).__name__, "values": values | more}
-    with replace_file(file) as fresh:
-        fresh.write_bytes(dump_tensors(tensors, {_KEY: json.dumps(head)}))
+    head = {"crc32": _BLANK, "format": FORMAT_VERSION, "result": type(result).__name__, "values": values | more}
+    blob = memoryview(dump_tensors(tensors, {_KEY: json.dumps(head)}))
+    before, after = _around_checksum(blob, _BLANK)
+    with replace_file(file) as fresh, fresh.open("wb") as opened:
+        opened.writelines((before, _checksum(before, after).encode(), after))
 
 
 def count_bytes(result: Result) -> int:
@@ -225,7 +237,10 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         with file.open("rb") as opened:
             head = _head(file, _read_metadata(opened))
             opened.seek(0)
-            tensors = load_tensors(opened.read())
+            blob = opened.read()
+        if head["format"] != WITHOUT_CHECKSUM:
+            _check(memoryview(blob), head["crc32"])
+        tensors = load_tensors(blob)
         if head["result"] != kind:
             there = head["result"]
             raise _OtherFileError(f"{file} holds {there}, not {kind}: use tlora.load_result({str(file)!r})")
@@ -263,14 +278,36 @@ def _read_metadata(opened: BinaryIO) -> Mapping[str, str] | None:
     return metadata
 
 
+def _around_checksum(blob: memoryview, checksum: str) -> tuple[memoryview, memoryview]:
+    """The bytes of a file before and after its checksum, which is the first value of the JSON."""
+    size = int.from_bytes(blob[:8], "little")
+    start = bytes(blob[: 8 + size]).index(checksum.encode())
+    return blob[:start], blob[start + len(checksum) :]
+
+
+def _checksum(before: memoryview, after: memoryview) -> str:
+    return f"{zlib.crc32(after, zlib.crc32(_BLANK.encode(), zlib.crc32(before))):08x}"
+
+
+def _check(blob: memoryview, checksum: str) -> None:
+    if _checksum(*_around_checksum(blob, checksum)) != checksum:
+        raise ValueError("its checksum is that of other bytes")
+
+
 def _head(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     if _KEY not in (metadata or {}):
         raise _OtherFileError(f"{file} is not a tlora result")
     head: dict[str, Any] = json.loads(metadata[_KEY])  # type: ignore[index]
-    if head["format"] != FORMAT_VERSION:
+    if head["format"] not in (WITHOUT_CHECKSUM, FORMAT_VERSION):
         raise _OtherFileError(
-            f"{file} has format {head['format']!r}, this version of tlora reads {FORMAT_VERSION}: use the version that "
-            "wrote it, or make the result again"
+            f"{file} has format {head['format']!r}, this version of tlora reads {WITHOUT_CHECKSUM} and "
+            f"{FORMAT_VERSION}: use the version that wrote it, or make the result again"
+        )
+    if head["format"] == WITHOUT_CHECKSUM:
+        logger.warning(
+            "%s has format %d, without a checksum: damage to its numbers goes unnoticed, save it again",
+            file,
+            WITHOUT_CHECKSUM,
         )
     return head
 

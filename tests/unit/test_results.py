@@ -7,8 +7,10 @@ import importlib
 import json
 import os
 import pkgutil
+import random
 import threading
 import types
+import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import count
@@ -190,7 +192,43 @@ def test_new_files_follow_the_umask(tmp_path):
 def replace_head(file: Path, **changes: Any) -> None:
     with safe_open(file, "pt") as opened:
         head, tensors = json.loads(opened.metadata()["tlora"]), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    save_file(tensors, file, {"tlora": json.dumps(head | changes)})
+    save_file(tensors, file, {"tlora": json.dumps(head | {"crc32": "00000000"} | changes)})
+    blob = file.read_bytes()
+    file.write_bytes(blob.replace(b"00000000", f"{zlib.crc32(blob):08x}".encode(), 1))
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(saved):
+    with safe_open(saved, "pt") as opened:
+        checksum = json.loads(opened.metadata()["tlora"])["crc32"]
+    blob = saved.read_bytes().replace(checksum.encode(), b"00000000", 1)
+    assert checksum == f"{zlib.crc32(blob):08x}"
+
+
+@pytest.mark.parametrize("name", ["Attribution", "Sensitivity"])
+def test_every_flipped_bit_is_refused(name, tmp_path):
+    """In the size of the header, the header, its JSON, and the tensors."""
+    result = EXAMPLES[name]()
+    file = result.save(tmp_path / "saved")
+    whole = file.read_bytes()
+    header, bits = 8 + int.from_bytes(whole[:8], "little"), random.Random(0)
+    places = [*range(8 * 150), *(bits.randrange(8 * header) for _ in range(500))]
+    places += [bits.randrange(8 * header, 8 * len(whole)) for _ in range(500)]
+    for place in places:
+        blob = bytearray(whole)
+        blob[place // 8] ^= 1 << place % 8
+        file.write_bytes(blob)
+        with pytest.raises(ValueError, match=r"saved\.safetensors"):
+            type(result).load(file)
+    file.write_bytes(whole)
+    assert same(type(result).load(file), result)
+
+
+def test_format_7_has_no_checksum_and_says_so(caplog):
+    tlora.Allocation.load(results.STORED / "format_7" / "Allocation")
+    assert "format 7" in caplog.text
+    caplog.clear()
+    tlora.Allocation.load(results.STORED / f"format_{FORMAT_VERSION}" / "Allocation")
+    assert not caplog.text
 
 
 def cut(file: Path, kept: float) -> None:
