@@ -168,7 +168,7 @@ def combine(
     ValueError
         If the adapters are of different bases, if one of them is damaged, has LoRA of an embedding, or computes
         something else than ``W + s B A`` (DoRA, PiSSA that was not converted to LoRA, ...), or if several have a head
-        and ``head`` does not name one.
+        and ``head`` does not name one, or an adapter is named twice.
 
     Notes
     -----
@@ -204,6 +204,9 @@ def combine(
     require_choice(method, "method", get_args(CombineMethod))
     names = [os.fspath(name) for name in adapters]
     weights = dict(zip(names, (float(weight) for weight in adapters.values()), strict=True))
+    if len(weights) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"adapters names {twice} twice: give it once, with one weight")
     for name, weight in weights.items():
         require_finite(weight, f"weight of {name}")
     if rank is not None:

@@ -197,6 +197,8 @@ def _take_updates(
             there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
             raise ValueError(f"{key} in {where} has shape {tuple(a.shape)}, and its {factor} {there}")
         pairs[stem.removeprefix(PREFIX)] = (a, b)
+    if alone := next((key for key in tensors if key.endswith(ends[1])), None):
+        raise ValueError(f"{alone} in {where} has no {ends[0].split('.')[1]}: the file is incomplete, copy it again")
     scalings = module_scalings(config, pairs)
     return {name: LoraUpdate(name, a, b, scalings[name]) for name, (a, b) in pairs.items()}
 

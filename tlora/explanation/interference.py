@@ -192,7 +192,8 @@ def interference(
         If there is no adapter.
     ValueError
         If the adapters are of different bases, one of them is damaged or computes something else than ``W + s B A``
-        (DoRA, PiSSA that was not converted to LoRA, ...), or a calibration is of another model or lacks a module.
+        (DoRA, PiSSA that was not converted to LoRA, ...), or a calibration is of another model or lacks a module, or
+        there are not two.
 
     Notes
     -----
@@ -209,6 +210,10 @@ def interference(
     >>> round(tlora.interference("adapter", adapted).overall[0], 4)
     1.0
     """
+    if calibrations is not None and len(check_type(calibrations, tuple, "calibrations=(first, second)")) != 2:
+        raise ValueError(
+            f"calibrations holds {len(calibrations)}: pass one for each task, calibrations=(first, second)"
+        )
     pair = LoraAdapter.read(first, "interference"), LoraAdapter.read(second, "interference")
     if why := difference_of_bases(*pair):
         raise ValueError(f"the two adapters are of different bases ({why}): compare adapters of one base")

@@ -210,6 +210,8 @@ def test_weights_that_are_no_weights(tmp_path):
     for weights in ({}, {tmp_path / "a": float("nan")}):
         with pytest.raises(ValueError, match=r"empty|weight"):
             tlora.combine(weights)
+    with pytest.raises(ValueError, match="twice"):
+        tlora.combine({tmp_path / "a": 1.0, str(tmp_path / "a"): 2.0})
     with pytest.raises(TypeError, match="mapping"):
         tlora.combine([tmp_path / "a"])
 

@@ -129,3 +129,24 @@ def test_no_adapter_is_written_into_the_folder_of_a_model(writer: str, tmp_path:
 def stamps(folder: Path) -> dict[Path, tuple[bytes, int]]:
     """Content and time of every file in a folder."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lost", ["lora_A", "lora_B"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        tlora.inspect,
+        tlora.LoraAdapter.read,
+        lambda path: tlora.compress(path, rank=1),
+        lambda path: tlora.combine({path: 1.0}),
+        lambda path: tlora.interference(path, path),
+        lambda path: tlora.load_adapter(path, tiny_model("llama")),
+    ],
+    ids=["inspect", "read", "compress", "combine", "interference", "load_adapter"],
+)
+def test_half_of_an_update_is_refused_by_the_name_of_its_module(folder: Path, lost: str, read: Any) -> None:
+    tensors = load_file(folder / ADAPTER)
+    name = next(key for key in tensors if f"layers.1.self_attn.v_proj.{lost}" in key)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, folder / ADAPTER)
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj"):
+        read(folder)

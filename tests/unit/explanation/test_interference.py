@@ -142,5 +142,9 @@ def test_refusals_of_calibrations():
     few = tlora.calibrate(tiny_model("llama"), [tiny_batch("llama")], target_modules=["q_proj"], progress=False)
     with pytest.raises(ValueError, match="second calibration has no"):
         tlora.interference(*models, (first, few))
-    with pytest.raises(TypeError, match="Calibration"):
-        tlora.interference(*models, (first, second.sensitivity))
+    for wrong in ((first, second.sensitivity), first):
+        with pytest.raises(TypeError, match="Calibration"):
+            tlora.interference(*models, wrong)
+    for calibrations in ((), (first,), (first, second, first)):
+        with pytest.raises(ValueError, match=f"calibrations holds {len(calibrations)}"):
+            tlora.interference(*models, calibrations)
