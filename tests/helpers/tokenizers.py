@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -130,6 +131,21 @@ def pieces_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
     found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     found.chat_template = TEMPLATES[template][0] if template else None
     return found
+
+
+def letters_tokenizer(end: int = 2) -> PreTrainedTokenizerFast:
+    """Of seven letters and all pairs of them: it never reads two letters in a row as two tokens.
+
+    ``end`` is the end token, 1 or 2, as in the configs of tiny models.
+    """
+    special = {0: "<pad>", 3 - end: "<s>", end: "</s>", 3: "<unk>"}
+    pairs = list(itertools.product("abcdefg", repeat=2))
+    words = [*(special[n] for n in range(4)), *"abcdefg", *map("".join, pairs)]
+    vocabulary = {word: n for n, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def words_tokenizer() -> PreTrainedTokenizerFast:

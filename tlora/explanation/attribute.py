@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from jaxtyping import Float
@@ -20,14 +21,14 @@ from tlora.adapters.compression import Compression
 from tlora.adapters.lora_layers import adapter_layers, lora_updates, unwrap, wrappers
 from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
-from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups
+from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups, order_by_size
 from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
 from tlora.models.targets import Target, output_embeddings, target_modules
 from tlora.models.weights import copy_sharing_weights, model_name
 from tlora.results import Meta
-from tlora.tasks.evaluation import class_logits, generate, predict
+from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict
 from tlora.tasks.load import load_task
 from tlora.tasks.task import Task
 from tlora.utils.progress import progress_bar
@@ -95,7 +96,8 @@ def attribute(
     ------
     ValueError
         If the update is not ``W + s B A`` of linear layers and embeddings (DoRA, PiSSA that was not converted,
-        experts), a request comes without a tokenizer, or ``switch_off`` names nothing.
+        experts), the adapter is switched off, the task is for another architecture, a request comes without a
+        tokenizer, or ``switch_off`` names nothing.
 
     Notes
     -----
@@ -126,6 +128,11 @@ def attribute(
     gated = GatedAdapter(adapted, "attribute")
     if isinstance(task_or_text, Task):
         task, rows = task_or_text, task_or_text.rows(split, limit)
+        if task.architecture != (needed := _architecture(gated.model)):
+            raise ValueError(
+                f"task {task.name!r} is for a model of architecture {task.architecture!r}, and a "
+                f"{type(gated.model).__name__} is {needed!r}: load it by tlora.load_task(..., architecture={needed!r})"
+            )
     elif tokenizer is not None:
         task = request_task(gated, tokenizer, task_or_text, answer)
         rows = task.test
@@ -136,8 +143,8 @@ def attribute(
     texts = [PreparedAnswer.from_row(gated, task, row) for row in rows]
     bar = progress_bar(texts, desc="attribution", unit="sample", show=progress)
     parts = [_integrate(gated, text.answer, points) for text in bar]
-    total = torch.stack([one.by_module[0].sum(0) for one, _ in parts]).sum(0).abs()
-    largest = [list(targets)[place] for place in total.argsort(descending=True)[:LARGEST].tolist()]
+    order = order_by_size(np.stack([one.by_module[0].sum(0).numpy() for one, _ in parts]))
+    largest = [list(targets)[place] for place in order[:LARGEST]]
     switches = {name: leave_out(gated, [name]) for name in largest} | switches
     greedy = _greedy_answers(gated, task, rows) if answers else [_Greedy() for _ in rows]
     samples = [
@@ -161,6 +168,13 @@ def attribute(
     )
 
 
+def _architecture(model: Any) -> str:
+    """The ``architecture`` of the tasks that a model takes."""
+    if output_embeddings(model) is None:
+        return "classification"
+    return "seq2seq" if model.config.is_encoder_decoder else "causal"
+
+
 @dataclass(frozen=True)
 class PreparedAnswer:
     """A sample as text and as the model reads it."""
@@ -169,6 +183,7 @@ class PreparedAnswer:
     reference: str
     tokens: list[str]
     positions: list[int]
+    ids: list[int]
     answer: Answer
 
     @classmethod
@@ -184,8 +199,9 @@ class PreparedAnswer:
             del inputs["labels"]
             answer = Answer(inputs, [], labels[None].to(device), (width,))
             name = task.classes[int(labels)]
-            return cls(row["text"], name, [*tokens, name], [width], answer)
+            return cls(row["text"], name, [*tokens, name], [width], [int(labels)], answer)
         places = (labels != IGNORED).nonzero()[:, 0]
+        written = labels[places].tolist()
         if batch.is_encoder_decoder:
             start = torch.tensor([gated.model.config.decoder_start_token_id])
             tokens += token_texts(task.tokenizer, torch.cat([start, labels[places]]).tolist())
@@ -195,13 +211,23 @@ class PreparedAnswer:
             positions = places[places > 0]  # the first token is not predicted
             columns, places, widths = positions - 1, positions, (width,)
         answer = Answer(inputs, columns.tolist(), labels[places].to(device), widths)
-        return cls(row["prompt"], row["answer"], tokens, positions.tolist(), answer)
+        return cls(row["prompt"], row["answer"], tokens, positions.tolist(), written, answer)
 
 
-def request_task(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None) -> Task:
-    """Return a task of one test sample; without an answer the adapted model gives it."""
+def request_task(
+    gated: GatedAdapter,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    answer: str | None,
+    ids: Sequence[int] = (),
+) -> Task:
+    """Return a task of one test sample; without an answer the adapted model gives it.
+
+    ``ids`` are the tokens of the answer if the model wrote it: its text may be tokenized otherwise.
+    """
     config = gated.model.config
-    if not config.is_encoder_decoder and output_embeddings(gated.model) is None:
+    architecture = _architecture(gated.model)
+    if architecture == "classification":
         classes = [str(config.id2label[index]) for index in range(config.num_labels)]
         label = 0 if answer is None else classes.index(require_choice(answer, "answer", classes))
 
@@ -218,17 +244,23 @@ def request_task(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: 
 
     def write(completion: str) -> Task:
         rows = Dataset.from_dict({"prompt": [text], "completion": [completion]})
-        architecture = "seq2seq" if config.is_encoder_decoder else "causal"
         task = load_task({"test": rows}, tokenizer, architecture=architecture)
         return replace(task, name="", max_new_tokens=max(ANSWER_LENGTH, task.max_new_tokens))
 
+    task = write(text if answer is None else answer)
+    (row,) = task.test
     if answer is None:
-        task = write(text)
         with evaluation_mode(gated.peft):
-            (answer,) = generate(gated.peft, task, task.test, 1, False)
+            (ids,) = generate_tokens(gated.peft, task, task.test, 1, False)
+        answer = decode_answer(task, row, ids)
         if not answer.strip():
             raise ValueError(f"the adapted model answers nothing to {text!r}: pass the answer to explain, answer=")
-    return write(answer)
+    if ids:
+        prompt = row["input_ids"][: row["prompt_length"]]
+        row |= {"labels": [*ids], "answer": answer}
+        if architecture == "causal":
+            row |= {"input_ids": [*prompt, *ids], "labels": [IGNORED] * len(prompt) + [*ids]}
+    return replace(task, test=Dataset.from_list([row], features=task.test.features))
 
 
 def adapter_targets(gated: GatedAdapter) -> dict[str, Target]:
@@ -251,7 +283,7 @@ def _integrate(gated: GatedAdapter, answer: Answer, points: int) -> tuple[Contri
     while True:
         parts = gated.contributions(answer, points)
         gap = parts.by_module[0].sum(1) - rise
-        if gap.abs().sum() < TOLERANCE * rise.abs().sum() or points >= MOST_POINTS:
+        if gap.abs().sum() <= TOLERANCE * rise.abs().sum() or points >= MOST_POINTS:
             return parts, points
         points = min(2 * points, MOST_POINTS)
 
@@ -367,6 +399,7 @@ def _explain(
         by_token_read=functional.pad(parts.by_token_read, (0, padding)).half(),
         switched={label: scores.values[:, row].clone() for row, label in enumerate(switches, 1)},
         unchanged={label: scores.choices[row] == choices for row, label in enumerate(switches, 1)},
+        ids=text.ids,
         generated=greedy.texts,
         matches=greedy.matches,
         points=points,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -29,6 +29,8 @@ CHANGES = ("same", "within three", "beyond")
 CONFIDENCE = 0.95
 VISIBLE_GAP = 0.05
 """From which share on the sentence says that contributions do not add up."""
+VISIBLE_COST = 0.005
+"""Nats that two decimals show."""
 LARGEST = 10
 """Modules that are always left out, one at a time: those that contribute most."""
 
@@ -71,6 +73,8 @@ class ExplainedAnswer:
         The task's exact match of these two, if it has one.
     points : int
         Quadrature points that were needed.
+    ids : list of int
+        Token ids of the answer, or the index of the class; empty in a file of format 7.
     """
 
     prompt: str
@@ -91,6 +95,7 @@ class ExplainedAnswer:
     generated: list[str]
     matches: list[float]
     points: int
+    ids: list[int] = field(default_factory=list)
 
     @property
     def rise(self) -> Float[Tensor, "2 answer"]:
@@ -214,9 +219,7 @@ class Attribution(ModuleResult):
 
     def largest(self, count: int = LARGEST) -> pd.DataFrame:
         """Return the ``count`` rows of `to_frame` that contributed most, for or against, the largest first."""
-        frame = self.to_frame()
-        order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order[:count]]
+        return self.to_frame().loc[order_by_size(self.contributions())[:count]]
 
     def sums(self, by: Level) -> pd.DataFrame:
         """Sum the contributions of each layer or projection.
@@ -329,8 +332,11 @@ class Attribution(ModuleResult):
     def sentence(self) -> str:
         """The finding, what the others make up for, the same in log-odds, a trained head, and a gap if there is one."""
         top = self.largest(1).iloc[0]
-        spared = top["contribution"] - top["cost"]
-        rest = f", so the other modules make up for {spared:.2f}" if spared > 0 else ""
+        spared, rest = top["contribution"] - top["cost"], ""
+        if top["cost"] < -VISIBLE_COST:
+            rest = ", so the answer is likelier that way"
+        elif spared > VISIBLE_COST:
+            rest = f", so the other modules make up for {spared:.2f}"
         odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
         head = f" Besides the modules, {HEAD} added {self.head:+.2f} nats." if self.head else ""
         gap = ""
@@ -383,6 +389,11 @@ class Attribution(ModuleResult):
         count = len(self.samples)
         answers = f"{count} answers" if count > 1 else "one answer"
         return f"{len(self.targets)} modules of {self.meta.model}, {answers}, {self.rise:+.2f} nats, gap {self.gap:.1%}"
+
+
+def order_by_size(contributions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Numbers of the modules by the size of their mean contribution, the largest first; (samples, modules) nats."""
+    return np.argsort(-np.abs(contributions.mean(0)), kind="stable")
 
 
 def groups(targets: Mapping[str, Target], by: str) -> dict[str, list[str]]:

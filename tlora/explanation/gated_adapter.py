@@ -102,6 +102,11 @@ class GatedAdapter:
         way_out = f"{function}() takes an adapter of plain LoRA"
         refuse_more_than_lora(config, way_out)
         layers = {name: layer for name, layer in adapter_layers(adapted).items() if self.adapter in layer.r}
+        if off := next((name for name, layer in layers.items() if layer.disable_adapters), None):
+            raise ValueError(
+                f"the adapter is switched off at {off}, so it changes nothing: call {function}() outside of "
+                "model.disable_adapter()"
+            )
         updates = lora_updates(adapted, embeddings=True)
         for name, layer in layers.items():
             if layer.lora_variant.get(self.adapter) or name not in updates:

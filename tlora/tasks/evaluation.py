@@ -153,20 +153,26 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     list of str
         In the order of the rows, without the end token, white space kept.
     """
+    written = generate_tokens(model, task, rows, batch_size, progress)
+    return [decode_answer(task, row, tokens) for row, tokens in zip(rows, written, strict=True)]
+
+
+def generate_tokens(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> list[list[int]]:
+    """The tokens of the answers of `generate`, end tokens included."""
     if not hasattr(model, "generate") or (hasattr(model, "can_generate") and not model.can_generate()):
         raise ValueError(f"{type(model).__name__} cannot write answers, which task {task.name!r} asks for")
-    samples = list(rows)
-    prompts = [row["input_ids"][: row["prompt_length"]] for row in samples]
+    prompts = [row["input_ids"][: row["prompt_length"]] for row in rows]
     # Near the model's length limit an answer has the room that it has alone, whatever it is batched with.
     limit = _length_limit(task, model)
     room = [_answer_room(task, len(prompt), limit) for prompt in prompts]
     by_length = batch_by_length(list(map(len, prompts)), batch_size)
     batches = [list(group) for batch in by_length for _, group in itertools.groupby(batch, room.__getitem__)]
-    answers = [""] * len(rows)
+    answers: list[list[int]] = [[]] * len(rows)
     for indices in progress_bar(batches, desc="answers", unit="batch", show=progress):
         written = _generate_batch(model, task, [prompts[index] for index in indices], limit)
         for index, tokens in zip(indices, written, strict=True):
-            answers[index] = decode_answer(task, samples[index], tokens)
+            end = next((place for place, token in enumerate(tokens, 1) if token in task.stop_ids), len(tokens))
+            answers[index] = tokens[:end]
     return answers
 
 

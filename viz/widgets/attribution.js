@@ -196,9 +196,13 @@ function attributionPart(parent, part, { model, ask }) {
     return `${sentence(`${subject} contributed`, act, off, now, what)} ${tokens ? `The first choice changes at ${tokens} of ${now.unchanged.length} tokens.` : "No first choice changes."}`;
   }
   function sentence(subject, act, modules, now, what) {
-    const added = (m) => modules.reduce((total, k) => total + contribution(k, m), 0), spared = added(0) - cost(now, 0);
-    const rest = spared > 0.005 ? `, so the other modules make up for ${size(spared)}` : spared < -0.005 ? ", more than it contributed: other modules build on it" : "";
-    return `${subject[0].toUpperCase()}${subject.slice(1)} ${size(added(0))} of the ${size(sum(gained(0)))} nats${what}; ${act} costs ${size(cost(now, 0))}${rest}. ` +
+    const added = (m) => modules.reduce((total, k) => total + contribution(k, m), 0), lost = cost(now, 0), spared = added(0) - lost;
+    const isWhole = modules.every((k) => !choice.ranks[k]); // a cut may cost nothing because the rest of the module suffices
+    let rest = "";
+    if (lost < -0.005) rest = ", so the answer is likelier that way";
+    else if (isWhole && spared > 0.005) rest = `, so the other modules make up for ${size(spared)}`;
+    else if (added(0) > 0 && spared < -0.005) rest = `, more than ${modules.length > 1 ? "they" : "it"} contributed: other modules build on ${modules.length > 1 ? "them" : "it"}`;
+    return `${subject[0].toUpperCase()}${subject.slice(1)} ${size(added(0))} of the ${size(sum(gained(0)))} nats${what}; ${act} costs ${size(lost)}${rest}. ` +
       `In log-odds, which have no ceiling: ${size(added(1))} of ${size(sum(gained(1)))}, cost ${size(cost(now, 1))}.`;
   }
   function name(modules) {

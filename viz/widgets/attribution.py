@@ -108,7 +108,7 @@ class LiveAttribution:
         return found
 
     def _as_request(self, one: ExplainedAnswer) -> tuple[Task, Dataset]:
-        task = request_task(self._gated, self._task.tokenizer, one.prompt, one.answer)
+        task = request_task(self._gated, self._task.tokenizer, one.prompt, one.answer, one.ids)
         return task, task.test
 
     def _prepare(self, sample: int) -> PreparedAnswer:

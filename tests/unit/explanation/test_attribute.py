@@ -1,6 +1,7 @@
 """Contributions against central differences and exact differences, and switches against models without the module."""
 
 import copy
+import dataclasses
 import itertools
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from tests.helpers.adapted import condition
 from tests.helpers.exact_adapters import TARGETS, adapter, layers, task, values
 from tests.helpers.models import tiny_model
 from tests.helpers.quantized import needs_bitsandbytes
+from tests.helpers.tokenizers import letters_tokenizer
 from tlora.explanation.attribution import Attribution
 
 
@@ -228,7 +230,7 @@ def test_a_request_without_a_task(family):
     (sample,) = said.samples
     assert sample.prompt == text
     assert sample.generated[1].startswith(sample.answer)
-    assert (sample.ranks[1][:-1] == 1).all()  # greedy, up to the end that is put after it
+    assert (sample.ranks[1] == 1).all()  # greedy
     if family != "bert":
         assert all(
             change == "same" for change in [sample.choices[1][0] == sample.tokens[sample.positions[0]] and "same"]
@@ -237,6 +239,56 @@ def test_a_request_without_a_task(family):
     given = tlora.attribute(model, text, other, tokenizer=rows.tokenizer, points=4, answers=False, progress=False)
     assert given.samples[0].answer == other
     assert given.answers().shape[0] == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_tokens_that_the_model_wrote_are_explained(family):
+    """Of letters and pairs of letters; the tokenizer never reads two letters in a row as two tokens."""
+    model, tokenizer = adapter(family), letters_tokenizer(end=1 if family == "t5" else 2)
+    said = tlora.attribute(model, "abc", tokenizer=tokenizer, points=2, progress=False)
+    (sample,) = said.samples
+    inputs = {"input_ids": torch.tensor([tokenizer("abc")["input_ids"]])}
+    with torch.no_grad():
+        greedy = model.eval().generate(**inputs, do_sample=False, max_new_tokens=64, min_new_tokens=1)[0].tolist()
+    written = greedy[1:] if family == "t5" else greedy[inputs["input_ids"].shape[1] :]
+    assert sample.ids == written
+    assert (sample.ranks[1] == 1).all()
+    assert tokenizer(sample.answer, add_special_tokens=False)["input_ids"] != [n for n in written if n > 3]
+    assert sample.answer == sample.generated[1] == tokenizer.decode(written, skip_special_tokens=True)
+
+
+def moved(attribution: Attribution, by: float) -> Attribution:
+    """As if leaving the largest module out cost this much."""
+    (name,) = attribution.largest(1)["module"]
+    samples = []
+    for sample in attribution.samples:
+        without = sample.adapter - by / sample.adapter.shape[1]
+        samples.append(dataclasses.replace(sample, switched=sample.switched | {name: without}))
+    return dataclasses.replace(attribution, samples=samples)
+
+
+def test_the_others_make_up_only_for_what_leaving_out_a_module_does_not_cost():
+    _, _, attribution = explain("llama", points=4)
+    (top,) = attribution.largest(1)["contribution"]
+    if top < 0:  # an answer that the adapter makes less likely
+        flipped = [dataclasses.replace(one, by_module=-one.by_module) for one in attribution.samples]
+        attribution, top = dataclasses.replace(attribution, samples=flipped), -top
+    assert f"make up for {0.75 * top:.2f}" in moved(attribution, 0.25 * top).sentence
+    assert "make up" not in moved(attribution, top).sentence
+    assert "make up" not in moved(attribution, 2 * top).sentence
+    assert "make up" not in (helps := moved(attribution, -0.16).sentence)
+    assert "costs -0.16, so the answer is likelier" in helps
+
+
+def test_a_b_of_zeros_costs_nothing():
+    """Every module contributed as much as any other, and only ten are left out."""
+    model = adapter("llama", tiny_model("llama", num_hidden_layers=16), target_modules=["q_proj", "v_proj"])
+    for layer in layers(model).values():
+        layer.lora_B["default"].weight.data.zero_()
+    attribution = tlora.attribute(model, task("llama"), limit=1, answers=False, progress=False)
+    assert len(attribution.names) > len(attribution.switches)
+    assert not attribution.largest()["cost"].isna().any()
+    assert "contributed 0.00 of 0.00 nats; leaving it out alone costs 0.00. " in attribution.sentence
 
 
 def test_sums_are_sums():
@@ -283,6 +335,8 @@ REFUSED = {
     "a module that is not there": (lambda: adapter("llama"), {"switch_off": ["o_proj"]}, "o_proj"),
     "several modules": (lambda: adapter("llama"), {"switch_off": [("q_proj", 2)]}, "q_proj"),
     "points": (lambda: adapter("llama"), {"points": 0}, "points"),
+    "a causal task on an encoder-decoder": (lambda: adapter("t5"), {}, "seq2seq"),
+    "a causal task on a classifier": (lambda: adapter("bert"), {}, "classification"),
     "split": (lambda: adapter("llama"), {"split": "rest"}, "rest"),
 }
 
@@ -292,6 +346,22 @@ def test_what_cannot_be_attributed_is_refused(case):
     model, options, named = REFUSED[case]
     with pytest.raises(ValueError, match=named):
         tlora.attribute(model(), task("llama"), progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, rows: tlora.attribute(model, rows, progress=False),
+        lambda model, rows: tlora.side_effects(model, {"mine": rows}, progress=False),
+        lambda model, rows: tlora.measure_scales(model, rows, {"mine": rows}, split="test", progress=False),
+    ],
+    ids=["attribute", "side_effects", "measure_scales"],
+)
+def test_an_adapter_that_is_switched_off_is_refused(call):
+    model, rows = adapter("llama"), task("llama")
+    with model.disable_adapter(), pytest.raises(ValueError, match="disable_adapter"):
+        call(model, rows)
+    call(model, rows)
 
 
 def test_a_request_needs_a_tokenizer():

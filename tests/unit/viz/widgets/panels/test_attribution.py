@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 import tlora
 import viz
 from tests.helpers.foreign import foreign
 from tests.helpers.jobs import task
 from tests.helpers.results import attribution, base, calibration, subspaces
+from tests.helpers.tokenizers import letters_tokenizer
 from viz.widgets.panels.attribution import attribution_panel
 from viz.widgets.results import Results
 
@@ -96,6 +98,16 @@ def test_a_request_of_ones_own_is_taken_apart(live: viz.Workbench) -> None:
     np.testing.assert_allclose(shown["adapter"], expected.adapter, rtol=1e-5, atol=1e-6)
     found = ask(live, "switch", sample=2, ranks=[[k, 0] for k in range(len(attribution().names))])
     np.testing.assert_allclose(found["values"], expected.base, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tokens_that_the_model_wrote_are_switched() -> None:
+    """Its text would be read as other tokens; also if the answers are of another task than the workbench's."""
+    tokenizer, adapted = letters_tokenizer(), foreign(copy.deepcopy(base()))
+    said = tlora.attribute(adapted, "abc", tokenizer=tokenizer, points=2, progress=False)
+    rows = {"test": Dataset.from_dict({"prompt": ["ab"], "completion": ["c"]})}
+    it = viz.Workbench(calibration(), attribution=said, adapted=adapted, task=tlora.load_task(rows, tokenizer), rank=2)
+    found = ask(it, "switch", sample=0, ranks=[])
+    np.testing.assert_allclose(found["values"], said.samples[0].adapter, rtol=1e-5, atol=1e-5)
 
 
 def test_the_map_has_a_tab_of_shares_of_the_gain() -> None:
