@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 import viz
 from tests.helpers.bench import built
 from tests.helpers.jupyterlab import opened_file
-from tests.helpers.results import attribution, calibration, subspaces
+from tests.helpers.results import calibration, large_contributions, subspaces
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
 
@@ -21,10 +21,10 @@ BUILD = """
 import copy, viz
 from tests.helpers.foreign import foreign
 from tests.helpers.jobs import task
-from tests.helpers.results import attribution, base, calibration, subspaces
+from tests.helpers.results import base, calibration, large_contributions, subspaces
 adapted = foreign(copy.deepcopy(base()))
 workbench = viz.Workbench(
-    calibration(), subspaces(), attribution=attribution(), adapted=adapted, task=task(), rank=2
+    calibration(), subspaces(), attribution=large_contributions(), adapted=adapted, task=task(), rank=2
 )
 workbench.display()
 """
@@ -33,7 +33,7 @@ workbench.display()
 @pytest.fixture(scope="module", params=["light", "dark"])
 def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page in both themes; any error of its script fails."""
-    bench = viz.Workbench(calibration(), subspaces(), attribution=attribution(), rank=2)
+    bench = viz.Workbench(calibration(), subspaces(), attribution=large_contributions(), rank=2)
     file: Path = bench.page(tmp_path_factory.mktemp("page") / "attribution.html", texts=True)
     with opened_file(chromium, file, request.param) as page:
         yield page
@@ -78,7 +78,7 @@ def test_in_a_notebook_the_kernel_switches_parts_off_and_takes_requests_apart(se
 
 def test_a_token_and_what_was_stored_can_be_chosen(page: Any) -> None:
     cards, finding = page.locator(".attribution .card .token"), page.locator(".attribution .finding")
-    found = attribution()
+    found = large_contributions()
     tokens = found.tokens().query("sample == 0")
     assert cards.all_text_contents() == tokens["token"].tolist()
     cards.first.click()
