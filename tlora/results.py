@@ -46,6 +46,8 @@ _KEY = "tlora"
 _BLANK = "0" * 8
 """Stands in the place of the checksum, which is the CRC-32 of the whole file with this in its place."""
 
+_NO_CHECKSUM = "%s has format %d, without a checksum: damage to its numbers goes unnoticed, save it again"
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -238,8 +240,10 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
             head = _head(file, _read_metadata(opened))
             opened.seek(0)
             blob = opened.read()
-        if head["format"] != WITHOUT_CHECKSUM:
-            _check(memoryview(blob), head["crc32"])
+        if head["format"] == WITHOUT_CHECKSUM:
+            logger.warning(_NO_CHECKSUM, file, WITHOUT_CHECKSUM)
+        elif _checksum(*_around_checksum(memoryview(blob), head["crc32"])) != head["crc32"]:
+            raise ValueError("its checksum is that of other bytes")
         tensors = load_tensors(blob)
         if head["result"] != kind:
             there = head["result"]
@@ -289,11 +293,6 @@ def _checksum(before: memoryview, after: memoryview) -> str:
     return f"{zlib.crc32(after, zlib.crc32(_BLANK.encode(), zlib.crc32(before))):08x}"
 
 
-def _check(blob: memoryview, checksum: str) -> None:
-    if _checksum(*_around_checksum(blob, checksum)) != checksum:
-        raise ValueError("its checksum is that of other bytes")
-
-
 def _head(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     if _KEY not in (metadata or {}):
         raise _OtherFileError(f"{file} is not a tlora result")
@@ -302,12 +301,6 @@ def _head(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         raise _OtherFileError(
             f"{file} has format {head['format']!r}, this version of tlora reads {WITHOUT_CHECKSUM} and "
             f"{FORMAT_VERSION}: use the version that wrote it, or make the result again"
-        )
-    if head["format"] == WITHOUT_CHECKSUM:
-        logger.warning(
-            "%s has format %d, without a checksum: damage to its numbers goes unnoticed, save it again",
-            file,
-            WITHOUT_CHECKSUM,
         )
     return head
 
