@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -369,11 +369,14 @@ def _is_symmetric(tensor: Tensor) -> bool:
     return is_square and tensor.dtype == torch.float32 and bool(tensor.equal(tensor.T))
 
 
-def read_dataclass(file: Path, cls: type[T]) -> T:
-    """Read a JSON file as a dataclass without tensors, by its type hints; keys with a default may be missing."""
+def read_dataclass(file: Path, cls: type[T], upgrade: Callable[[Any], Any] = lambda values: values) -> T:
+    """Read a JSON file as a dataclass without tensors, by its type hints; keys with a default may be missing.
+
+    ``upgrade`` turns the values of an earlier version into those of this one.
+    """
     values = read_json(file)
     try:
-        return unpack(cls, values, {})
+        return unpack(cls, upgrade(values), {})
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}): copy it or save it again") from error
 

@@ -177,22 +177,20 @@ def calibrate(
         check_alike(earlier, list(targets), recipe, fingerprints, f"the checkpoint in {saves.folder}")
         statistics.resume(earlier)
 
-    def with_progress(items: Iterable[Any]) -> Iterable[Any]:
-        return progress_bar(items, desc="calibrating", unit="batch", show=progress and processes.rank == 0)
-
     remaining = RemainingSamples(processes, statistics.fingerprints)
     if saves is not None and statistics.samples:
         prepared = prepared or list(prepare_batches(model, batches, samples))
         remaining.check(prepared, saves.folder)
-    if prepared is None:
-        todo = remaining.select(prepare_batches(model, with_progress(batches), samples))
-    else:
-        todo = remaining.select(with_progress(prepared))
+    items = batches if prepared is None else prepared
+    bar = progress_bar(items, desc="calibrating", unit="batch", show=progress and processes.rank == 0)
+    todo = remaining.select(prepare_batches(model, bar, samples) if prepared is None else iter(bar))
 
     def current_result() -> Calibration:
         return _make_result(statistics, fingerprints, meta)
 
-    run_batches(model, targets, todo if saves is None else _save_between(todo, saves, current_result), statistics)
+    if saves is not None:
+        todo = _save_between(todo, saves, current_result)
+    run_batches(model, targets, todo, statistics, bar=bar)
     if saves is not None:
         saves.save(current_result())
     statistics.reduce(processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
 from tlora.models.weights import weight
 from tlora.utils.devices import on_host
+from tlora.utils.progress import Bar, note
 from tlora.utils.reproducibility import exact_products, temporary_seed
 
 LOSS_SCALE = 2.0**10
@@ -64,11 +66,17 @@ def check_batches(batches: Any) -> None:
 
 
 def run_batches(
-    model: Any, targets: Mapping[str, Target], batches: Iterable[Batch], observer: Observer, backward: bool = True
+    model: Any,
+    targets: Mapping[str, Target],
+    batches: Iterable[Batch],
+    observer: Observer,
+    backward: bool = True,
+    bar: Bar | None = None,
 ) -> None:
     """Run batches from `prepare_batches` through the model and backpropagate the sum of the samples' losses.
 
-    Without ``backward`` only the forward pass is run, and observed.
+    Without ``backward`` only the forward pass is run, and observed. The ``bar`` over the batches counts the
+    modules that a backward pass has passed.
 
     Samples stay separate because no row of a batch reads another: row ``n`` of the gradient at a module's output is
     that of sample ``n`` alone. To check this, and that the loss is the model's own, the shortest sample is run alone:
@@ -76,7 +84,7 @@ def run_batches(
     before samples, or rows that belong to no sample, such as positions, are run sample by sample. A sharded model
     gathers its weights as it runs: a process that has no batch left runs one of another process and observes nothing.
     """
-    scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
+    scale, passed = LOSS_SCALE if model.dtype == torch.float16 else 1.0, itertools.count()
 
     @exact_products()
     def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
@@ -85,6 +93,8 @@ def run_batches(
             return
         unscaled = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
         observer.add_gradients(name, inputs, unscaled)
+        if bar is not None:
+            note(bar, f"{next(passed) % len(targets) + 1} of {len(targets)} modules")
 
     parts: list[Batch] = []
 

@@ -33,7 +33,7 @@ from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE
-from tlora.utils.progress import progress_bar
+from tlora.utils.progress import bars_for, progress_bar
 from tlora.utils.validation import check_mapping, require_confidence, require_positive, require_positive_int
 
 Losses = NDArray[np.float64]
@@ -288,7 +288,8 @@ class RaceRun:
         """Choose steps and learning rates, train all arms and return the result."""
         self._check_arms()
         evaluation_began = time.perf_counter()
-        base = self._evaluate(self.model, self.split)
+        with bars_for("of the base"):
+            base = self._evaluate(self.model, self.split, self.progress)
         if not np.isfinite(base).all():
             raise ValueError("the held-out loss of the base is not finite: load the model in float32 or bfloat16")
         if isinstance(steps, int):
@@ -339,7 +340,7 @@ class RaceRun:
         Two steps of each arm are timed; they are part of no training. ``evaluation`` is what an evaluation takes.
         """
         step_seconds, overheads = {}, []
-        for name in self.trainees:
+        for name in progress_bar(self.trainees, desc="timing two steps", unit="arm", show=self.progress):
             began, timed = time.perf_counter(), Evaluations()
             self._fit(name, self.seeds[0], self.rates.get(name, LEARNING_RATES[0]), TIMED_STEPS, timed)
             step_seconds[name] = (timed.seconds[-1] - timed.seconds[0]) / (TIMED_STEPS - 1)
@@ -426,9 +427,9 @@ class RaceRun:
         if run.interrupted and not evaluations.ended_by_callback:
             raise KeyboardInterrupt
 
-    def _evaluate(self, model: Any, split: str) -> Losses:
+    def _evaluate(self, model: Any, split: str, progress: bool = False) -> Losses:
         rows = evenly_spaced_rows(getattr(self.task, split), self.evaluation_limit)
-        return losses_of_samples(model, self.task, rows, EVALUATION_BATCH)
+        return losses_of_samples(model, self.task, rows, EVALUATION_BATCH, progress)
 
     def _result(self, interrupted: bool = False) -> Race:
         samples = self.losses.shape[-1]

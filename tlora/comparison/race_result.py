@@ -243,14 +243,20 @@ class Race(Result):
             return f"{arm} and {other}: not decided, as they were not evaluated after the same number of steps"
         if pair.verdict in (AHEAD, BEHIND):
             first, second, least, most = (arm, other, low, high) if low > 0 else (other, arm, -high, -low)
-            small = f", within the {self.margin:g} that do not matter" if most <= self.margin else ""
-            return f"{first} is ahead of {second} by {_range(least, most)}{small}"
+            within = "within" if most <= self.margin else "perhaps within" if least <= self.margin else ""
+            small = f", {within} the {self.margin:g} that do not matter" if within else ""
+            return f"{first} is ahead of {second} by {_range(least, most)}{small}{self._cost(first, second)}"
         if pair.verdict == NO_DIFFERENCE:
             return f"no difference larger than {self.margin:g} nats between {arm} and {other}"
         common = self._common([arm, other])
         differences = self._losses(other, *common) - self._losses(arm, *common)
         more = more_needed(differences, self._error, self.margin)
         return f"{arm} and {other}: not decided ({_range(low, high)}), {more} would be needed"
+
+    def _cost(self, arm: str, other: str) -> str:
+        """What the first trains compared with the second; empty if that is as much to within a twentieth."""
+        ratio = self.parameters[arm] / self.parameters[other]
+        return "" if 0.95 <= ratio <= 1.05 else f", with {ratio:.2g} times the trained parameters"
 
     def _summary(self) -> str:
         return f"{self.sentence}; {'interrupted, ' if self.interrupted else ''}{self.seconds:.3g} s"

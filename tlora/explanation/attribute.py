@@ -31,7 +31,7 @@ from tlora.results import Meta
 from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict
 from tlora.tasks.load import load_task
 from tlora.tasks.task import Task
-from tlora.utils.progress import progress_bar
+from tlora.utils.progress import Bar, bars_for, progress_bar
 from tlora.utils.validation import require_choice, require_positive_int
 
 Part = str | int | tuple[str, int]
@@ -134,7 +134,7 @@ def attribute(
                 f"{type(gated.model).__name__} is {needed!r}: load it by tlora.load_task(..., architecture={needed!r})"
             )
     elif tokenizer is not None:
-        task = request_task(gated, tokenizer, task_or_text, answer)
+        task = request_task(gated, tokenizer, task_or_text, answer, progress=progress)
         rows = task.test
     else:
         raise ValueError("a request needs a tokenizer: pass the one that tlora.load_model returns, tokenizer=")
@@ -142,14 +142,15 @@ def attribute(
     switches = _switches(adapted, gated, targets, switch_off, calibration)
     texts = [PreparedAnswer.from_row(gated, task, row) for row in rows]
     bar = progress_bar(texts, desc="attribution", unit="sample", show=progress)
-    parts = [_integrate(gated, text.answer, points) for text in bar]
+    parts = [_integrate(gated, text.answer, points, bar) for text in bar]
     order = order_by_size(np.stack([one.by_module[0].sum(0).numpy() for one, _ in parts]))
     largest = [list(targets)[place] for place in order[:LARGEST]]
     switches = {name: leave_out(gated, [name]) for name in largest} | switches
-    greedy = _greedy_answers(gated, task, rows) if answers else [_Greedy() for _ in rows]
+    greedy = _greedy_answers(gated, task, rows, progress) if answers else [_Greedy() for _ in rows]
+    bar = progress_bar(texts, desc="leaving modules out", unit="sample", show=progress)
     samples = [
-        _explain(gated, task, text, *part, switches, said)
-        for text, part, said in zip(texts, parts, greedy, strict=True)
+        _explain(gated, task, text, *part, switches, said, bar)
+        for text, part, said in zip(bar, parts, greedy, strict=True)
     ]
     updates = lora_updates(gated.peft, embeddings=True)
     return Attribution(
@@ -220,6 +221,7 @@ def request_task(
     text: str,
     answer: str | None,
     ids: Sequence[int] = (),
+    progress: bool = False,
 ) -> Task:
     """Return a task of one test sample; without an answer the adapted model gives it.
 
@@ -251,7 +253,7 @@ def request_task(
     (row,) = task.test
     if answer is None:
         with evaluation_mode(gated.peft):
-            (ids,) = generate_tokens(gated.peft, task, task.test, 1, False)
+            (ids,) = generate_tokens(gated.peft, task, task.test, 1, progress)
         answer = decode_answer(task, row, ids)
         if not answer.strip():
             raise ValueError(f"the adapted model answers nothing to {text!r}: pass the answer to explain, answer=")
@@ -277,11 +279,11 @@ def _outside(name: str, layer: Any) -> Target:
     return Target(name, -1, name.rpartition(".")[2], "mlp", layer.out_features, layer.in_features)
 
 
-def _integrate(gated: GatedAdapter, answer: Answer, points: int) -> tuple[Contributions, int]:
+def _integrate(gated: GatedAdapter, answer: Answer, points: int, bar: Bar) -> tuple[Contributions, int]:
     """Contributions of the modules, with as many points as they need, and their number."""
     rise = (gated.scores(answer).values - gated.scores(answer, 0.0).values)[0]
     while True:
-        parts = gated.contributions(answer, points)
+        parts = gated.contributions(answer, points, bar)
         gap = parts.by_module[0].sum(1) - rise
         if gap.abs().sum() <= TOLERANCE * rise.abs().sum() or points >= MOST_POINTS:
             return parts, points
@@ -355,11 +357,15 @@ class _Greedy:
     matches: list[float] = field(default_factory=list)
 
 
-def _greedy_answers(gated: GatedAdapter, task: Task, rows: Dataset) -> list[_Greedy]:
+def _greedy_answers(gated: GatedAdapter, task: Task, rows: Dataset, progress: bool) -> list[_Greedy]:
     greedy = [_Greedy() for _ in rows]
-    for model in (gated.as_base(), contextlib.nullcontext(gated.peft)):
-        with model as peft:
-            frame = predict(peft, task, rows)
+    models: dict[str, contextlib.AbstractContextManager[PeftModel]] = {
+        "of the base": gated.as_base(),
+        "of the adapter": contextlib.nullcontext(gated.peft),
+    }
+    for whose, model in models.items():
+        with model as peft, bars_for(whose):
+            frame = predict(peft, task, rows, progress=progress)
         for one, text in zip(greedy, frame["prediction"], strict=True):
             one.texts.append(text)
         if task.metric in frame and task.name:
@@ -376,9 +382,10 @@ def _explain(
     points: int,
     switches: Mapping[str, Variant],
     greedy: _Greedy,
+    bar: Bar,
 ) -> ExplainedAnswer:
     answer = text.answer
-    scores = gated.switched(answer, list(switches.values()))
+    scores = gated.switched(answer, list(switches.values()), bar)
     base, start = gated.base_scores(answer), gated.scores(answer, 0.0)
     choices = scores.choices[0]
     shifts = gated.base_scores(replace(answer, targets=choices.to(answer.targets.device))).ranks

@@ -89,12 +89,12 @@ def direction_activations(
     targets = check_subspaces(model, kinds)
     rank = require_positive_int(ranks, "ranks")
     check_batches(batches)
-    shown = progress_bar(batches, desc="reading", unit="batch", show=progress)
-    prepared = list(prepare_batches(model, shown))
+    prepared = list(prepare_batches(model, batches))
     constant = find_constant_tokens(prepared)
     rows = {name: _directions(target, kinds, rank, seed) for name, target in targets.items()}
     readings = _Readings(model, rows, first_token)
-    run_batches(model, targets, map(constant.mark, prepared), readings, backward=need)
+    shown = progress_bar(prepared, desc="reading", unit="batch", show=progress)
+    run_batches(model, targets, map(constant.mark, shown), readings, need, shown)
     names = [name for name in targets if name in readings.sides]
     standardized = {name: _standardize(name, readings.along(name), len(rows[name])) for name in names}
     return DirectionActivations(

@@ -27,6 +27,7 @@ from tlora.models.hooks import first_argument
 from tlora.models.record import record_of
 from tlora.models.targets import is_causal, output_embeddings
 from tlora.models.weights import copy_sharing_weights, intact, refuse_packed
+from tlora.utils.progress import Bar, note
 from tlora.utils.reproducibility import exact_products
 
 ANSWER_MEASURES = ("log-probability", "log-odds")
@@ -182,7 +183,7 @@ class GatedAdapter:
         with torch.no_grad(), self.as_base():
             return _scores(self._logits(answer)[0], answer.targets)
 
-    def contributions(self, answer: Answer, points: int) -> Contributions:
+    def contributions(self, answer: Answer, points: int, bar: Bar | None = None) -> Contributions:
         """Integrate the derivatives by the gates along the adapter's scale, by Gauss-Legendre quadrature.
 
         Each token of the answer is a copy of the sample, so that one backward pass gives the derivatives of all.
@@ -195,7 +196,9 @@ class GatedAdapter:
         nodes, weights = np.polynomial.legendre.leggauss(points)
         for start in range(0, count, rows):
             chunk = slice(start, min(start + rows, count))
-            for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+            for number, (node, weight) in enumerate(zip((nodes + 1) / 2, weights / 2, strict=True), 1):
+                if bar is not None:
+                    note(bar, f"tokens {chunk.start + 1} to {chunk.stop} of {count}, point {number} of {points}")
                 odds, gradients = self._derivatives(answer, chunk, float(node))
                 # the derivative of log p is that of the log-odds times 1 - p
                 factors = weight * torch.stack([torch.sigmoid(-odds), torch.ones_like(odds)])
@@ -243,7 +246,7 @@ class GatedAdapter:
                     derivatives[name].append(gradient.reshape(copies, rows, -1).double())
         return odds.detach().double(), derivatives
 
-    def switched(self, answer: Answer, variants: Sequence[Variant]) -> Scores:
+    def switched(self, answer: Answer, variants: Sequence[Variant], bar: Bar | None = None) -> Scores:
         """Score the answer with the whole adapter in row 0, and with each variant in the next: (1 + variants, K).
 
         In a causal model the rows of a pass share what comes before: a variant joins, as a copy of row 0, at the block
@@ -264,9 +267,11 @@ class GatedAdapter:
                         if not self._grows:
                             raise
                         self._grows = False  # blocks that read more by row than hidden states, as Bloom's alibi
-                        return self.switched(answer, variants)
+                        return self.switched(answer, variants, bar)
                     each = [_scores(row, answer.targets) for row in logits]
                     rows |= dict(zip((-1, *members), each, strict=True))
+                    if bar is not None:
+                        note(bar, f"{len(rows) - 1} of {len(variants)} parts switched off")
         ordered = [rows[n] if n in rows else self.scores(answer) for n in range(-1, len(variants))]
         return Scores(*(torch.stack(part, dim=-2) for part in zip(*ordered, strict=True)))
 

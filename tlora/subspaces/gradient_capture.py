@@ -241,7 +241,7 @@ def gradient_capture(
     energies = _Energies(targets, subspaces, wanted, seed)
     check_batches(batches)
     shown = progress_bar(batches, desc="gradient capture", unit="batch", show=progress)
-    run_batches(model, targets, prepare_batches(model, shown), energies)
+    run_batches(model, targets, prepare_batches(model, shown), energies, bar=shown)
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
     if broken := [name for name, column in zip(targets, total.T, strict=True) if not bool(column.isfinite().all())]:
         raise ValueError(

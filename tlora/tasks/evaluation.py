@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from tlora.models.forward import IGNORED, evaluation_mode, position_limit, to_device, token_logits
 from tlora.tasks.chat import decode_tokens
-from tlora.utils.progress import progress_bar
+from tlora.utils.progress import Bar, note, progress_bar
 
 Task = Any
 """A `tlora.Task`, whose file imports this one."""
@@ -168,8 +168,9 @@ def generate_tokens(model: Any, task: Task, rows: Dataset, batch_size: int, prog
     by_length = batch_by_length(list(map(len, prompts)), batch_size)
     batches = [list(group) for batch in by_length for _, group in itertools.groupby(batch, room.__getitem__)]
     answers: list[list[int]] = [[]] * len(rows)
-    for indices in progress_bar(batches, desc="answers", unit="batch", show=progress):
-        written = _generate_batch(model, task, [prompts[index] for index in indices], limit)
+    bar = progress_bar(batches, desc="answers", unit="batch", show=progress)
+    for indices in bar:
+        written = _generate_batch(model, task, [prompts[index] for index in indices], limit, bar)
         for index, tokens in zip(indices, written, strict=True):
             end = next((place for place, token in enumerate(tokens, 1) if token in task.stop_ids), len(tokens))
             answers[index] = tokens[:end]
@@ -194,7 +195,9 @@ def decode_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) ->
     return text if head.strip() else rest
 
 
-def _generate_batch(model: Any, task: Task, prompts: Sequence[Sequence[int]], limit: float) -> list[list[int]]:
+def _generate_batch(
+    model: Any, task: Task, prompts: Sequence[Sequence[int]], limit: float, bar: Bar
+) -> list[list[int]]:
     # A decoder's answer follows its prompt, so padding is on the left; an encoder may count positions from the left.
     side = "right" if task.architecture == "seq2seq" else "left"
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
@@ -213,10 +216,25 @@ def _generate_batch(model: Any, task: Task, prompts: Sequence[Sequence[int]], li
     )
     with _generation_settings(model, settings):
         written = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([_CountTokens(bar, settings.max_new_tokens)]),
         )
     start_of_answer = 1 if task.architecture == "seq2seq" else width
     return [row[start_of_answer:] for row in written.tolist()]
+
+
+class _CountTokens(StoppingCriteria):
+    """Stops nothing; the bar says how many tokens are written."""
+
+    def __init__(self, bar: Bar, most: int) -> None:
+        self._bar, self._most, self._written = bar, most, 0
+
+    def __call__(self, input_ids: Int64[Tensor, "rows tokens"], scores: Any, **kwargs: Any) -> Bool[Tensor, " rows"]:
+        self._written += 1
+        note(self._bar, f"token {self._written} of at most {self._most}")
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restore_modules
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 from tlora.utils.peak_memory import PeakMemory
+from tlora.utils.progress import bars_for
 from tlora.utils.validation import require_positive, require_positive_int
 
 LOSS_SAMPLES = 256
@@ -206,13 +207,15 @@ def train(
             train_dataset=data.train,
             eval_dataset=validation,
         )
-        before = _evaluate(data, model, evaluation_limit, progress)
+        with bars_for("before training (evaluation_limit=0 skips them)"):
+            before = _evaluate(data, model, evaluation_limit, progress)
         set_seed(seed)  # the evaluation may have used random numbers
         ending = _train(trainer, model, checkpoint)
         after: dict[str, float] = {}
         if not ending.skip_evaluation:
             try:
-                after = _evaluate(data, model, evaluation_limit, progress)
+                with bars_for("after training"):
+                    after = _evaluate(data, model, evaluation_limit, progress)
             except KeyboardInterrupt:
                 warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=2)
     _warn(ending, trainer, lora_updates(model))

@@ -1,12 +1,22 @@
-"""Progress bars."""
+"""Progress bars: drawn by tqdm, or reported to a listener such as a widget."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as Bar
+
+Report = Callable[[str, int, int | None], None]
+"""Called with what is being done, how many of its items are done, and their number if it is known."""
+
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
+_purpose: ContextVar[str] = ContextVar("purpose", default="")
 
 
 def is_shown(show: bool) -> bool:
@@ -14,6 +24,48 @@ def is_shown(show: bool) -> bool:
     return show and not os.environ.get("TQDM_DISABLE")
 
 
-def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: Any) -> tqdm:
-    """A bar of tqdm over the items, if it is shown."""
+def progress_bar(items: Iterable[Any] | None = None, *, show: bool, desc: str = "", **options: Any) -> Bar:
+    """A bar of tqdm over the items, if it is shown; within `report_progress` the listener gets all of them."""
+    words = " ".join(filter(None, [desc, _purpose.get()]))
+    options |= {"desc": words, "miniters": 0}  # so that `note` redraws it between two items
+    if (report := _report.get()) is not None:
+        return _ReportedBar(items, report, **options)
     return tqdm(items, disable=not is_shown(show), **options)
+
+
+def note(bar: Bar, text: str) -> None:
+    """Write what happens within one item beside the bar, which moves meanwhile."""
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(0)
+
+
+@contextlib.contextmanager
+def bars_for(purpose: str) -> Iterator[None]:
+    """Add a purpose to what the bars of this thread say inside the block."""
+    token = _purpose.set(purpose)
+    try:
+        yield
+    finally:
+        _purpose.reset(token)
+
+
+@contextlib.contextmanager
+def report_progress(report: Report) -> Iterator[None]:
+    """Call ``report`` inside the block where this thread would draw a bar, whether bars are shown or not."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+class _ReportedBar(Bar):  # type: ignore[misc]
+    """A bar that is reported, at most three times a second."""
+
+    def __init__(self, items: Iterable[Any] | None, report: Report, **options: Any) -> None:
+        self._report = report
+        super().__init__(items, file=io.StringIO(), disable=False, mininterval=0.3, **options)
+
+    def display(self, *args: Any, **kwargs: Any) -> None:
+        """Report in place of drawing."""
+        self._report(", ".join(filter(None, [self.desc.removesuffix(": "), self.postfix])), int(self.n), self.total)

@@ -19,7 +19,10 @@ function attributionPart(parent, part, { model, ask }) {
   const place = (k) => (part.columns[part.column[k]] < 0 ? part.names[k] : `layer ${part.columns[part.column[k]]} ${part.rows[part.row[k]]}`);
   const changed = () => Object.keys(choice.ranks).map(Number);
   const key = () => changed().map((k) => `${k}:${choice.ranks[k]}`).join(); // numbers are in ascending order
-  const answer = () => one.switched[key()] ?? known[`${choice.sample} ${key()}`];
+  const answer = () => { // the kernel adds what the model then writes to what is stored
+    const of = key(), stored = one.switched[of], added = known[`${choice.sample} ${of}`];
+    return stored || added ? { ...stored, ...added } : undefined;
+  };
   const sum = (values) => (choice.token === null ? values.reduce((a, b) => a + b, 0) : values[choice.token]);
   const gained = (m = choice.measure) => one.adapter[m].map((v, i) => v - one.base[m][i]);
   const contribution = (k, m = choice.measure) => sum(one.modules[m].map((token) => token[k]));
@@ -34,8 +37,8 @@ function attributionPart(parent, part, { model, ask }) {
   const measures = MEASURED.map((name, m) => press(group, name, m ? "log p \u2212 log(1 \u2212 p): has no ceiling" : "log p: ends at 0", () => { choice.measure = m; paint(); }));
   const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => { choice.ranks = {}; change(); });
   const text = make("div", { class: "request" }, root), strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
-  const written = make("div", { class: "written" }, root), finding = make("p", { class: "finding", role: "status" }, root);
   const scroll = make("div", { class: "scroll" }, root), svg = make("svg", { class: "chart" }, scroll), legend = make("div", { class: "legend" }, root);
+  const finding = make("p", { class: "finding", role: "status" }, root), written = make("div", { class: "written" }, root); // below the map, which a click must not move
   const cells = [], bars = [];
   if (part.live) drawForm();
 
@@ -55,9 +58,10 @@ function attributionPart(parent, part, { model, ask }) {
       if (fields[0].value.trim()) ask("explain", { prompt: fields[0].value, answer: fields[1].value.trim() ? fields[1].value : null });
     });
     form.follow = () => {
-      const { running = false, said: words = "", samples: own = [] } = model.get("explained") ?? {};
+      const { running = false, said: words = "", bar, samples: own = [] } = model.get("explained") ?? {};
       send.disabled = running;
-      said.textContent = running || !own.length ? words : "";
+      said.replaceChildren(...(running || !own.length ? [words] : []));
+      if (running) drawBar(make("div", {}, said), bar);
     };
     form.follow();
     root.form = form;
@@ -103,13 +107,13 @@ function attributionPart(parent, part, { model, ask }) {
     strip.replaceChildren();
     const names = make("div", { class: "card names" }, strip);
     press(names, "whole answer", "What the modules contributed to all of its tokens", () => { choice.token = null; paint(); });
-    for (const name of ["gained", "base", "adapter", "now"]) make("span", { class: `${name} head` }, names, name);
+    for (const name of ["gained", "base", "adapter", "now", "now first"]) make("span", { class: `${name} head` }, names, name);
     one.positions.forEach((position, i) => {
       const card = make("div", { class: "card" }, strip);
       const button = press(card, "", "", () => { choice.token = choice.token === i ? null : i; paint(); });
       button.className = "token";
       button.textContent = visible(one.tokens[position]);
-      for (const name of ["gained", "base", "adapter", "now"]) make("span", { class: name }, card);
+      for (const name of ["gained", "base", "adapter", "now", "now first"]) make("span", { class: name }, card);
     });
     change();
   }
@@ -134,7 +138,7 @@ function attributionPart(parent, part, { model, ask }) {
     strip.classList.toggle("switched", off.length > 0);
     strip.firstChild.firstChild.setAttribute("aria-pressed", choice.token === null);
     [...strip.children].slice(1).forEach((card, i) => {
-      const [button, gain, base, adapter, at] = card.children, p = (values) => probability(values[0][i]);
+      const [button, gain, base, adapter, at, first] = card.children, p = (values) => probability(values[0][i]);
       fill(button, rise[i] / most);
       button.setAttribute("aria-pressed", choice.token === i);
       button.title = `${quoted(one.tokens[one.positions[i]])}: ${nats(rise[i])} nats of ${MEASURED[choice.measure]}; first choice of the base ${quoted(one.choices[0][i])}, of the adapter ${quoted(one.choices[1][i])}`;
@@ -143,11 +147,12 @@ function attributionPart(parent, part, { model, ask }) {
       adapter.textContent = p(one.adapter);
       at.textContent = !off.length ? "" : now ? p(now.values) : "\u2026";
       if (now) fill(at, (now.values[choice.measure][i] - one.adapter[choice.measure][i]) / most); else at.removeAttribute("style");
-      if (now && !now.unchanged[i]) make("b", { title: "first choice" }, at, ` \u2192 ${visible(now.choices?.[i] ?? "another")}`);
+      const choice = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
+      [first.textContent, first.title] = [choice, choice && `first choice: ${choice}`];
     });
     // the answers
     written.replaceChildren();
-    const lines = { "base answers": one.generated[0], "adapter answers": one.generated[1], ...(now?.answer !== undefined && { "now answers": now.answer }) };
+    const lines = { "base answers": one.generated[0], "adapter answers": one.generated[1], ...(now && part.live && { "now answers": now.answer ?? "\u2026" }) };
     for (const [name, words] of Object.entries(lines)) if (words !== undefined) make("code", {}, make("div", { class: name.split(" ")[0] }, written, `${name}: `), words);
     // the map
     const values = part.names.map((_, k) => contribution(k)), top = largest(values);

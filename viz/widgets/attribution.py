@@ -26,6 +26,7 @@ from tlora.explanation.attribution import Attribution, ExplainedAnswer
 from tlora.explanation.gated_adapter import GatedAdapter, Variant
 from tlora.tasks.evaluation import predict
 from tlora.tasks.task import Task
+from tlora.utils.progress import report_progress
 from viz.widgets.panels.attribution import answer_values, nats, switch_key
 
 POINTS = 8
@@ -81,13 +82,16 @@ class LiveAttribution:
         self._thread.start()
 
     def _explain(self, prompt: str, answer: str | None) -> None:
-        self._report(
-            {"said": f"Taking the answer to \u201c{prompt}\u201d apart \u2026", "running": True, "samples": self._own}
-        )
+        said = f"Taking the answer to \u201c{prompt}\u201d apart"
+
+        def report(words: str, done: int, total: int | None) -> None:
+            bar = {"words": words, "done": done, "total": total}
+            self._report({"said": said, "running": True, "bar": bar, "samples": self._own})
+
+        report("", 0, None)
         try:
-            found = attribute(
-                self._adapted, prompt, answer, tokenizer=self._task.tokenizer, points=POINTS, progress=False
-            )
+            with report_progress(report):
+                found = attribute(self._adapted, prompt, answer, tokenizer=self._task.tokenizer, points=POINTS)
         except (ValueError, RuntimeError) as refusal:  # in a thread nobody else would see it
             self._report({"said": str(refusal), "running": False, "samples": self._own})
             return

@@ -149,6 +149,11 @@ function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 3
 }
 
 // The curves of one or several trainings: training losses thin, held-out losses with dots.
+function drawBar(parent, { words, done, total }) { // of one item, no share is known until it is done
+  make("progress", { ...(total > 1 && { max: total, value: done }), "aria-label": words }, parent);
+  parent.append(words + (total > 1 ? `: ${done} of ${total}` : ""));
+}
+
 function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), lines = [];
   names.forEach((name, i) => {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tlora.explanation.direction_activations import direction_activations
-from tlora.explanation.direction_activations_result import DirectionActivations
-from tlora.recipes import Recipe, prepare
-from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
-from tlora.subspaces.subspaces import Subspaces
-from tlora.tasks.task import first_batches
 from tlora.utils.defaults import DEFAULT_RECIPE, RANK, SAMPLES
-from viz.widgets.workbench import Workbench
+from tlora.utils.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tlora.explanation.direction_activations_result import DirectionActivations
+    from tlora.recipes import Recipe
+    from tlora.subspaces.gradient_capture import GradientCapture
+    from tlora.subspaces.subspaces import Subspaces
+    from viz.widgets.workbench import Workbench
 
 HELD_OUT = 32
 """Validation samples that are captured and read."""
@@ -68,6 +69,9 @@ def explore(
     >>> workbench = viz.explore(model, task, recipe="tlora-paper", samples=4, max_rank=4, rank=2)
     Ranks from ... to ... instead of 2 everywhere...
     """
+    with progress_bar(total=1, desc="loading libraries", show=True, leave=False):  # for the first time, seconds
+        from tlora.recipes import Recipe, prepare
+        from viz.widgets.workbench import Workbench
     recipe = (Recipe.named(recipe) if isinstance(recipe, str) else recipe).override(allocate=options)
     if recipe.kind is not None and (max_rank or not recipe.follows_directions):
         recipe = recipe.override(task_subspaces={"max_rank": max_rank or DIRECTIONS_BY_SCORE})
@@ -85,6 +89,9 @@ def explore(
 
 def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
     """Measure the captured gradient of validation samples at every rank; None if the task has no such samples."""
+    from tlora.subspaces.gradient_capture import gradient_capture
+    from tlora.tasks.task import first_batches
+
     batches = first_batches(task, HELD_OUT)
     if not batches:
         return None
@@ -94,6 +101,9 @@ def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapt
 
 def read_directions(model: Any, task: Any, subspaces: Subspaces) -> DirectionActivations | None:
     """Return what the first directions read of validation samples; None if there are too few of them to compare."""
+    from tlora.explanation.direction_activations import direction_activations
+    from tlora.tasks.task import first_batches
+
     if len(task.validation) < 2:
         return None
     options = {"tokenizer": task.tokenizer, "task": task.name}

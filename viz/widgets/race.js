@@ -2,7 +2,7 @@
 
 function racePanel(parent, { about, model, ask, width }) {
   const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
-  const verdict = make("div", { class: "status", role: "status" }, root), basis = make("div", { class: "basis" }, root);
+  const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root), basis = make("div", { class: "basis" }, root);
   const head = make("div", { class: "bar" }, root), given = about.training;
   const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
   const field = (label, attributes) => make("input", { type: "number", ...attributes }, explained(make("label", { class: "control" }, head, label), label));
@@ -25,17 +25,24 @@ function racePanel(parent, { about, model, ask, width }) {
     begin.setAttribute("aria-disabled", Boolean(obstacle) || running);
     describe(begin, obstacle || `Train ${current.arms.join(" and ")} on the same batches, and say which is better on held-out samples.`);
   }
-  let current = { arms: [], obstacle: "" };
+  let current = { arms: [], obstacle: "", is_shown: false };
   function tell(now) {
     current = now.race;
     obstacle = current.obstacle;
+    place();
     for (const input of [steps, rate]) input.parentElement.hidden = !given.learning_rate && !given.steps && !given.seconds;
     plan.textContent = obstacle || `${current.arms.join(" and ")}, ` + (steps.value || !given.seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(given.seconds / 60)} minutes`);
     ready();
   }
+  function place() { // a verdict is about the allocations that were trained, which the map may no longer show
+    const isOther = Object.keys(model.get("training")?.arms ?? {}).length > 0 && !current.is_shown;
+    root.classList.toggle("past", isOther);
+    other.textContent = isOther ? "The map shows other ranks than those that were trained:" : "";
+  }
   function follow() {
     const state = model.get("training") ?? {}, names = Object.keys(state.arms ?? {});
     running = Boolean(state.running);
+    place();
     ready();
     winner.hidden = !state.winner;
     verdict.textContent = state.said ?? "";
@@ -49,12 +56,14 @@ function racePanel(parent, { about, model, ask, width }) {
     }
     for (const stop of stops.children) stop.disabled = !state.arms[stop.dataset.arm].running || state.arms[stop.dataset.arm].stopped;
     lines.replaceChildren();
+    if (running && state.bar?.words) drawBar(make("div", {}, lines), state.bar);
     names.forEach((name, i) => {
       const arm = state.arms[name], loss = arm.losses.at(-1)?.[1], held = arm.held.at(-1)?.[1];
-      if (!arm.planned) return;
       const row = make("div", { class: `arm arm${i}`, "data-arm": name }, lines);
+      make("div", { class: "ranks" }, row, `${name}: ${arm.ranks}; ${arm.parameters.toLocaleString("en-US")} trained parameters`);
+      if (!arm.planned) return;
       make("progress", { max: arm.planned, value: arm.step, "aria-label": `training of ${name}` }, row);
-      row.append(`${name}: step ${arm.step} of ${arm.planned}` + (loss === undefined ? "" : `, training loss ${loss.toPrecision(3)}`) +
+      row.append(`step ${arm.step} of ${arm.planned}` + (loss === undefined ? "" : `, training loss ${loss.toPrecision(3)}`) +
         (held === undefined ? "" : `, held-out loss ${held.toPrecision(4)}`) + (arm.stopped ? ", stopped" : ""));
     });
     curves.replaceChildren();

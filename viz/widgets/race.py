@@ -10,9 +10,12 @@ from typing import Any
 import pandas as pd
 
 from tlora.adapters.attach import copy_base
+from tlora.allocation.allocation import Allocation
 from tlora.comparison.race import FEWEST_STEPS, held_out_split, race
 from tlora.comparison.race_result import Race
+from tlora.utils.progress import report_progress
 from tlora.utils.text import rough_duration_text
+from viz.plots.allocation import headline
 from viz.widgets.curves import TrainingFollower
 
 PAUSE = 0.3
@@ -57,19 +60,26 @@ class FollowedArm(TrainingFollower):
 class LiveRace:
     """`tlora.race` in a thread, which calls ``report`` with `state` whenever there is something new.
 
-    It trains on a copy of the base that shares the weights, so that an adapter on the model stays as it is. ``result``
-    is None before the end and if the race failed; ``status`` then says why.
+    It trains on a copy of the base that shares the weights, so that an adapter on the model stays as it is.
+    ``allocations`` are its arms. ``result`` is None before the end and if the race failed; ``status`` then says why.
     """
 
     def __init__(
-        self, report: Callable[[dict[str, Any]], None], model: Any, task: Any, arms: Mapping[str, Any], **options: Any
+        self,
+        report: Callable[[dict[str, Any]], None],
+        model: Any,
+        task: Any,
+        arms: Mapping[str, Allocation],
+        **options: Any,
     ) -> None:
         self.running = True
         self.result: Race | None = None
         self.status = "Preparing: the base is evaluated, and two steps of each are timed, which are not recorded"
         self.basis = ""
+        self.allocations = arms
+        self._bar: dict[str, Any] = {}
         self._report_state = report
-        self._model, self._task, self._allocations, self._options = model, task, arms, options
+        self._model, self._task, self._options = model, task, options
         self._arms = {name: FollowedArm(self._report, self._ask) for name in arms}
         self._held_out: dict[str, list[tuple[int, float]]] = {name: [] for name in arms}
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -78,11 +88,12 @@ class LiveRace:
 
     @property
     def state(self) -> dict[str, Any]:
-        """JSON values: whether it runs, its status, answers, and of each arm steps, losses and updates by module."""
+        """JSON values: whether it runs, its status, bar and answers, and of each arm ranks, losses and updates."""
         return {
             "running": self.running,
             "said": self.status,
             "basis": self.basis,
+            "bar": self._bar,
             "winner": self.result.leader if self.result else "",
             "answers": compare_answers({name: arm.answers for name, arm in self._arms.items()}),
             "arms": {name: self._arm(name) for name in self._arms},
@@ -101,7 +112,10 @@ class LiveRace:
     def _arm(self, name: str) -> dict[str, Any]:
         arm = self._arms[name]
         latest = arm.latest
+        allocation = self.allocations[name]
         return {
+            "ranks": headline(allocation),
+            "parameters": allocation.trainable_parameters,
             "step": arm.losses[-1][0] if arm.losses else 0,
             "planned": arm.planned,
             "losses": list(arm.losses),
@@ -131,6 +145,10 @@ class LiveRace:
     def _ask(self, model: Any) -> pd.DataFrame:
         return self._task.predict(model, split=held_out_split(self._task), limit=REQUESTS)
 
+    def _move_bar(self, words: str, done: int, total: int | None) -> None:
+        self._bar = {"words": words, "done": done, "total": total}
+        self._report()
+
     def _report(self) -> None:
         self._report_state(self.state)
 
@@ -139,11 +157,12 @@ class LiveRace:
         options = {**self._options, "callbacks": callbacks, "watch": self._watch, "progress": False}
         try:
             steps = {"steps": self._plan, "seconds": None}
-            self.result = race(copy_base(self._model), self._task, self._allocations, **options | steps)
+            with report_progress(self._move_bar):
+                self.result = race(copy_base(self._model), self._task, self.allocations, **options | steps)
             self.status, self.basis = self.result.headline, f"{self.result.basis}. {describe_rates(self.result)}"
         except Exception as error:  # noqa: BLE001  (in a thread nobody else would hear of it)
             self.status = f"The race failed: {error}"
-        self.running = False
+        self.running, self._bar = False, {}
         self._report()
 
 

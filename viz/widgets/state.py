@@ -24,11 +24,14 @@ CONTROLS = ("budget", "scaling", "rank", "temperature", "min_rank", "max_rank")
 QUERY_OR_VALUE = re.compile(r"(^|[._])(q|v|wq|wv|query|value)(_proj|_lin|_linear)?$")
 IN_ATTENTION = re.compile(r"att(entio)?n|(^|[._])[qkvo]_proj$", re.IGNORECASE)
 METHODS: dict[str, dict[str, Any]] = {"captured": dict(RECIPES["captured"].allocate), "as published": {}}
-"""Presets that set all options of `tlora.allocate` but the rank: the default recipe, and the published method."""
+"""Presets that set all options of `tlora.allocate` but the rank: those of the default recipe, and as published."""
 
 ALLOCATION_PRESETS = {
     "captured": "Ranks by the gradient that the directions capture, one scale: what tlora.prepare decides by default",
-    "as published": "Ranks and scales in proportion to the scores: the published method",
+    "as published": (
+        "Ranks and scales in proportion to the scores, as published; the directions of A stay what they are: "
+        "tlora.prepare(model, task, 'tlora-paper') computes the published ones"
+    ),
     "uniform": "The same rank for every module: in our study it learned more than ranks by score",
     "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
     "attention": "Ranks by score within attention, none elsewhere; the budget stays",

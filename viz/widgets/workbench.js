@@ -2,6 +2,7 @@
 // everything else. The page without a kernel runs the same code on a model that computes its answers (allocate.js).
 
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
+const OTHER_RUN = "The run was trained with other ranks than these: what it used of them is in the panels Training and Rank use, not on the map.";
 const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
 const NARROWEST = 14, TALL = 22; // pixels of a cell
 function render({ model, el }) {
@@ -46,9 +47,11 @@ function render({ model, el }) {
   }
 
   // --- What the tabs show.
-  const tab = () => about.tabs.find((one) => one.name === model.get("tab")) ?? about.tabs[1];
+  const tab = () => about.tabs.find((one) => one.name === model.get("tab") && (!one.run || isOfRun())) ?? about.tabs[1];
   const change = (k) => current.ranks[k] - current.kept[k];
+  const isOfRun = () => about.run?.every((rank, k) => rank === current.ranks[k]); // else the run says nothing about these ranks
   function value(t, k) {
+    if (t.run && !isOfRun()) return null;
     if (t.of === "change") return change(k);
     if (t.trained) return model.get("training")?.arms?.[t.trained]?.updates[k] ?? null;
     if (t.of) return t.of === "ranks" && !current.ranks[k] ? null : current[t.of][k];
@@ -196,8 +199,8 @@ function render({ model, el }) {
   }
   function offer() { // tabs of what has been trained
     for (const button of tablist.children) {
-      const { trained } = about.tabs.find((one) => one.name === button.dataset.tab);
-      button.hidden = Boolean(trained) && !model.get("training")?.arms?.[trained];
+      const { trained, run } = about.tabs.find((one) => one.name === button.dataset.tab);
+      button.hidden = (trained && !model.get("training")?.arms?.[trained]) || (run && !isOfRun());
     }
   }
   const whole = (n) => Math.abs(n).toLocaleString("en-US"), plus = (n) => (n < 0 ? MINUS : "+") + whole(n);
@@ -249,6 +252,7 @@ function render({ model, el }) {
     for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`]) explained(make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name), name.replace(/^LoRA.*/, "lora"));
     for (const cells of costs()) cells.reduce((tr, cell, i) => (explained(make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), i ? "" : cell), tr), make("tr", {}, rows));
     moved.textContent = `Since it was kept: ${changes()}.`;
+    if (about.run && !isOfRun()) make("div", {}, moved, OTHER_RUN);
     line.textContent = current.code;
     for (const [name, control] of Object.entries(controls)) {
       const now = current.controls[name];

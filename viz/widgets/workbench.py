@@ -532,7 +532,7 @@ class Workbench(PicturedWidget):
             If it is damaged, or names a module that its calibration does not have.
         """
         folder = Path(path)
-        session = read_dataclass(folder / SESSION, Session)
+        session = read_dataclass(folder / SESSION, Session, upgrade_session)
         places = {
             name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in RESULT_CLASSES.items()
         }
@@ -619,6 +619,7 @@ class Workbench(PicturedWidget):
             raise ValueError("Both are being trained already: stop them, or wait")
         arguments = {"subspaces": self.subspaces, **merge_training(self.training, options)}
         self._live = LiveRace(self._follow, self.model, self.task, arms, **arguments)
+        self._tell()  # what is raced is now what the map shows
 
     def stop(self, name: str) -> None:
         """End the training of ``name``, one of `arms`, after the step that runs; the race goes on."""
@@ -863,9 +864,20 @@ class Workbench(PicturedWidget):
             values["allocation"] = allocation_parts(self._allocation, self.results)
         if page:
             return values
-        arms = list(self.arms)
-        race = {"arms": arms, "obstacle": self._obstacle(arms)}
+        arms = self.arms
+        raced = self._live.allocations if self._live is not None else {}
+        is_shown = raced.keys() == arms.keys() and all(same_adapter(raced[name], arms[name]) for name in arms)
+        race = {"arms": list(arms), "obstacle": self._obstacle(arms), "is_shown": is_shown}
         return values | {"race": race, "undo": len(self._past), "redo": len(self._future)}
+
+
+def upgrade_session(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a session file; versions before `Workbench.plan` kept options and edits together, as ``state``."""
+    if "state" not in values:
+        return values
+    options = {name: value for name, value in values["state"].items() if name not in ("edits", "directions", "kept")}
+    rest = {name: value for name, value in values.items() if name != "state"}
+    return rest | {"options": options, "edits": values["state"]["edits"]}
 
 
 def own_and_others(results: Results) -> dict[str, Subspaces]:

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.results import base, subspaces
+from tlora.utils.progress import report_progress
 
 
 def condition(model: nn.Module) -> list[Any]:
@@ -25,6 +27,23 @@ def test_calibration_is_without_dropout() -> None:
         tlora.calibrate(m, [batch], progress=False) for m in (tiny_model("bert"), tiny_model("bert").train())
     )
     assert still.sensitivity.per_sample.equal(dropping.sensitivity.per_sample)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda batches: tlora.calibrate(base(), batches), "calibrating"),
+        (lambda batches: tlora.gradient_capture(base(), batches, {"wc": subspaces()}, ranks=[2]), "gradient capture"),
+        (lambda batches: tlora.direction_activations(base(), subspaces(), batches, need=True), "reading"),
+    ],
+)
+def test_the_bar_counts_what_is_run_down_to_modules(call: Callable[[Any], Any], words: str) -> None:
+    heard: list[Any] = []
+    with report_progress(lambda *bar: heard.append(bar)):
+        call([tiny_batch("llama"), tiny_batch("llama", seed=1)])
+    modules = len(subspaces().shapes)
+    assert heard[0] == (words, 0, 2)
+    assert heard[-1] == (f"{words}, {modules} of {modules} modules", 2, 2)
 
 
 class _NoGraph(nn.Module):

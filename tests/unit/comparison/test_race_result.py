@@ -45,10 +45,30 @@ def test_the_sentence_says_who_is_ahead_and_by_how_much():
     assert (race.leader, race.is_ahead) == ("A", True)
     row = race.differences().iloc[0]
     assert race.sentence == (
-        f"A is ahead of B by {row['low']:.3f} to {row['high']:.3f} nats "
+        f"A is ahead of B by {row['low']:.3f} to {row['high']:.3f} nats, with 2 times the trained parameters "
         "(10 steps, 95 % intervals for other seeds and samples, from 3 seeds and 40 held-out samples)"
     )
     assert "which of these adapters" in make_race({"A": 1.8, "B": 1.9}, seeds=[4]).basis
+
+
+@pytest.mark.parametrize(
+    ("ahead", "parameters", "ending"),
+    [
+        (1.79, {"A": 100, "B": 100}, ", within the 0.02 that do not matter"),
+        (1.78, {"A": 102, "B": 100}, ", perhaps within the 0.02 that do not matter"),
+        (1.7, {"A": 100, "B": 100}, " nats"),
+        (1.79, {"A": 380, "B": 100}, ", within the 0.02 that do not matter, with 3.8 times the trained parameters"),
+        (1.7, {"A": 50, "B": 100}, " nats, with 0.5 times the trained parameters"),
+    ],
+)
+def test_the_headline_says_what_a_lead_is_worth_and_costs(ahead, parameters, ending):
+    race = dataclasses.replace(
+        make_race({"A": ahead, "B": 1.8}, noise=0.001 if ahead == 1.79 else 0.01), parameters=parameters
+    )
+    low, high = race.differences()[["low", "high"]].iloc[0]
+    assert low > 0
+    assert ("within" in ending, "perhaps" in ending) == (low <= race.margin, low <= race.margin < high)
+    assert race.headline.endswith(ending)
 
 
 def test_no_difference_is_a_verdict_at_the_end_only():

@@ -1,6 +1,7 @@
 """Batches, and what a model is measured at, against loops over single samples without padding."""
 
 import math
+import re
 import warnings
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.helpers.tokenizers import bytes_tokenizer, pieces_tokenizer
 from tlora.resources.simulated_model import switch_checkpointing
 from tlora.tasks.evaluation import decode_answer, generate, losses_of_samples
 from tlora.tasks.load import load_task
+from tlora.utils.progress import report_progress
 
 
 @pytest.fixture(scope="module")
@@ -313,8 +315,11 @@ def test_answers_end_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> No
         return write(**given)
 
     monkeypatch.setattr(model, "generate", noted)
-    generate(model, task, task.train, batch_size=4, progress=False)
+    heard: list[str] = []
+    with report_progress(lambda words, done, total: heard.append(words)):
+        generate(model, task, task.train, batch_size=4, progress=False)
     assert max(ends) == 64
+    assert re.fullmatch(r"answers, token \d+ of at most \d+", heard[-1])
 
 
 def test_a_classifier_is_evaluated_on_texts_whatever_pads_them() -> None:

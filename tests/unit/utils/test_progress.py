@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from tlora.utils.progress import bars_for, note, progress_bar, report_progress
 
 CODE = """
 import sys, tqdm.auto, tqdm.notebook
@@ -27,3 +30,20 @@ def test_a_bar_is_hidden_by_the_caller_or_the_environment(show, environment, hid
         check=True,
     )
     assert done.stdout.split()[-1] == str(hidden)
+
+
+def test_a_listener_hears_of_the_bars_of_its_thread_while_it_listens():
+    heard = []
+    with report_progress(lambda *bar: heard.append(bar)), bars_for("of the base"):
+        other = threading.Thread(target=lambda: list(progress_bar(range(3), show=False, desc="another")))
+        other.start()
+        other.join()
+        bar = progress_bar("ab", show=False, desc="loss", unit="batch")
+        bar.mininterval = 0
+        for letter in bar:
+            note(bar, f"at {letter}")
+    list(progress_bar(range(3), show=False, desc="later"))
+    assert heard[0] == ("loss of the base", 0, 2)
+    assert {("loss of the base, at a", 0, 2), ("loss of the base, at b", 1, 2)} <= set(heard)
+    assert heard[-1] == ("loss of the base, at b", 2, 2)
+    assert {words.split(",")[0] for words, _, _ in heard} == {"loss of the base"}

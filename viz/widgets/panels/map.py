@@ -25,7 +25,8 @@ def map_tabs(
 ) -> list[dict[str, Any]]:
     """The tabs of the map, each with its values by module, ``curves`` by module and rank, or the name of what changes.
 
-    ``sensitivity`` has the score that decides; ``curves`` are shares by rank from 1 on, by the name of the tab.
+    ``sensitivity`` has the score that decides; ``curves`` are shares by rank from 1 on, by the name of the tab. Tabs
+    with ``run`` are shown while the map has the ranks of the run.
     """
     tabs = [
         _tab("sensitivity", "Sensitivity", "share of all scores", "percent", **_shares(sensitivity)),
@@ -52,8 +53,9 @@ def _after_training(names: Sequence[str], results: Results) -> list[dict[str, An
         used = results.run.rank_use().set_index("module")["used_rank"].reindex(names)
         last = results.run.module_history.drop_duplicates("module", keep="last").set_index("module")["update_norm"]
         values = {"values": shorten_all(last.reindex(names))}
-        tabs.append(_tab("update", "Update", "update relative to the weight", "percent", **values))
-        tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=shorten_all(used)))
+        tabs.append(_tab("update", "Update", "update relative to the weight", "percent", run=True, **values))
+        needed = {"values": shorten_all(used)}
+        tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", run=True, **needed))
     if results.attribution is not None:
         added = results.attribution.to_frame().set_index("module")["contribution"].reindex(names)
         shares = {"values": shorten_all(added / results.attribution.rise)}

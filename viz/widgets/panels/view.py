@@ -75,6 +75,7 @@ def about(
         "presets": {name: ALLOCATION_PRESETS[name] for name in available_presets(sensitivity, knows_directions)},
         "most": most,
         "steps": 20,  # of the temperature from 0 to 1
+        "run": results.run and [results.run.ranks.get(name, 0) for name in sensitivity.names],
         "training": {name: (training or {}).get(name) for name in ("steps", "seconds", "learning_rate")},
         "source": style.source(sensitivity.meta),
         "resamples": len(sensitivity.per_sample) > 1,

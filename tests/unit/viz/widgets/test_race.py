@@ -31,7 +31,10 @@ def test_it_reports_losses_updates_answers_and_the_sentence(tmp_path):
     race.wait()
     assert len(threads) == 2  # of the caller and of the training
     assert states[0]["running"]
+    stages = dict.fromkeys(state["bar"]["words"].split(", ")[0] for state in states if state["bar"].get("words"))
+    assert list(stages)[:4] == ["calibrating", "subspaces fisher", "loss of the base", "A"]
     last = states[-1]
+    assert last["bar"] == {}
     assert (last["running"], last["said"], last["winner"]) == (False, race.result.headline, race.result.leader)
     assert last["basis"].startswith(race.result.basis)
     assert "0.01" in last["basis"]  # the learning rate of both
@@ -59,10 +62,16 @@ def test_the_training_that_runs_can_be_stopped_and_the_other_goes_on():
 
 
 def test_without_steps_it_plans_at_least_eight_and_says_so_before_it_begins():
-    said = []
-    race = live(lambda state: said.append((state["said"], state["arms"]["A"]["planned"])), steps=None, seconds=0.001)
+    said, bars = [], []
+
+    def report(state):
+        said.append((state["said"], state["arms"]["A"]["planned"]))
+        bars.append(state["bar"].get("words"))
+
+    race = live(report, steps=None, seconds=0.001)
     race.wait()
     assert race.result.steps == 8
+    assert "timing two steps" in bars
     plan = next(planned for text, planned in said if text.startswith("8 steps each at learning rate 0.01, about "))
     assert plan == 0
 

@@ -187,6 +187,14 @@ def test_a_run_adds_how_far_modules_moved() -> None:
             assert update is used is None
 
 
+def test_the_map_knows_the_ranks_that_a_run_was_trained_with() -> None:
+    run = results.run()
+    it = viz.Workbench(calibration(), subspaces(), run=run, rank=2)
+    assert it.widget.about["run"] == [run.ranks.get(name, 0) for name in it.names] != it.widget.current["ranks"]
+    assert [tab["name"] for tab in it.widget.about["tabs"] if tab.get("run")] == ["update", "used"]
+    assert viz.Workbench(calibration(), subspaces(), rank=2).widget.about["run"] is None
+
+
 REFUSALS: list[tuple[Any, type[Exception], str]] = [
     (lambda: viz.Workbench(by_hand(SCORES), subspaces()), ValueError, "self_attn.q_proj"),
     (lambda: viz.Workbench(calibration(), subspaces(), capture=subspaces()), TypeError, "capture"),
@@ -266,10 +274,23 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
         it.save(tmp_path)
 
 
+def test_a_session_of_the_version_before_plans_opens() -> None:
+    """Made by that version, as was the line of Python."""
+    it = viz.Workbench.load(results.STORED / "session_before_plan")
+    assert it.code() == (
+        "tlora.allocate(calibration.sensitivity, rank=4, exclude_modules=['layers.0.k_proj'], temperature=0.5)"
+        ".edit({'layers.1.down_proj': 9})"
+    )
+    assert list(it.allocation.ranks.values()) == [5, 3, 4, 3, 9]
+    assert list(it.kept.ranks.values()) == [6, 2, 4, 4, 3, 5]
+    assert (it.selected, it.widget.tab) == (["layers.1.k_proj"], "change")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda head: head.pop("options"), "options"),
+        (lambda head: head.update(state={}), "edits"),
         (lambda head: head["options"].update(adapt_ranks="x"), "bool"),
         (lambda head: head.update(edits={"nowhere": 3}), "nowhere"),
         (lambda head: head.update(selected=["nowhere"]), "nowhere"),
@@ -375,7 +396,9 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     a, b = it.kept, it.allocation
     request(it, "train")
     assert it._live is not None
+    assert it.widget.current["race"]["is_shown"]
     it.set_rank(it.names[0], 4)
+    assert not it.widget.current["race"]["is_shown"]
     request(it, "train")
     assert "being trained already" in it.widget.current["message"]
     it._live.wait()
@@ -387,6 +410,12 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     moved = it.race.runs["new"][0].module_history.query("step == 4").set_index("module")["update_norm"]
     assert shown["arms"]["new"]["updates"] == pytest.approx([moved.get(name) for name in it.names], rel=0.01)
     json.dumps(shown, allow_nan=False)
+    assert shown["arms"]["new"]["ranks"].startswith(f"Every module gets rank {it.allocation.rank}")
+    assert {name: arm["parameters"] for name, arm in shown["arms"].items()} == it.race.parameters
+    it.undo()
+    assert it.widget.current["race"]["is_shown"]
+    it.undo()  # what was kept: nothing has changed, and the verdict is about something that has
+    assert not it.widget.current["race"]["is_shown"]
     assert [tab["trained"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["uniform", "kept", "new"]
     request(it, "save_winner")
     assert tlora.TrainingRun.load("workbench-winner").ranks == it.race.winner.ranks

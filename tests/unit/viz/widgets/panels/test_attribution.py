@@ -90,8 +90,15 @@ def test_the_kernel_cuts_a_module_as_attribute_does(live: viz.Workbench) -> None
 
 
 def test_a_request_of_ones_own_is_taken_apart(live: viz.Workbench) -> None:
+    bars: list[Any] = []
+    live.widget.observe(lambda change: bars.append(change["new"].get("bar")), "explained")
     ask(live, "explain", prompt="w4 w9", answer="w7")
     live._explainer._thread.join(60)
+    live.widget.unobserve_all("explained")
+    stages = list(dict.fromkeys(bar["words"].split(",")[0] for bar in bars if bar))
+    assert stages[0] == ""  # at once
+    assert stages[-4:] == ["attribution", "answers of the base", "answers of the adapter", "leaving modules out"]
+    assert bars[-1] is None
     expected = tlora.attribute(live.adapted, "w4 w9", "w7", tokenizer=task().tokenizer, progress=False).samples[0]
     (shown,) = live.widget.explained["samples"]
     assert not live.widget.explained["running"]
