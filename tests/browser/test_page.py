@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import expect
 
 import tlora
 import viz
 from tests.helpers.jupyterlab import launched
+from tests.helpers.results import allocation, calibration, run
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
 from viz.widgets.results import Results
@@ -142,6 +144,19 @@ def test_the_costs_are_those_of_the_shapes(page: Any, tmp_path: Path) -> None:
     slider.fill("32")
     assert "79,953,920" in table.inner_text()
     assert "224 of 224 modules changed, 5,376 ranks more and 0 fewer" in page.locator(".moved").inner_text()
+
+
+def test_a_run_of_other_ranks_is_not_on_the_map(page: Any, tmp_path: Path) -> None:
+    parts = {"sensitivity": calibration().sensitivity, "run": run()}
+    own = viz.Workbench.from_results(Results(**parts, allocation=allocation()))
+    other = viz.Workbench(calibration(), run=run(), rank=4)
+    used, words = page.get_by_role("tab", name="Rank used"), page.get_by_text("directions for 99 % of the update")
+    refusal = page.get_by_text("trained with other ranks than these")
+    for bench, shows in ((own, True), (other, False)):
+        page.goto(bench.page(tmp_path / "page.html").as_uri())
+        expect(used).to_be_visible(visible=shows)
+        expect(words).to_have_count(int(shows))
+        expect(refusal).to_have_count(int(not shows))
 
 
 def test_a_cell_is_dragged_on_a_page_of_any_width(page: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.helpers.bench import Bench, built
 
@@ -73,6 +74,10 @@ def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path
     bench.press("Stop new")
     root.get_by_role("button", name="Save winner").wait_for(timeout=30_000)
     assert "not evaluated after the same number of steps" in root.locator(".train .status").inner_text()
+    expect(root.locator(".train.past .other")).to_contain_text("other ranks than those that were trained")
+    expect(root.locator(".arm[data-arm=new] .ranks")).to_contain_text("Every module gets rank 2")
+    bench.press("Undo")
+    expect(root.locator(".train.past")).to_have_count(0)
     work.get_by_text("[*]:").wait_for(state="detached", timeout=30_000)
     bench.press("Save winner")
     root.get_by_text("Saved: tlora.load_adapter('workbench-winner', model)").wait_for(timeout=30_000)

@@ -147,8 +147,8 @@ function attributionPart(parent, part, { model, ask }) {
       adapter.textContent = p(one.adapter);
       at.textContent = !off.length ? "" : now ? p(now.values) : "\u2026";
       if (now) fill(at, (now.values[choice.measure][i] - one.adapter[choice.measure][i]) / most); else at.removeAttribute("style");
-      const choice = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
-      [first.textContent, first.title] = [choice, choice && `first choice: ${choice}`];
+      const another = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
+      [first.textContent, first.title] = [another, another && `first choice: ${another}`];
     });
     // the answers
     written.replaceChildren();

@@ -32,7 +32,7 @@ def test_it_reports_losses_updates_answers_and_the_sentence(tmp_path):
     assert len(threads) == 2  # of the caller and of the training
     assert states[0]["running"]
     stages = dict.fromkeys(state["bar"]["words"].split(", ")[0] for state in states if state["bar"].get("words"))
-    assert list(stages)[:4] == ["calibrating", "subspaces fisher", "loss of the base", "A"]
+    assert list(stages)[:5] == ["calibrating", "subspaces fisher", "loss of the base", "timing two steps", "A"]
     last = states[-1]
     assert last["bar"] == {}
     assert (last["running"], last["said"], last["winner"]) == (False, race.result.headline, race.result.leader)
