@@ -32,6 +32,10 @@ def test_inspecting_an_adapter_loads_neither_peft_nor_transformers() -> None:
     assert fresh(code).split() == ["torch"]
 
 
+def test_explore_is_there_at_once_and_shows_a_bar_while_it_loads_the_rest() -> None:
+    assert fresh(f"import sys, viz; viz.explore; print(*{HEAVY} & sys.modules.keys())").split() == []
+
+
 @pytest.mark.parametrize("package", ["tlora", "viz"])
 def test_every_name_of_the_stub_is_there(package: str) -> None:
     module = importlib.import_module(package)

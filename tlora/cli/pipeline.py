@@ -418,7 +418,7 @@ def train_adapter(
     """Train the adapter, from its last checkpoint if there is one."""
     arguments = training.arguments() | dict(plan.recipe.train)
     options: dict[str, Any] = {"output_dir": work.checkpoints, "resume": work.has_checkpoint()}
-    with report.step("training, with the metrics before and after"):
+    with report.step("training, with the metrics before and after (--eval-limit 0 skips them)"):
         run = tlora.train(adapted, task, seed=plan.meta.seed or 0, progress=report.progress, **options, **arguments)
     labels = {"num_labels": task.num_labels, "classes": list(task.classes), "example": answer_one(adapted, task, run)}
     return add_origin(run, {**labels, **origin})

@@ -207,7 +207,7 @@ def train(
             train_dataset=data.train,
             eval_dataset=validation,
         )
-        with bars_for("before training (evaluation_limit=0 skips them)"):
+        with bars_for("before training"):
             before = _evaluate(data, model, evaluation_limit, progress)
         set_seed(seed)  # the evaluation may have used random numbers
         ending = _train(trainer, model, checkpoint)

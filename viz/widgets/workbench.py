@@ -137,7 +137,8 @@ class Workbench(PicturedWidget):
         With both, **Train both** races the kept and the new allocation; before anything is changed, the uniform and
         the kept one. An adapter on the model stays as it is.
     run : TrainingRun, optional
-        A training of this model: its curves, how far each module moved, and how much of its rank it used.
+        A training of this model: its curves, how far each module moved, and how much of its rank it used. The map shows
+        the last two while its ranks are those of the run.
     capture : GradientCapture, optional
         Of held-out samples. The map shows the kind of the subspaces, or the first kind.
     activations : DirectionActivations, optional

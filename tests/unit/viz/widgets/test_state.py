@@ -164,6 +164,7 @@ def test_presets(name: str) -> None:
 def test_presets_without_effect_are_not_offered() -> None:
     it = viz.Workbench(pictured("one projection"))
     assert list(it.widget.about["presets"]) == ["as published", "uniform", "by score"]
+    assert "'tlora-paper'" in it.widget.about["presets"]["as published"]  # whose directions a preset does not compute
     with pytest.raises(KeyError, match="no preset 'q and v'"):
         it.preset("q and v")
     bert = pictured("BERT")
