@@ -20,7 +20,7 @@ from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
 from tlora.models.weights import weight
 from tlora.utils.devices import on_host
-from tlora.utils.progress import Bar, note
+from tlora.utils.progress import Bar, note_progress
 from tlora.utils.reproducibility import exact_products, temporary_seed
 
 LOSS_SCALE = 2.0**10
@@ -94,7 +94,7 @@ def run_batches(
         unscaled = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
         observer.add_gradients(name, inputs, unscaled)
         if bar is not None:
-            note(bar, f"{next(passed) % len(targets) + 1} of {len(targets)} modules")
+            note_progress(bar, f"{next(passed) % len(targets) + 1} of {len(targets)} modules")
 
     parts: list[Batch] = []
 

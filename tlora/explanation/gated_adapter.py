@@ -27,7 +27,7 @@ from tlora.models.hooks import first_argument
 from tlora.models.record import record_of
 from tlora.models.targets import is_causal, output_embeddings
 from tlora.models.weights import copy_sharing_weights, intact, refuse_packed
-from tlora.utils.progress import Bar, note
+from tlora.utils.progress import Bar, note_progress
 from tlora.utils.reproducibility import exact_products
 
 ANSWER_MEASURES = ("log-probability", "log-odds")
@@ -198,7 +198,7 @@ class GatedAdapter:
             chunk = slice(start, min(start + rows, count))
             for number, (node, weight) in enumerate(zip((nodes + 1) / 2, weights / 2, strict=True), 1):
                 if bar is not None:
-                    note(bar, f"tokens {chunk.start + 1} to {chunk.stop} of {count}, point {number} of {points}")
+                    note_progress(bar, f"tokens up to {chunk.stop} of {count}, point {number} of {points}")
                 odds, gradients = self._derivatives(answer, chunk, float(node))
                 # the derivative of log p is that of the log-odds times 1 - p
                 factors = weight * torch.stack([torch.sigmoid(-odds), torch.ones_like(odds)])
@@ -271,7 +271,7 @@ class GatedAdapter:
                     each = [_scores(row, answer.targets) for row in logits]
                     rows |= dict(zip((-1, *members), each, strict=True))
                     if bar is not None:
-                        note(bar, f"{len(rows) - 1} of {len(variants)} parts switched off")
+                        note_progress(bar, f"{len(rows) - 1} of {len(variants)} parts switched off")
         ordered = [rows[n] if n in rows else self.scores(answer) for n in range(-1, len(variants))]
         return Scores(*(torch.stack(part, dim=-2) for part in zip(*ordered, strict=True)))
 

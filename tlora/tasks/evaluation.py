@@ -21,7 +21,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from tlora.models.forward import IGNORED, evaluation_mode, position_limit, to_device, token_logits
 from tlora.tasks.chat import decode_tokens
-from tlora.utils.progress import Bar, note, progress_bar
+from tlora.utils.progress import Bar, note_progress, progress_bar
 
 Task = Any
 """A `tlora.Task`, whose file imports this one."""
@@ -233,7 +233,7 @@ class _CountTokens(StoppingCriteria):
 
     def __call__(self, input_ids: Int64[Tensor, "rows tokens"], scores: Any, **kwargs: Any) -> Bool[Tensor, " rows"]:
         self._written += 1
-        note(self._bar, f"token {self._written} of at most {self._most}")
+        note_progress(self._bar, f"token {self._written} of at most {self._most}")
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as Bar
 
-Report = Callable[[str, int, int | None], None]
+Listener = Callable[[str, int, int | None], None]
 """Called with what is being done, how many of its items are done, and their number if it is known."""
 
-_report: ContextVar[Report | None] = ContextVar("report", default=None)
+_report: ContextVar[Listener | None] = ContextVar("report", default=None)
 _purpose: ContextVar[str] = ContextVar("purpose", default="")
 
 
@@ -27,13 +27,13 @@ def is_shown(show: bool) -> bool:
 def progress_bar(items: Iterable[Any] | None = None, *, show: bool, desc: str = "", **options: Any) -> Bar:
     """A bar of tqdm over the items, if it is shown; within `report_progress` the listener gets all of them."""
     words = " ".join(filter(None, [desc, _purpose.get()]))
-    options |= {"desc": words, "miniters": 0}  # so that `note` redraws it between two items
+    options |= {"desc": words, "miniters": 0}  # so that `note_progress` redraws it between two items
     if (report := _report.get()) is not None:
         return _ReportedBar(items, report, **options)
     return tqdm(items, disable=not is_shown(show), **options)
 
 
-def note(bar: Bar, text: str) -> None:
+def note_progress(bar: Bar, text: str) -> None:
     """Write what happens within one item beside the bar, which moves meanwhile."""
     bar.set_postfix_str(text, refresh=False)
     bar.update(0)
@@ -50,7 +50,7 @@ def bars_for(purpose: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def report_progress(report: Report) -> Iterator[None]:
+def report_progress(report: Listener) -> Iterator[None]:
     """Call ``report`` inside the block where this thread would draw a bar, whether bars are shown or not."""
     token = _report.set(report)
     try:
@@ -62,7 +62,7 @@ def report_progress(report: Report) -> Iterator[None]:
 class _ReportedBar(Bar):  # type: ignore[misc]
     """A bar that is reported, at most three times a second."""
 
-    def __init__(self, items: Iterable[Any] | None, report: Report, **options: Any) -> None:
+    def __init__(self, items: Iterable[Any] | None, report: Listener, **options: Any) -> None:
         self._report = report
         super().__init__(items, file=io.StringIO(), disable=False, mininterval=0.3, **options)
 

@@ -15,7 +15,7 @@ from tlora.comparison.race import FEWEST_STEPS, held_out_split, race
 from tlora.comparison.race_result import Race
 from tlora.utils.progress import report_progress
 from tlora.utils.text import rough_duration_text
-from viz.plots.allocation import headline
+from viz.plots.allocation import allocation_headline
 from viz.widgets.curves import TrainingFollower
 
 PAUSE = 0.3
@@ -114,7 +114,7 @@ class LiveRace:
         latest = arm.latest
         allocation = self.allocations[name]
         return {
-            "ranks": headline(allocation),
+            "ranks": allocation_headline(allocation),
             "parameters": allocation.trainable_parameters,
             "step": arm.losses[-1][0] if arm.losses else 0,
             "planned": arm.planned,

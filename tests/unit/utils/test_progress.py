@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tlora.utils.progress import bars_for, note, progress_bar, report_progress
+from tlora.utils.progress import bars_for, note_progress, progress_bar, report_progress
 
 CODE = """
 import sys, tqdm.auto, tqdm.notebook
@@ -41,7 +41,7 @@ def test_a_listener_hears_of_the_bars_of_its_thread_while_it_listens():
         bar = progress_bar("ab", show=False, desc="loss", unit="batch")
         bar.mininterval = 0
         for letter in bar:
-            note(bar, f"at {letter}")
+            note_progress(bar, f"at {letter}")
     list(progress_bar(range(3), show=False, desc="later"))
     assert heard[0] == ("loss of the base", 0, 2)
     assert {("loss of the base, at a", 0, 2), ("loss of the base, at b", 1, 2)} <= set(heard)
