@@ -59,7 +59,7 @@ def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path
     page.wait_for_function(
         "old => document.querySelector(`.tlora .cell[data-k='3'] text`).textContent !== old", arg=before, timeout=30_000
     )
-    assert root.locator(".curves path").count() == 4
+    expect(root.locator(".curves path")).to_have_count(4)
     work = bench.lab.cell(WORK)  # a cell that runs keeps nothing waiting
     work.locator(".jp-InputArea").click()
     page.keyboard.press("Control+Enter")
