@@ -60,8 +60,8 @@ def test_in_a_notebook_the_kernel_switches_parts_off_and_takes_requests_apart(se
     with built(server, chromium, "attribution.ipynb", BUILD.strip()) as bench:
         page, finding = bench.page, bench.root.locator(".attribution .finding")
         bench.root.locator("[data-panel=attribution]").click()
-        names = attribution().names
-        measured = next(names.index(name) for name in attribution().switches if name in names)
+        names = large_contributions().names
+        measured = next(names.index(name) for name in large_contributions().switches if name in names)
         before = page.evaluate(TOP)
         cell(page, measured).click()  # its cost is stored, its answer is not
         now = bench.root.locator(".attribution .written .now code")
