@@ -43,7 +43,8 @@ def freeze_a(model: PeftModel) -> None:
             parts = tuple(part for part in _PARTS if adapter in getattr(layer, part))
             if parts:
                 layer.frozen_peft_weight_names = layer.frozen_peft_weight_names | {adapter: parts}
-                layer._freeze_non_trainable_peft_weights(adapter)
+                for part in parts:
+                    getattr(layer, part)[adapter].requires_grad_(False)
                 has_a = True
     if not has_a:
         raise ValueError("no layer of the active adapter has an A to freeze: attach or load a LoRA adapter first")

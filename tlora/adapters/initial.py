@@ -91,7 +91,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
 
 
 def _page(adapted: PeftModel, updates: Mapping[str, LoraUpdate], folder: Path, frozen_a: bool) -> str:
-    base = adapted.config._name_or_path or "BASE"
+    base = adapted.config.name_or_path or "BASE"
     start, how = "", attach_options(adapted)
     if how is not None:
         start = "at random" if how["kind"] is None else f"along directions of kind {how['kind']}"

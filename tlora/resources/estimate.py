@@ -213,7 +213,7 @@ def estimate(
         if value is not None:
             require_positive(value, what)
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
-    name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
+    name = config.name_or_path if isinstance(model, PretrainedConfig) else str(model)
     target_modules = list_names(target_modules)
     setup = Setup(
         samples=samples,

@@ -229,7 +229,7 @@ def train(
         seconds=ending.seconds,
         interrupted=ending.interrupted,
         diverged=ending.diverged,
-        meta=Meta(model.config._name_or_path, data.name, plain, seed, len(data.train)),
+        meta=Meta(model.config.name_or_path, data.name, plain, seed, len(data.train)),
         peak_bytes=ending.peak_bytes,
         **_adapter(model, record),
     )
