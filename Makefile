@@ -13,7 +13,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # In the order of the folders: the few long files of notebooks and tests/integration come first, not last and alone.
 # Three processes on two cores: one that waits for a browser or a kernel leaves its core to the others.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
-NBVAL = TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax $(SIDE_BY_SIDE)
+NBVAL = $(BIN)/python -m pytest --nbval-lax $(SIDE_BY_SIDE)
 SERVING := .venv-serving
 TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
@@ -25,7 +25,7 @@ MODELS := $(VENV)/.models
 # Threads slow tiny models down, several times on a busy machine.
 unit changed test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo unit changed test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs dist lock format lab notebooks models install browser clean
+.PHONY: help demo unit changed test test-rest test-lab test-long slowest test-oldest mutation integrations serving versions lint docs dist lock format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -85,6 +85,9 @@ serving: runs/served/adapter_config.json $(SERVING)/.engines  ## Serve one adapt
 	$(SERVING)/bin/python -m benchmarks.serving.compare --output benchmarks/results/serving.json \
 		--vllm $(SERVING)/vllm-0.31/bin/python --peft $(SERVING)/peft-0.13/bin/python
 
+versions: $(INSTALLED)  ## Print the versions of torch, transformers, peft and datasets, and the newer ones that pip finds
+	@$(BIN)/python -m tests.helpers.versions
+
 lint: $(INSTALLED)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -107,12 +110,16 @@ format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Threads that wait leave their core to other processes sooner, as in the commands: tlora/cli/threads.py.
+ifndef OMP_WAIT_POLICY
+lab: export GOMP_SPINCOUNT ?= 10000
+endif
 lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter trust notebooks/*.ipynb  # else their widgets do not come back when the page is loaded again
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
-	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False \
 		--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
 		--ClearMetadataPreprocessor.preserve_cell_metadata_mask=jupyter \

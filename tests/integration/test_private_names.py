@@ -1,4 +1,4 @@
-"""Private names of other libraries that we use, in one table: what is gone after an update is told by what it breaks."""
+"""Private names of other libraries that we use, and what silently stops without each: one table."""
 
 import ast
 import contextlib

@@ -17,11 +17,13 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from tlora.cli.threads import SPINS
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-GROUPS = [text for group in PYPROJECT["dependency-groups"].values() for text in group]
+GROUPS = [text for group in PYPROJECT["dependency-groups"].values() for text in group if not text.startswith("tlora[")]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 MODULES = importlib.metadata.packages_distributions()
 OURS = {"tlora", "viz", "tests", "benchmarks"}
@@ -48,6 +50,11 @@ def test_conda_gets_the_same_dependencies_from_the_same_list():
     assert of_conda["python"] == SpecifierSet(PROJECT["requires-python"])
     (of_pip,) = [entry["pip"] for entry in CONDA if isinstance(entry, dict)]
     assert of_pip == ["-e .[all]"]
+
+
+def test_uv_sync_brings_the_tools_of_developers():
+    """Uv installs the group of this name unless told otherwise; pip has an extra for it, which others can read too."""
+    assert PYPROJECT["dependency-groups"]["dev"] == ["tlora[dev]"]
 
 
 def test_dependencies_have_a_lower_bound_and_are_no_pins():
@@ -159,9 +166,31 @@ def test_a_first_call_installs_the_package_and_then_the_models(clone, target, ex
 
 
 @needs_make
+@pytest.mark.parametrize(
+    ("chosen", "exported"),
+    [({}, f"{SPINS} none"), ({"GOMP_SPINCOUNT": "5"}, "5 none"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "none PASSIVE")],
+)
+def test_kernels_of_the_lab_wait_as_the_commands_do(installed, chosen, exported, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    jupyter = installed / ".venv" / "bin" / "jupyter"
+    jupyter.parent.mkdir()
+    jupyter.write_text('#!/bin/sh\necho "${GOMP_SPINCOUNT:-none} ${OMP_WAIT_POLICY:-none}"\n')
+    jupyter.chmod(0o755)
+    assert make(installed, "--silent", "lab").stdout.splitlines()[-1] == exported
+
+
+@needs_make
 def test_ci_runs_every_notebook_and_every_test_that_is_not_slow(installed):
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert [line for line in lines if line.startswith("make")] == ["make lint", "make test", "make test-rest"]
+    assert [line for line in lines if line.startswith("make")] == [
+        "make versions",
+        "make lint",
+        "make test",
+        "make test-rest",
+    ]
     assert any(line.startswith("export TLORA_BROWSER=required") for line in lines), "browser tests may be skipped"
     assert "set -euo pipefail" in lines
     runs = "".join(make(installed, "-n", target).stdout for target in ("test", "test-rest")).replace("\\\n", " ")
@@ -173,6 +202,29 @@ def test_ci_runs_every_notebook_and_every_test_that_is_not_slow(installed):
         "not slow and not rest",
         "rest and not slow",
     }
+
+
+def test_newer_versions_are_named_and_no_index_is_no_error(tmp_path):
+    (tmp_path / "peft-99.0-py3-none-any.whl").touch()
+    environment = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.helpers.versions"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    with_, newer, unknown = ran.stdout.splitlines()
+    assert f"torch {importlib.metadata.version('torch')}" in with_
+    assert newer == "newer: peft 99.0"
+    assert "unknown" in unknown
+
+
+def test_actions_are_pinned_by_commit():
+    """Dependabot moves them; a tag could be moved by somebody else."""
+    actions = [
+        line
+        for path in ROOT.glob(".github/workflows/*.yml")
+        for line in path.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert actions
+    assert not [line for line in actions if not re.search(r"@[0-9a-f]{40} # v[\d.]+$", line)]
 
 
 @needs_make

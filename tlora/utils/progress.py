@@ -18,10 +18,17 @@ Listener = Callable[[str, int, int | None], None]
 _report: ContextVar[Listener | None] = ContextVar("report", default=None)
 _purpose: ContextVar[str] = ContextVar("purpose", default="")
 
+from tlora.utils.front_end import has_front_end, kernel
+
 
 def is_shown(show: bool) -> bool:
-    """Whether bars are shown: not where the environment has ``TQDM_DISABLE=1``, which tqdm overlooks in notebooks."""
-    return show and not os.environ.get("TQDM_DISABLE")
+    """Whether bars are shown to a person.
+
+    Not if the environment has ``TQDM_DISABLE=1``, which tqdm overlooks in notebooks. Not if a tool executes a notebook:
+    a bar would be stored with the output of its cell, and nbval would find an output that differs every time.
+    """
+    is_watched = kernel() is None or has_front_end()
+    return show and is_watched and not os.environ.get("TQDM_DISABLE")
 
 
 def progress_bar(items: Iterable[Any] | None = None, *, show: bool, desc: str = "", **options: Any) -> Bar:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
+
+from tlora.utils.front_end import has_front_end, kernel, shell
 
 FOLDER = Path(__file__).parent
 DPI = 144
@@ -24,20 +25,9 @@ def read_browser_file(name: str) -> str:
     return (FOLDER / name).read_text("utf-8")
 
 
-def has_front_end() -> bool:
-    """Whether a person can see and move a widget.
-
-    True in a kernel that runs a cell for a person: the front ends of Jupyter all offer to answer ``input()``, and the
-    tools that execute a notebook on their own (nbconvert, papermill, nbval) do not.
-    """
-    kernel = getattr(get_ipython(), "kernel", None)
-    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin", True))
-
-
 def hears_while_busy() -> bool:
     """Whether the kernel can answer a widget while a cell runs: ipykernel 7 has subshells."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    return "kernel subshells" in getattr(kernel, "kernel_info", {}).get("supported_features", ())
+    return "kernel subshells" in getattr(kernel(), "kernel_info", {}).get("supported_features", ())
 
 
 class PicturedWidget(ABC):
@@ -57,7 +47,7 @@ class PicturedWidget(ABC):
 
     def display(self) -> None:
         """Show the widget; without a front end, its picture and one line of text."""
-        if has_front_end() or get_ipython() is None:
+        if has_front_end() or shell() is None:
             display(self)
             return
         display(self._picture(), raw=True)

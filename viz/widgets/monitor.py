@@ -10,16 +10,16 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
-from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from transformers import TrainerState
 
+from tlora.utils.front_end import has_front_end, shell
 from tlora.utils.text import duration_text
 from viz import style
 from viz.plots import heatmap
-from viz.widgets.base import PicturedWidget, has_front_end, hears_while_busy, png_bytes
+from viz.widgets.base import PicturedWidget, hears_while_busy, png_bytes
 from viz.widgets.curves import Curves, TrainingFollower
 from viz.widgets.panels.parts import shorten
 
@@ -141,7 +141,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
 
     def display(self) -> None:
         """Show the monitor; without a front end, its picture, which is replaced when training is over."""
-        if has_front_end() or get_ipython() is None:
+        if has_front_end() or shell() is None:
             super().display()
             return
         self._handle = display(self._picture(), raw=True, display_id=True)

@@ -40,11 +40,12 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import check_place, replace_file, replace_files
+from tlora.utils.front_end import has_front_end
 from tlora.utils.text import size_text
 from tlora.utils.validation import check_type
 from viz.plots.allocation import allocation_headline
 from viz.widgets.attribution import LiveAttribution
-from viz.widgets.base import PicturedWidget, has_front_end
+from viz.widgets.base import PicturedWidget
 from viz.widgets.curves import LOOK
 from viz.widgets.page import SCRIPT, page_html
 from viz.widgets.panels import view

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ import typer
 from tests.helpers.commands import invoke
 from tlora.cli.errors import error_text
 from tlora.cli.main import app
+from tlora.cli.threads import SPINS
 
 ROOT = Path(__file__).parents[3]
+OPENMP = Path(find_spec("torch").submodule_search_locations[0], "lib", "libgomp.so.1")  # type: ignore[union-attr, index]
+OPENMP_AFTER_A_COMMAND = f"""
+import contextlib, ctypes, sys
+from tlora.__main__ import main
+with contextlib.suppress(SystemExit):
+    main()
+assert "torch" not in sys.modules
+ctypes.CDLL({str(OPENMP)!r})
+"""
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas", "matplotlib", "viz"}
 WATCHED = f"""
 import atexit, sys
@@ -46,6 +57,30 @@ def test_help_and_refusals_load_no_torch(line: str, code: int, text: str) -> Non
     assert (result.returncode, text in result.stdout + result.stderr) == (code, True), result.stderr
     assert result.stderr.splitlines()[-1] == "loaded"
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not OPENMP.is_file(), reason="this torch comes with another OpenMP")
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [
+        ({}, SPINS),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+    ],
+)
+def test_threads_wait_shortly_or_as_the_user_chose(chosen: dict[str, str], spins: str) -> None:
+    """As torch's own OpenMP reports what it read."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
+    environment |= chosen | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    command = [sys.executable, "-c", OPENMP_AFTER_A_COMMAND, "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in result.stderr
+
+
+def test_importing_changes_no_environment() -> None:
+    code = "import os; before = dict(os.environ); import tlora, viz; assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.posix

@@ -126,7 +126,7 @@ def test_the_button_is_out_of_use_where_the_kernel_cannot_hear_it(monkeypatch):
             self.kernel, self.kernel_info = self, {"supported_features": [*features]}
 
     for shell, answer in ((None, False), (Kernel("debugger"), False), (Kernel("kernel subshells"), True)):
-        monkeypatch.setattr(widgets, "get_ipython", lambda shell=shell: shell)
+        monkeypatch.setattr("IPython.get_ipython", lambda shell=shell: shell)
         assert widgets.hears_while_busy() is answer
 
 
@@ -185,8 +185,7 @@ def test_without_a_front_end_the_picture_is_replaced_at_the_end(monkeypatch):
         shown.append(data)
         return Handle()
 
-    for place in (widgets, module):
-        monkeypatch.setattr(place, "get_ipython", lambda: Shell({"allow_stdin": False}))
+    monkeypatch.setattr("IPython.get_ipython", lambda: Shell({"allow_stdin": False}))
     monkeypatch.setattr(module, "hears_while_busy", lambda: False)
     monkeypatch.setattr(module, "display", display)
     monitor = viz.TrainingMonitor()

@@ -59,7 +59,7 @@ def test_the_picture_is_white_and_legible(make) -> None:
 
 def test_without_a_front_end_display_gives_picture_and_line(monkeypatch) -> None:
     shown: list[dict[str, str]] = []
-    monkeypatch.setattr(widgets, "get_ipython", lambda: Shell({"allow_stdin": False}))
+    monkeypatch.setattr("IPython.get_ipython", lambda: Shell({"allow_stdin": False}))
     monkeypatch.setattr(widgets, "display", lambda data, raw: shown.append(data))
     widget = workbench()
     widget.display()
@@ -71,27 +71,12 @@ def test_without_a_front_end_display_gives_picture_and_line(monkeypatch) -> None
 
 @pytest.mark.parametrize("make", ALL)
 def test_with_a_front_end_the_picture_is_stored_for_later_readers(make, monkeypatch) -> None:
-    monkeypatch.setattr(widgets, "get_ipython", lambda: Shell({"allow_stdin": True}))
+    monkeypatch.setattr("IPython.get_ipython", lambda: Shell({"allow_stdin": True}))
     widget = make()
     bundle = widget._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == widget.widget.model_id
     assert b64decode(data["image/png"]) == widget._repr_png_()
-
-
-@pytest.mark.parametrize(
-    ("shell", "answer"),
-    [
-        (None, False),
-        (object(), False),  # IPython in a terminal
-        (Shell({"allow_stdin": True}), True),  # JupyterLab, Notebook, VS Code
-        (Shell({"allow_stdin": False}), False),  # nbconvert, papermill, nbval
-        (Shell({}), True),
-    ],
-)
-def test_a_front_end_is_one_that_answers_input(shell, answer, monkeypatch) -> None:
-    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
-    assert widgets.has_front_end() is answer
 
 
 @pytest.mark.parametrize("make", ALL)

@@ -1,0 +1,22 @@
+"""How long a thread of torch that has nothing to do keeps its core."""
+
+from __future__ import annotations
+
+import os
+
+SPINS = "10000"
+"""Rounds that a thread waits in before it sleeps, of OpenMP's own 300,000.
+
+A few hundred microseconds: longer than a model takes from one product to the next, and too short to keep a core from
+another process whose threads wait in the same way.
+"""
+
+
+def limit_spinning() -> None:
+    """Have waiting threads leave their core to other processes sooner; call this before torch is imported.
+
+    The OpenMP in torch's packages for Linux reads ``GOMP_SPINCOUNT`` once, when torch is loaded. What the user has set
+    stays; ``OMP_WAIT_POLICY`` too, over which ``GOMP_SPINCOUNT`` would win.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
