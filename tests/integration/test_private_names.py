@@ -38,6 +38,7 @@ class Private(NamedTuple):
 
 
 TRAINER = "tlora/training/trainer.py"
+WEIGHTS = "tlora/models/weights.py"
 SIMULATION = "tlora/resources/simulation.py"
 RESTORED = "a trained model keeps what the Trainer set on its modules"
 COUNTED = "tlora.estimate cannot count memory and operations"
@@ -77,16 +78,21 @@ PRIVATE = [
         "tlora/explanation/gated_adapter.py",
         "an adapter of embeddings is never switched off, so attribution gives it nothing",
     ),
-    Private("Int8Params", "bitsandbytes.nn.modules", "tlora/models/weights.py", "8-bit weights lose their scales"),
-    Private("SCB", "bitsandbytes.nn.modules", "tlora/models/weights.py", "8-bit weights lose their scales"),
+    Private("Int8Params", "bitsandbytes.nn.modules", WEIGHTS, "8-bit weights lose their scales"),
+    Private("SCB", "bitsandbytes.nn.modules", WEIGHTS, "8-bit weights lose their scales"),
+    Private("packing_format_for_cpu", "bitsandbytes.nn.modules", WEIGHTS, "layers that pass no gradient pass as fine"),
+    Private("support_avx512bf16_for_cpu", "bitsandbytes.nn.modules", WEIGHTS, "using a 4-bit layer ends its gradient"),
     Private("_hf_hook", "accelerate.hooks", "tlora/models/forward.py", "batches go where offloaded weights rest"),
     Private("_hf_hook", "accelerate.hooks", "tlora/models/offloading.py", "adapters of offloaded layers have no data"),
+    Private("hf_device_map", "accelerate.big_modeling", "tlora/models/offloading.py", "PEFT moves offloaded models"),
+    Private("hf_device_map", "accelerate.big_modeling", "tlora/training/arguments.py", "offloaded models are refused"),
     Private("_orig_mod", "torch._dynamo.eval_frame", "tlora/models/targets.py", "a compiled model gets wrong names"),
     Private("_version", "torch.Tensor", "tlora/models/hooks.py", "an input changed in place gives a wrong sensitivity"),
     Private("_modules", "torch.nn.Module()", SIMULATION, "tlora.estimate runs every block, or counts some twice"),
     Private("_cdata", "torch.UntypedStorage", SIMULATION, COUNTED),
     Private("_disable_current_modes", "torch.utils._python_dispatch", SIMULATION, COUNTED),
     Private("_fused_sdp_choice", "torch", SIMULATION, COUNTED),
+    Private("_grouped_mm", "torch.ops.aten", SIMULATION, "experts in float32 cannot be counted"),
     Private("_local_scalar_dense", "torch.ops.aten", SIMULATION, COUNTED),
     Private("_overloadpacket", "torch._ops", SIMULATION, COUNTED),
     Private("_python_dispatch", "torch.utils", SIMULATION, COUNTED),
