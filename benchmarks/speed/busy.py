@@ -84,8 +84,9 @@ def fill(store: Store, cells: Iterator[tuple[int, str, int, str]], adapter: Path
         key |= {"cores": os.cpu_count(), "torch": torch.__version__}
         if key_text(key) in known:
             continue
-        if work == "explain" and not adapter.exists():
-            subprocess.run([sys.executable, "-m", "tlora", *RUN, "--output", str(adapter), "--quiet"], check=True)
+        if work == "explain" and not (adapter / "adapter_config.json").exists():
+            options = ["--recipe", "lora", "--output", str(adapter), "--overwrite", "--quiet"]
+            subprocess.run([sys.executable, "-m", "tlora", *RUN, *options], check=True)
         with beside(others):
             seconds = measure(work, SETTINGS[setting], adapter)
         store.append({"key": key, "seconds": seconds})
