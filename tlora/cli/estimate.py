@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,6 @@ from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
 from tlora.cli.output import print_json, show_own_warnings
-from tlora.resources.estimate import ResourceEstimate
 from tlora.utils.defaults import (
     BATCH_SIZE,
     DEFAULT_RECIPE,
@@ -26,6 +25,9 @@ from tlora.utils.defaults import (
     Dtype,
 )
 from tlora.utils.text import facts_text, size_text, table_text
+
+if TYPE_CHECKING:
+    from tlora.resources.estimate import ResourceEstimate
 
 
 def estimate(

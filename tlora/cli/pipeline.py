@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,11 +35,13 @@ from tlora.cli.options import (
 from tlora.cli.output import Report, allocation_text, load_viz
 from tlora.cli.trained import draw_pictures, save_run, summarize
 from tlora.cli.unfinished import OPTIONS, UnfinishedRun, earlier_leftover, note, write_options
-from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.utils.defaults import DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_WEIGHTS, result_file
 from tlora.utils.files import check_place
 from tlora.utils.text import facts_text, table_text
+
+if TYPE_CHECKING:
+    from tlora.explanation.direction_activations_result import DirectionActivations
 
 DEFAULT_NOTE = (
     f"recipe {DEFAULT_RECIPE}: A is frozen, which saves memory, and in our study it learned as much as LoRA on three "
