@@ -80,6 +80,8 @@ PRIVATE = [
     ),
     Private("Int8Params", "bitsandbytes.nn.modules", WEIGHTS, "8-bit weights lose their scales"),
     Private("SCB", "bitsandbytes.nn.modules", WEIGHTS, "8-bit weights lose their scales"),
+    Private("MatmulLtState", "bitsandbytes.nn.modules", WEIGHTS, "a copy of an 8-bit model holds its weights twice"),
+    Private("_make_subclass", "torch.Tensor", WEIGHTS, "a copy of a quantized model cannot share its weights"),
     Private("packing_format_for_cpu", "bitsandbytes.nn.modules", WEIGHTS, "layers that pass no gradient pass as fine"),
     Private("support_avx512bf16_for_cpu", "bitsandbytes.nn.modules", WEIGHTS, "using a 4-bit layer ends its gradient"),
     Private("_hf_hook", "accelerate.hooks", "tlora/models/forward.py", "batches go where offloaded weights rest"),
