@@ -12,13 +12,13 @@ from typing import Any
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as Bar
 
+from tlora.utils.front_end import has_front_end, kernel
+
 Listener = Callable[[str, int, int | None], None]
 """Called with what is being done, how many of its items are done, and their number if it is known."""
 
 _report: ContextVar[Listener | None] = ContextVar("report", default=None)
 _purpose: ContextVar[str] = ContextVar("purpose", default="")
-
-from tlora.utils.front_end import has_front_end, kernel
 
 
 def is_shown(show: bool) -> bool:
