@@ -192,7 +192,9 @@ def direction_energies(core: Float[Tensor, "... r r"], directions: Float[Tensor,
     return torch.where(energies > _ROUNDING * energies.amax(-1, keepdim=True), energies, 0.0)
 
 
-def cut_update(update: LoraUpdate, rank: int, moment: Moment | None = None) -> tuple[LoraUpdate, Float[Tensor, ...]]:
+def cut_update(
+    update: LoraUpdate, rank: int, moment: Moment | None = None
+) -> tuple[LoraUpdate, Float[Tensor, "*experts"]]:
     """Cut an update as `LoraUpdate.cut` does; return it and the share of its norm that is lost, float64."""
     core = update.core(moment)
     directions = leading_directions(core)
