@@ -263,7 +263,7 @@ class GatedAdapter:
                     members = group[first : first + most]
                     try:
                         logits = self._run(answer, [variants[n] for n in members], [starts[n] for n in members])
-                    except RuntimeError:
+                    except (RuntimeError, ValueError):  # XGLM compares the sizes itself
                         if not self._grows:
                             raise
                         self._grows = False  # blocks that read more by row than hidden states, as Bloom's alibi

@@ -15,7 +15,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 import tlora
 from tests.helpers.adapted import condition
 from tests.helpers.exact_adapters import TARGETS, adapter, layers, task, values
-from tests.helpers.models import tiny_model
+from tests.helpers.models import SPECIAL, tiny_model
 from tests.helpers.quantized import needs_bitsandbytes
 from tests.helpers.tokenizers import letters_tokenizer
 from tlora.explanation.attribution import Attribution
@@ -110,13 +110,26 @@ def test_switching_off_is_the_model_without_the_updates(family):
         assert costs.loc[label, "cost"] == pytest.approx(np.mean(lost))
 
 
-def test_blocks_that_read_more_by_row_than_hidden_states():
-    """Bloom's alibi has rows of its own, so rows cannot join a pass at a block."""
-    sizes = {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4, "eos_token_id": 2, "pad_token_id": 0}
+BY_ROW = {
+    "Bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, "query_key_value"),  # alibi
+    "XGLM": ({"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}, "q_proj"),  # its mask
+    "TrOCR": (
+        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+        | {"cross_attention_hidden_size": 32},
+        "q_proj",
+    ),
+}
+"""Families whose blocks read more by row than hidden states, so that rows cannot join a pass at a block."""
+
+
+@pytest.mark.parametrize("family", BY_ROW)
+def test_blocks_that_read_more_by_row_than_hidden_states(family):
+    sizes, projection = BY_ROW[family]
+    config = getattr(transformers, f"{family}Config")(vocab_size=64, **SPECIAL, **sizes)
     torch.manual_seed(0)
-    base = transformers.BloomForCausalLM(transformers.BloomConfig(**sizes))
-    config = LoraConfig(r=2, target_modules=["query_key_value"], init_lora_weights=False)
-    model, rows = get_peft_model(base, config), task("llama")
+    base = getattr(transformers, f"{family}ForCausalLM")(config)
+    lora = LoraConfig(r=2, target_modules=[projection], init_lora_weights=False)
+    model, rows = get_peft_model(base, lora), task("llama")
     attribution = tlora.attribute(model, rows, points=4, limit=1, switch_off="layers", answers=False, progress=False)
     (row,), (sample,) = rows.rows("test", 1), attribution.samples
     for label, names in attribution.switches.items():
