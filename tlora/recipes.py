@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,11 +17,12 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.models.record import fixed_weights
-from tlora.models.targets import check_is_model, target_modules
+from tlora.models.targets import Model, target_modules
 from tlora.models.weights import check_same_model
 from tlora.results import Meta, Result
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
+from tlora.tasks.task import Task
 from tlora.training.arguments import check_names
 from tlora.training.train import train
 from tlora.utils.defaults import (
@@ -38,7 +40,7 @@ from tlora.utils.defaults import (
 )
 from tlora.utils.distributed import Processes
 from tlora.utils.text import count_text
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -239,8 +241,8 @@ class Plan(Result):
 
 
 def prepare(
-    model: Any,
-    task: Any,
+    model: Model,
+    task: Task | Iterable[Mapping[str, Any]],
     recipe: str | Recipe = DEFAULT_RECIPE,
     rank: int = RANK,
     *,
@@ -249,7 +251,7 @@ def prepare(
     samples: int = SAMPLES,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    checkpoint: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Plan:
     """Decide an adapter before training: calibrate on a few samples, choose directions and ranks.
@@ -303,8 +305,8 @@ def prepare(
     >>> published.subspaces.kind
     'wc'
     """
-    recipe = Recipe.named(recipe) if isinstance(recipe, str) else check_type(recipe, Recipe, "a recipe or its name")
-    check_is_model(model)
+    check_arguments(prepare, locals())
+    recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     with fixed_weights(model):
         if allocation is None:
             arguments = allocation_arguments(recipe, rank)

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from tlora.models.loading import PACKAGED
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.text import count_text
+from tlora.utils.validation import check_arguments
 from viz.widgets.panels.allocation import by_projection, compared_with_lora
 from viz.widgets.panels.parts import Part
 from viz.widgets.panels.rank_use import ENERGY, used_rank
@@ -62,6 +63,7 @@ def card(folder: str | os.PathLike[str]) -> str:
     library_name: peft
     ...
     """
+    check_arguments(card, locals())
     results, path = load_results(folder), Path(folder)
     config = json.loads((path / ADAPTER_CONFIG).read_bytes())
     base = str(config.get("base_model_name_or_path") or results.model)

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, ScalarFormatter
 
 from tlora.results import Meta
-from tlora.utils.validation import check_type
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,7 +96,7 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
     """``ax``, or the axes of a new figure of ``width`` by ``height`` inches."""
     if ax is None:
         return plt.subplots(figsize=(width, height), layout="constrained")[1]
-    return check_type(ax, Axes, "one Axes, e.g. the second value of plt.subplots()")
+    return ax
 
 
 def figure_of(ax: Axes) -> Figure:

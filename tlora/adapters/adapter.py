@@ -42,7 +42,6 @@ from tlora.models.weights import SIMILARITY_THRESHOLD, base_fingerprints, finger
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
 from tlora.utils.text import ranks_text
-from tlora.utils.validation import check_type
 
 UNNAMED = "an unnamed model"
 
@@ -265,7 +264,6 @@ def input_moments(calibration: Calibration, adapters: Iterable[LoraAdapter], wha
 
     Refuse a calibration of another model than the base of the adapters, as far as shapes and fingerprints tell.
     """
-    check_type(calibration, Calibration, "calibrate(model, ...)")
     for adapter in adapters:
         _check_calibration(calibration, adapter, what)
     second_moment = lru_cache(maxsize=2)(lambda name: calibration.covariance[name].second_moment())

@@ -29,7 +29,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.record import record_of
 from tlora.models.sharding import refuse_split, reshard, unshard
-from tlora.models.targets import refuse_adapted
+from tlora.models.targets import Model, refuse_adapted
 from tlora.models.weights import (
     base_fingerprints,
     check_same_model,
@@ -40,7 +40,7 @@ from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import ROWS, Rows
 from tlora.utils.reproducibility import exact_products, temporary_seed
-from tlora.utils.validation import require_choice
+from tlora.utils.validation import check_arguments, require_choice
 
 NO_VARIANCE = 1e-6
 """Variance along a row of ``A``, relative to the average direction, below which it is rounding."""
@@ -68,7 +68,7 @@ class Decisions(Protocol):
 
 
 def attach(
-    model: Any,
+    model: Model,
     plan: Decisions | Subspaces | None,
     allocation: Allocation | None = None,
     freeze_a: bool | None = None,
@@ -140,6 +140,7 @@ def attach(
     >>> all("lora_B" in name for name in trainable)
     True
     """
+    check_arguments(attach, locals())
     options: dict[str, Any] = {"freeze_a": True, "rows": ROWS, "seed": 0}
     subspaces: Any = plan
     if allocation is None and isinstance(plan, Decisions):
@@ -266,6 +267,7 @@ def detach(model: nn.Module) -> None:
     >>> any("lora" in name for name, _ in model.named_parameters())
     False
     """
+    check_arguments(detach, locals())
     base = get_base_model(model)
     for adapter, config in getattr(base, "peft_config", {}).items():
         if trace := trace_in_base(config.to_dict()):
@@ -325,6 +327,7 @@ def merge(model: PeftModel) -> Any:
     >>> type(merged).__name__
     'LlamaForCausalLM'
     """
+    check_arguments(merge, locals())
     require_one_lora(model, "merge")
     if obstacle := obstacle_to_merging(model):
         raise ValueError(f"{obstacle}: keep the adapter separate")

@@ -23,7 +23,7 @@ from tlora.utils.defaults import CombineMethod
 from tlora.utils.reproducibility import temporary_seed
 from tlora.utils.text import ranks_text
 from tlora.utils.validation import (
-    check_mapping,
+    check_arguments,
     require_choice,
     require_finite,
     require_fraction,
@@ -198,7 +198,7 @@ def combine(
     >>> max(tlora.combine({"adapter": 1.0, "other": 1.0}, method="ties", rank=2).ranks.values())
     2
     """
-    check_mapping(adapters, "adapters", {"first": 1.0, "second": 0.5})
+    check_arguments(combine, locals())
     if not adapters:
         raise ValueError("adapters is empty: give the folder of each adapter with its weight")
     require_choice(method, "method", get_args(CombineMethod))

@@ -16,6 +16,7 @@ from tlora.adapters.update import direction_energies, leading_directions, projec
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.results import Meta
+from tlora.utils.validation import check_arguments
 
 
 def compress(
@@ -105,6 +106,7 @@ def compress(
     >>> answers = tlora.attribute(adapted, task, limit=2, progress=False).to_frame().set_index("module")
     >>> kept = tlora.compress("adapter", parameters=0.25, contributions=answers["contribution"].to_dict())
     """
+    check_arguments(compress, locals())
     budget: dict[str, Any] = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
     check_budget(budget)
     source = LoraAdapter.read(adapter, "compress")

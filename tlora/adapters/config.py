@@ -11,8 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tlora.adapters.peft_config import patterns
 from tlora.allocation.allocation import Allocation
-from tlora.models.targets import head_modules, refuse_adapted
+from tlora.models.targets import Model, head_modules, refuse_adapted
 from tlora.models.weights import base_modules, check_same_model
+from tlora.utils.validation import check_arguments
 
 _PEFT_HEADS = ("classifier", "score")
 """Names of heads that PEFT adds to ``modules_to_save`` itself."""
@@ -25,7 +26,7 @@ _ALLOCATED = (
 """Arguments of `peft.LoraConfig` that the allocation, or the model it is for, decides."""
 
 
-def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraConfig:
+def lora_config(model: Model, allocation: Allocation, **overrides: Any) -> LoraConfig:
     """Return the PEFT config of an allocation, for any trainer that takes one.
 
     Parameters
@@ -65,6 +66,7 @@ def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraCon
 
     TRL takes it as ``SFTTrainer(model, peft_config=config, ...)``.
     """
+    check_arguments(lora_config, locals())
     refuse_adapted(model)
     return build_config(model, allocation, overrides)
 

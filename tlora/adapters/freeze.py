@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import adapter_layers
+from tlora.utils.validation import check_arguments
 
 _PARTS = ("lora_A", "lora_embedding_A")
 
@@ -37,6 +38,7 @@ def freeze_a(model: PeftModel) -> None:
     >>> any(p.requires_grad for name, p in adapted.named_parameters() if "lora_A" in name)
     False
     """
+    check_arguments(freeze_a, locals())
     has_a = False
     for layer in adapter_layers(model).values():
         for adapter in model.active_adapters:

@@ -33,6 +33,7 @@ from tlora.models.weights import base_fingerprints
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
 from tlora.utils.text import ranks_text
+from tlora.utils.validation import check_arguments
 
 
 def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
@@ -70,6 +71,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'tlora']
     """
+    check_arguments(save_initial, locals())
     refuse_other_writer(folder, SAVE_INITIAL)
     require_one_lora(adapted, "save_initial")
     updates = lora_updates(adapted)

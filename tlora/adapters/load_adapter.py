@@ -25,10 +25,11 @@ from tlora.adapters.peft_config import rewrites_base, trace_in_base
 from tlora.models.loading import load_model
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.record import record_of
-from tlora.models.targets import check_is_model, refuse_adapted
+from tlora.models.targets import Model, refuse_adapted
 from tlora.models.weights import check_same_model, get_base_model
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.reproducibility import temporary_seed
+from tlora.utils.validation import check_arguments
 
 # What PEFT raises for a config with a wrong value, and for an adapter of another model.
 _MISFIT = (
@@ -44,7 +45,7 @@ _OWN_BASE = "pass the base model that it was trained on (a classifier: with as m
 
 def load_adapter(
     folder: str | os.PathLike[str],
-    model: Any = None,
+    model: Model | None = None,
     *,
     name: str = ADAPTER,
     freeze_a: bool | None = None,
@@ -85,8 +86,7 @@ def load_adapter(
     >>> adapted.active_adapter
     'default'
     """
-    if model is not None:
-        check_is_model(model)
+    check_arguments(load_adapter, locals())
     folder = adapter_folder(folder)
     config, sizes = validate_adapter(folder, "load_adapter")
     record = read_training_record(folder)

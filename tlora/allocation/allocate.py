@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from torch import Tensor
 
@@ -14,9 +14,10 @@ from tlora.allocation.options import AllocationOptions
 from tlora.calibration.sensitivity import Sensitivity, check_scores
 from tlora.models.targets import Target
 from tlora.utils.defaults import GRADIENT_KINDS, RanksBy
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 
 
+@runtime_checkable
 class Directions(Protocol):
     """What `allocate` reads of `tlora.Subspaces`, which is made for allocations and so cannot be imported here."""
 
@@ -137,7 +138,7 @@ def allocate(
     >>> captured.to_frame()["captured"].sum() >= uniform
     np.True_
     """
-    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
+    check_arguments(allocate, locals())
     options: dict[str, Any] = {
         "rank": rank,
         "alpha": alpha,

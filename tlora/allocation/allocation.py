@@ -18,7 +18,7 @@ from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
 from tlora.utils.text import ranks_text
-from tlora.utils.validation import check_type, require_positive_int
+from tlora.utils.validation import check_arguments, require_positive_int
 
 
 @dataclass(frozen=True, repr=False)
@@ -206,7 +206,7 @@ class Allocation(ModuleResult):
         ValueError
             If the allocations are of models with other modules or shapes.
         """
-        check_type(other, Allocation, "allocate(...)")
+        check_arguments(Allocation.compare, locals())
         if self.shapes != other.shapes:
             raise ValueError(
                 "the allocations are of different models or target modules: compare two allocations of the same"

@@ -13,7 +13,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.module_result import module_frame
 from tlora.numerics.statistics import bootstrap_means, interval, subsample_means, top_overlap
-from tlora.utils.validation import check_type, require_confidence, require_positive_int
+from tlora.utils.validation import check_arguments, require_confidence, require_positive_int
 
 
 def ranking_stability(
@@ -74,7 +74,7 @@ def ranking_stability(
     >>> bool((ranking["kendall"] <= 1).all())
     True
     """
-    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
+    check_arguments(ranking_stability, locals())
     samples = sensitivity.resampling_scores()
     n, m = samples.shape
     if n < 3 or m < 2:
@@ -152,7 +152,7 @@ def allocation_stability(
     >>> list(moved)
     ['samples', 'moved', 'moved_low', 'moved_high']
     """
-    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
+    check_arguments(allocation_stability, locals())
     counts = [len(sensitivity.per_sample)] if counts is None else counts
     counts = sorted({require_positive_int(count, "a count of samples") for count in counts})
     moved = []
@@ -209,6 +209,7 @@ def rank_intervals(
     >>> intervals[["module", "rank", "low", "high"]].shape
     (14, 4)
     """
+    check_arguments(rank_intervals, locals())
     ranks = resample_ranks(sensitivity, allocation, samples=samples, resamples=resamples, seed=seed)
     allocated = _ranks(allocation)
     low, high = interval(ranks, require_confidence(confidence), method="closest_observation")
@@ -231,8 +232,6 @@ def resample_ranks(
     seed: int,
 ) -> NDArray[np.int64]:
     """Ranks of the allocation made again from each resample, (resamples, modules in ``allocation.scores``)."""
-    check_type(allocation, Allocation, "allocate(...)")
-    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
     sensitivity = sensitivity.rescale(allocation.options.score)
     scores = sensitivity.resampling_scores()
     if allocation.options.is_captured:

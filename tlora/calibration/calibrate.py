@@ -18,12 +18,12 @@ from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration, Options, check_alike, reorder_samples
 from tlora.calibration.checkpoint import Checkpoint, RemainingSamples
 from tlora.calibration.constant_tokens import count_constant, find_constant_tokens
-from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
+from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.forward import has_argument
 from tlora.models.hooks import token_embeddings
 from tlora.models.record import record_of
-from tlora.models.targets import refuse_adapted
+from tlora.models.targets import Model, refuse_adapted
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, model_name, weight
 from tlora.results import Meta
@@ -31,11 +31,11 @@ from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm
 from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
 from tlora.utils.progress import progress_bar
-from tlora.utils.validation import list_names, require_positive_int
+from tlora.utils.validation import check_arguments, list_names, require_positive_int
 
 
 def calibrate(
-    model: Any,
+    model: Model,
     batches: Iterable[Mapping[str, Any]],
     *,
     samples: int | None = None,
@@ -144,8 +144,8 @@ def calibrate(
     >>> calibration.sensitivity.to_frame().nlargest(3, "score")["module"].tolist()
     ['model.layers...', 'model.layers...', 'model.layers...']
     """
+    check_arguments(calibrate, locals())
     options = Options(tokens, gradient, fisher, covariance, sketch_size)
-    check_batches(batches)
     _check_length(batches, samples)
     refuse_adapted(model)
     if not has_argument(model, "labels"):

@@ -20,7 +20,7 @@ from tlora.models.targets import Target
 from tlora.results import Meta, Result
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.packages import library_versions
-from tlora.utils.validation import check_type, require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
 SAME_WEIGHT = 1e-3
 """Largest relative difference between the fingerprints of a weight whose statistics may be added."""
@@ -142,7 +142,7 @@ class Calibration(Result):
         >>> first.merge(second).meta.samples
         8
         """
-        check_type(other, Calibration, "calibrate(model, ...)")
+        check_arguments(Calibration.merge, locals())
         check_alike(self, other.names, other.meta.recipe, other.fingerprints, "the other calibration")
         common = set(self.sample_fingerprints.tolist()) & set(other.sample_fingerprints.tolist())
         if common:

@@ -59,12 +59,6 @@ def prepare_batches(model: Any, batches: Iterable[Any], samples: int | None = No
                 return
 
 
-def check_batches(batches: Any) -> None:
-    """Refuse a single batch in place of an iterable of batches."""
-    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
-        raise TypeError(f"batches is a {type(batches).__name__}: pass a list of dicts, such as task.calibration(32)")
-
-
 def run_batches(
     model: Any,
     targets: Mapping[str, Target],

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from tlora.adapters.lora_layers import trainable_parameters
 from tlora.comparison.arms import Arm, Trainee, make_trainees
 from tlora.comparison.race_result import Race
-from tlora.models.targets import refuse_adapted
+from tlora.models.targets import Model, refuse_adapted
 from tlora.recipes import Recipe
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
@@ -34,7 +34,7 @@ from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE
 from tlora.utils.progress import bars_for, progress_bar
-from tlora.utils.validation import check_mapping, require_confidence, require_positive, require_positive_int
+from tlora.utils.validation import check_arguments, require_confidence, require_positive, require_positive_int
 
 Losses = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ EVALUATION_BATCH = 16
 
 
 def race(
-    model: Any,
+    model: Model,
     task: Task,
     arms: Mapping[str, Arm],
     *,
@@ -158,9 +158,9 @@ def race(
     >>> race.sentence
     '... (4 steps, 95 % intervals for other seeds and samples, from 2 seeds and 4 held-out samples)'
     """
+    check_arguments(race, locals())
     began = time.perf_counter()
     refuse_adapted(model)
-    check_mapping(arms, "arms", {"A": "captured", "B": "lora"})
     if len(arms) < 2:
         raise ValueError(f"arms has {len(arms)}: a race takes at least two, such as {{'A': allocation, 'B': 'lora'}}")
     if (steps is None) == (seconds is None):
@@ -195,8 +195,6 @@ def race(
 
 def held_out_split(task: Task) -> str:
     """The split that a race evaluates on; an error if it has fewer than two samples."""
-    if not hasattr(task, "test"):
-        raise TypeError(f"race takes a task from tlora.load_task(), got a {type(task).__name__}")
     split = "test" if len(task.test) else "validation"
     if len(getattr(task, split)) < 2:
         raise ValueError(

@@ -32,7 +32,7 @@ from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens,
 from tlora.tasks.load import load_task
 from tlora.tasks.task import Task
 from tlora.utils.progress import Bar, bars_for, progress_bar
-from tlora.utils.validation import require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
 Part = str | int | tuple[str, int]
 TOLERANCE, MOST_POINTS = 0.01, 128
@@ -124,6 +124,7 @@ def attribute(
     >>> attribution.gap < 0.01
     True
     """
+    check_arguments(attribute, locals())
     require_positive_int(points, "points")
     gated = GatedAdapter(adapted, "attribute")
     if isinstance(task_or_text, Task):

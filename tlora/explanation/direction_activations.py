@@ -13,22 +13,22 @@ from transformers import PreTrainedTokenizerBase
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.constant_tokens import find_constant_tokens
-from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
+from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.explanation.token_texts import token_texts
 from tlora.models.hooks import Recorder
-from tlora.models.targets import Target
+from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
 from tlora.numerics.linalg import orthonormal_rows
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, check_subspaces, subspaces_by_label
 from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import module_seed
-from tlora.utils.validation import require_positive_int
+from tlora.utils.validation import check_arguments, require_positive_int
 
 
 def direction_activations(
-    model: Any,
+    model: Model,
     subspaces: Subspaces | Mapping[str, Subspaces],
     batches: Iterable[Mapping[str, Any]],
     *,
@@ -85,10 +85,10 @@ def direction_activations(
     >>> activations.constant_share()["kind"].tolist()
     ['wc', 'g', 'random']
     """
+    check_arguments(direction_activations, locals())
     kinds = subspaces_by_label(subspaces)
     targets = check_subspaces(model, kinds)
     rank = require_positive_int(ranks, "ranks")
-    check_batches(batches)
     prepared = list(prepare_batches(model, batches))
     constant = find_constant_tokens(prepared)
     rows = {name: _directions(target, kinds, rank, seed) for name, target in targets.items()}

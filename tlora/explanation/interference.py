@@ -20,7 +20,7 @@ from tlora.adapters.update import LoraUpdate, have_same_a, inner_products
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.results import Meta, Result
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -210,10 +210,7 @@ def interference(
     >>> round(tlora.interference("adapter", adapted).overall[0], 4)
     1.0
     """
-    if calibrations is not None and len(check_type(calibrations, tuple, "calibrations=(first, second)")) != 2:
-        raise ValueError(
-            f"calibrations holds {len(calibrations)}: pass one for each task, calibrations=(first, second)"
-        )
+    check_arguments(interference, locals())
     pair = LoraAdapter.read(first, "interference"), LoraAdapter.read(second, "interference")
     if why := difference_of_bases(*pair):
         raise ValueError(f"the two adapters are of different bases ({why}): compare adapters of one base")
@@ -230,7 +227,6 @@ def compare_adapters(
     moments: list[Callable[[str], Covariance] | None] = [None, None]
     tasks = []
     for task, calibration in enumerate(calibrations or ()):
-        check_type(calibration, Calibration, "one calibration for each task, (first, second)")
         moments[task] = input_moments(calibration, (first, second), f"the {('first', 'second')[task]} calibration")
         tasks.append(calibration.meta.task)
     shapes = first.shapes | second.shapes

@@ -32,7 +32,7 @@ from tlora.tasks.evaluation import summed_losses
 from tlora.tasks.task import Task
 from tlora.utils.defaults import Parts
 from tlora.utils.progress import progress_bar
-from tlora.utils.validation import require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
 TASK = "task"
 """Name of the adapter's own task among the sets of texts."""
@@ -308,6 +308,7 @@ def measure_scales(
     >>> [point.label for point in rescaling.points][-3:]
     ['without layer 0', 'without layer 1', 'without 1 of 2 layers']
     """
+    check_arguments(measure_scales, locals())
     if limit is not None and not limit >= 0:
         raise ValueError(f"limit={limit} is negative: pass the most nats per token that each text may lose")
     require_choice(parts, "parts", (None, *get_args(Parts)))

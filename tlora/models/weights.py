@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tlora.models.record import record_of
 from tlora.models.sharding import full_tensor, refuse_split
-from tlora.models.targets import check_is_model, is_adapted, is_linear, shape
+from tlora.models.targets import is_adapted, is_linear, shape
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
 
@@ -168,7 +168,6 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
 
 def get_base_model(model: Any) -> Any:
     """The model itself, or the one under its adapters."""
-    check_is_model(model)
     return model.get_base_model() if is_adapted(model) else model
 
 

@@ -24,7 +24,7 @@ from tlora.resources.stages import STAGES, stage_bytes, stage_flops
 from tlora.resources.what_fits import COLUMNS, what_fits
 from tlora.results import Meta, Result
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
-from tlora.utils.validation import list_names, require_positive
+from tlora.utils.validation import check_arguments, list_names, require_positive
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -209,6 +209,7 @@ def estimate(
     >>> estimate.bytes["training B"] < estimate.bytes["training all weights"]
     True
     """
+    check_arguments(estimate, locals())
     for what, value in (("speed", speed), ("memory", memory)):
         if value is not None:
             require_positive(value, what)

@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tlora.adapters.adapter import LoraAdapter
 from tlora.adapters.attach import merge
@@ -28,7 +29,7 @@ from tlora.utils.defaults import EngineName, Format
 from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import check_place, read_json, replace_files
 from tlora.utils.packages import require
-from tlora.utils.validation import require_choice
+from tlora.utils.validation import check_arguments, require_choice
 
 _GGUF_FIELDS = {"general.architecture", "general.type", "general.file_type", "adapter.type", "adapter.lora.alpha"}
 
@@ -40,7 +41,7 @@ def export(
     format: Format | None = None,
     engine: EngineName | None = None,
     dtype: str | torch.dtype | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
     """Write an adapter in a form that servers compute as it was trained.
 
@@ -92,6 +93,7 @@ def export(
     >>> tlora.export(adapted, "whole", format="merged").name
     'whole'
     """
+    check_arguments(export, locals())
     kind, server = choose_format(format, engine, Path(folder)), None if engine is None else SERVERS[engine]
     precision = None if dtype is None else floating_dtype(dtype)
     require_one_lora(model, "export")

@@ -10,6 +10,7 @@ from tlora.adapters.peft_config import COMPUTES_MORE
 from tlora.results import Meta
 from tlora.serving.inspection import Inspection
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tlora.utils.validation import check_arguments
 
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
@@ -48,11 +49,7 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     >>> list(engines.columns)
     ['engine', 'wrong', 'smallest', 'largest', 'refused']
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(
-            f"inspect reads the folder of a saved adapter, got a {type(folder).__name__}: save it first, "
-            "run.save(folder) or model.save_pretrained(folder)"
-        )
+    check_arguments(inspect, locals())
     folder = adapter_folder(folder)
     config, _ = validate_adapter(folder, "inspect")
     for key in ("r", "lora_alpha"):

@@ -17,7 +17,7 @@ from tlora.models.weights import SIMILARITY_THRESHOLD, fingerprint_similarity
 from tlora.numerics.linalg import nested_overlap, overlap_by_rank, principal_angles
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
-from tlora.utils.validation import check_type, require_positive_int
+from tlora.utils.validation import check_arguments, require_positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -158,8 +158,7 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
     >>> alignment.sides
     ('wc', 'w')
     """
-    for side in (a, b):
-        check_type(side, Subspaces, "task_subspaces(...)")
+    check_arguments(align, locals())
     rank = require_positive_int(rank, "rank")
     _check_comparable(a, b)
     rows = {name: (a.basis(name, rank), b.basis(name, rank)) for name in a.names}

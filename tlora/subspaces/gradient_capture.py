@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.calibration.batches import Batch
-from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
+from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.models.hooks import Recorder
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
-from tlora.models.targets import Target
+from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
@@ -25,7 +25,7 @@ from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, check_subspaces
 from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import module_seed
-from tlora.utils.validation import require_confidence, require_positive_int
+from tlora.utils.validation import check_arguments, require_confidence, require_positive_int
 
 EXACT_UP_TO = 2048
 """Largest width of a module whose second moment of gradients is kept dense: 16 MB of float32."""
@@ -176,7 +176,7 @@ class GradientCapture(ModuleResult):
 
 
 def gradient_capture(
-    model: Any,
+    model: Model,
     batches: Iterable[Mapping[str, Any]],
     subspaces: Mapping[str, Subspaces],
     ranks: Iterable[int] = (8, 32),
@@ -235,11 +235,11 @@ def gradient_capture(
     >>> [f"{share:.2f}" for share in capture.overall()["captured"]]
     ['0...', '0...']
     """
+    check_arguments(gradient_capture, locals())
     targets = check_subspaces(model, subspaces)
     wanted = _validate_ranks(subspaces, ranks)
     level, resamples = require_confidence(confidence), require_positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
-    check_batches(batches)
     shown = progress_bar(batches, desc="gradient capture", unit="batch", show=progress)
     run_batches(model, targets, prepare_batches(model, shown), energies, bar=shown)
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()

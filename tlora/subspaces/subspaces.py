@@ -14,7 +14,6 @@ from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target, target_modules
 from tlora.models.weights import check_same_model
 from tlora.results import Meta
-from tlora.utils.validation import check_type
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -174,8 +173,6 @@ def check_subspaces(model: Any, subspaces: Mapping[str, Subspaces]) -> dict[str,
 
 
 def _check_same_modules(subspaces: Mapping[str, Subspaces]) -> None:
-    for each in subspaces.values():
-        check_type(each, Subspaces, "a dict of Subspaces by name, e.g. {'wc': task_subspaces(model, calibration)}")
     if not subspaces:
         raise ValueError("no subspaces: give at least one, e.g. {'wc': task_subspaces(model, calibration)}")
     first, *others = subspaces

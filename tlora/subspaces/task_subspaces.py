@@ -14,7 +14,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.models.sharding import model_processes
-from tlora.models.targets import Target
+from tlora.models.targets import Model, Target
 from tlora.models.weights import base_modules, check_same_model, get_base_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
@@ -24,7 +24,7 @@ from tlora.utils.devices import HostCoroutine, run_coroutines
 from tlora.utils.distributed import Processes
 from tlora.utils.progress import progress_bar
 from tlora.utils.reproducibility import exact_products, module_seed
-from tlora.utils.validation import check_type, require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in a covariance whose inverse root is needed: kind ``"wc_half"``."""
@@ -35,7 +35,7 @@ GROUP_BYTES = 1 << 29
 
 @exact_products()
 def task_subspaces(
-    model: Any,
+    model: Model,
     calibration: Calibration,
     *,
     max_rank: int | Allocation = 64,
@@ -106,7 +106,7 @@ def task_subspaces(
     >>> tlora.task_subspaces(model, calibration, max_rank=allocation, kind="g", progress=False)
     Subspaces(14 modules of base, kind 'g', up to rank ...)
     """
-    check_type(calibration, Calibration, "calibrate(model, ...)")
+    check_arguments(task_subspaces, locals())
     _check_kind(calibration, kind, centered)
     counts = _direction_counts(calibration, max_rank, kind)
     modules, processes = _modules_of(model, calibration, kind)

@@ -29,7 +29,7 @@ from tlora.tasks.task import Task
 from tlora.tasks.tokenization import ARCHITECTURES, Cuts, Format
 from tlora.utils.defaults import MetricName
 from tlora.utils.files import digest
-from tlora.utils.validation import require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ def load_task(
     >>> task.calibration(samples=8)[0]["input_ids"].shape[0]
     8
     """
+    check_arguments(load_task, locals())
     sizes = {"train": train, "validation": validation, "test": test}
     _check_arguments(tokenizer, architecture, sizes, metric)
     has_template = chat and architecture != "seq2seq" and bool(tokenizer.chat_template)
@@ -365,8 +366,6 @@ def _warn_of_cuts(name: str, max_length: int, cuts: Mapping[str, Cuts]) -> None:
 def _check_arguments(
     tokenizer: Any, architecture: str | None, sizes: Mapping[str, int | None], metric: str | None
 ) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(f"tokenizer is of type {type(tokenizer).__name__}: pass the one that tlora.load_model returns")
     require_choice(architecture, "architecture", (None, *ARCHITECTURES))
     require_choice(metric, "metric", (None, *get_args(MetricName)))
     for split, size in sizes.items():

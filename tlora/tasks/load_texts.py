@@ -21,6 +21,7 @@ from tlora.tasks.splits import SPLITS
 from tlora.tasks.task import Task
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.defaults import TEXTS
+from tlora.utils.validation import check_arguments
 
 SUFFIXES = (".txt", ".md")
 """Files of plain text."""
@@ -70,6 +71,7 @@ def load_texts(
     >>> {name: len(task.test) for name, task in texts.items()}
     {'code': 12, 'mine': 2}
     """
+    check_arguments(load_texts, locals())
     if not sources and not own:
         sources = tuple(name for name in TEXTS if name != "template" or tokenizer.chat_template)
     named: dict[str, str | os.PathLike[str]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,16 +12,11 @@ from tlora.adapters.peft_config import module_ranks, module_scalings
 from tlora.models.weights import refuse_packed
 
 
-def check_trainable(model: Any) -> None:
+def check_trainable(model: PeftModel) -> None:
     """Refuse a model that cannot be trained, or whose saved adapter would compute something else.
 
     It warns if the vocabulary was resized: the adapter does not hold the new rows.
     """
-    if not isinstance(model, PeftModel):
-        raise TypeError(
-            f"train() takes an adapted model, got {type(model).__name__}: attach an adapter first, "
-            "tlora.attach(model, subspaces, allocation)"
-        )
     require_one_adapter(model, "train")
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
         raise ValueError("the adapter is switched off: call model.base_model.enable_adapter_layers() before train()")

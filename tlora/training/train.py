@@ -39,7 +39,7 @@ from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, hea
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 from tlora.utils.peak_memory import PeakMemory
 from tlora.utils.progress import bars_for
-from tlora.utils.validation import require_positive, require_positive_int
+from tlora.utils.validation import check_arguments, require_positive, require_positive_int
 
 LOSS_SAMPLES = 256
 """Samples for a loss without a limit: stable to two digits, and seconds on two cores."""
@@ -164,6 +164,7 @@ def train(
     >>> run.save("trained").name
     'trained'
     """
+    check_arguments(train, locals())
     require_positive(learning_rate, "learning_rate")
     require_positive(epochs, "epochs")
     batch_size, seed = require_positive_int(batch_size, "batch_size"), int(seed)  # perhaps numbers of NumPy
@@ -296,11 +297,6 @@ def as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
         inputs = tuple(name for name in sorted(others) if has_argument(base, name))
         has_encoder = bool(getattr(base.config, "is_encoder_decoder", False))
         task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, int(is_causal(base)), inputs, has_encoder)
-    if not hasattr(task, "collate"):
-        raise TypeError(
-            f"train() takes a task from tlora.load_task() or a datasets.Dataset of tokenized rows, got "
-            f"{type(task).__name__}"
-        )
     if not len(task.train):
         raise ValueError(f"task {task.name!r} has no training samples")
     has_head = any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())

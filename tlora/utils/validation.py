@@ -1,13 +1,58 @@
-"""Checks of plain arguments: each returns the value, or raises an error that names the argument."""
+"""Checks of arguments: their kinds by the annotations of a function, and single numbers and names."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from inspect import Parameter, signature
+from itertools import starmap
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from types import GenericAlias, NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    SupportsFloat,
+    SupportsIndex,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 T = TypeVar("T")
+
+MADE_BY = {
+    "Module": "tlora.load_model({})[0]",
+    "PreTrainedTokenizerBase": "tlora.load_model({})[1]",
+    "PeftModel": "tlora.attach(model, plan) or tlora.load_adapter({})",
+    "Task": "tlora.load_task({}, tokenizer)",
+    "Calibration": "tlora.calibrate(model, ...)",
+    "Sensitivity": "calibration.sensitivity",
+    "Spectrum": "calibration.spectrum()",
+    "Subspaces": "tlora.task_subspaces(model, calibration)",
+    "Allocation": "tlora.allocate(calibration.sensitivity, rank=8)",
+    "Decisions": "tlora.prepare(model, task)",
+    "Alignment": "tlora.align(a, b, rank)",
+    "GradientCapture": "tlora.gradient_capture(model, ...)",
+    "TrainingRun": "tlora.train(adapted, task)",
+    "Compression": "tlora.compress(adapter, parameters=0.5)",
+    "Interference": "tlora.interference(first, second)",
+    "DirectionActivations": "tlora.direction_activations(model, ...)",
+    "Attribution": "tlora.attribute(adapted, task)",
+    "SideEffects": "tlora.side_effects(adapted, texts)",
+    "Rescaling": "tlora.measure_scales(adapted, task, texts)",
+    "ResourceEstimate": "tlora.estimate(model)",
+    "Race": "tlora.race(model, task, arms)",
+    "Axes": "plt.subplots()[1]",
+}
+"""An expression that makes an object of each class, with a place for the name that was passed instead."""
+
+_BATCHES = Iterable[Mapping[str, Any]]
+_PLAIN = {"str": "a string", "PathLike": "a path", "Module": "a model", "Callable": "a function", "Decisions": "a Plan"}
+_NUMBERS = (bool, int, float, SupportsIndex)
 
 
 def require_positive_int(value: Any, name: str, least: int = 1) -> int:
@@ -62,19 +107,120 @@ def require_choice(value: T, name: str, choices: Sequence[T]) -> T:
     return value
 
 
-def check_type(value: object, expected: type[T], way_out: str) -> T:
-    """Return the value if it is an instance of a class; ``way_out`` is an expression that makes one."""
-    if not isinstance(value, expected):
-        article = "an" if expected.__name__[0] in "AEIOU" else "a"
-        raise TypeError(f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}")
-    return value
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse an argument of another kind than the annotation of a public function names.
+
+    A function calls it first: ``check_arguments(calibrate, locals())``. It compares kinds alone: which numbers and
+    names are possible, the function itself checks.
+
+    Raises
+    ------
+    TypeError
+        It names the argument and the kind of its value, and says what to pass.
+    """
+    for name, hint in _parameter_hints(function).items():
+        if misfit := _find_misfit(name, arguments[name], hint):
+            place, value, expected = misfit
+            raise TypeError(f"{place} is {_describe(value)}: pass {_way_out(place, value, expected)}")
 
 
-def check_mapping(value: Any, name: str, example: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the value if it is a mapping."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is a {type(value).__name__}: pass a mapping such as {dict(example)}")
-    return value
+@cache
+def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of the parameters; of ``*sources`` and ``**texts`` those of the tuple and the dict."""
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in signature(function).parameters.items():
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            hints[name] = GenericAlias(Sequence, (hints[name],))
+        elif parameter.kind is Parameter.VAR_KEYWORD:
+            hints[name] = GenericAlias(Mapping, (str, hints[name]))
+    hints.pop("return", None)
+    return hints
+
+
+def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | None:
+    """Find the value, or its item, that is not of the kind of its annotation; return its name, itself, and the kind."""
+    origin, parts = get_origin(hint), get_args(hint)
+    misfit = (place, value, hint)
+    if origin is Annotated:
+        return _find_misfit(place, value, parts[1])
+    if origin in (Union, UnionType):
+        misfits = [_find_misfit(place, value, part) for part in parts]
+        inside = [one for one in misfits if one and one[0] != place]
+        return None if None in misfits else next(iter(inside), misfit)
+    if origin is Literal:
+        return None if isinstance(value, str) else misfit
+    if hint in _NUMBERS:
+        return None if isinstance(value, SupportsFloat | SupportsIndex) else misfit
+    kind: Any = origin or hint
+    if kind is Any:
+        return None
+    is_kind = isinstance(value, kind) and not (isinstance(value, str) and parts)  # a string is no list of letters
+    if not is_kind:
+        return misfit
+    if isinstance(value, Mapping) and len(parts) == 1:  # a dict in place of a list stands for its keys
+        return misfit if any(_find_misfit(place, key, parts[0]) for key in value) else None
+    if kind is tuple and Ellipsis not in parts and len(value) != len(parts):
+        return misfit
+    return next(filter(None, starmap(_find_misfit, _items(place, value, kind, parts))), None)
+
+
+def _items(place: str, value: Any, kind: type, parts: tuple[Any, ...]) -> Iterable[tuple[str, Any, Any]]:
+    """The items of a list, tuple or dict, with their names and annotations; a generator is not read."""
+    if isinstance(value, Mapping) and parts:
+        return [(f"{place}[{key!r}]", item, parts[1]) for key, item in value.items()]
+    if isinstance(value, list | tuple) and parts:
+        hints = parts if kind is tuple and Ellipsis not in parts else parts[:1] * len(value)
+        return [(f"{place}[{n}]", item, hint) for n, (item, hint) in enumerate(zip(value, hints, strict=True))]
+    return []
+
+
+def _describe(value: Any) -> str:
+    """The kind of a value in words, with its beginning if it is a text."""
+    if value is None:
+        return "None"
+    return _with_article(type(value).__name__) + (f" ({value[:40]!r})" if isinstance(value, str) else "")
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _way_out(place: str, value: Any, hint: Any) -> str:
+    """What to pass in place of a value: what it holds, if that is of the right kind, or what its annotation names."""
+    inside = {f"{place}.{name}": getattr(value, name, None) for name in ("module", "_orig_mod")}
+    inside |= {f"{place}[{n}]": item for n, item in enumerate(value if isinstance(value, list | tuple) else ())}
+    for name, item in inside.items():
+        if item is not None and _find_misfit(name, item, hint) is None:
+            return name
+    return _name_kind(hint, repr(value) if isinstance(value, str) else "...")
+
+
+def _name_kind(hint: Any, given: str) -> str:
+    """What an annotation stands for, and an expression that makes it."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _name_kind(parts[1], given)
+    if origin in (Union, UnionType):
+        kinds = [_name_kind(part, given) for part in parts if part is not NoneType]
+        return " or ".join(dict.fromkeys(kinds))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if hint == _BATCHES:
+        return "a list of batches, such as task.calibration(32)"
+    if hint in _NUMBERS:
+        return "True or False" if hint is bool else "a number"
+    kind: Any = origin or hint
+    if kind is tuple and Ellipsis not in parts:
+        return "a tuple of " + " and ".join(_name_kind(part, given) for part in parts)
+    if kind is Any:
+        return "anything"
+    if parts and issubclass(kind, Mapping):
+        return f"a dict, each value {_name_kind(parts[1], given)}"
+    if parts and kind is not Callable and issubclass(kind, Iterable):
+        return f"a list, each item {_name_kind(parts[0], given)}"
+    name = kind.__name__
+    made = f", such as {MADE_BY[name].format(given)}" if name in MADE_BY else ""
+    return _PLAIN.get(name, _with_article(name)) + made
 
 
 def list_names(names: Any) -> Any:

@@ -16,7 +16,7 @@ from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.utils.defaults import KINDS
 from tlora.utils.text import range_text
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 from viz.plots import heatmap
 
@@ -55,9 +55,9 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_alignment(tlora.align(*halves, rank=4))
     <Axes: title={'left': 'wc and c overlap by ... on average at rank 4'}, xlabel='layer', ylabel='projection'>
     """
+    check_arguments(plot_alignment, locals())
     if isinstance(result, Alignment):
         return _draw_modules(result, ax)
-    check_type(result, GradientCapture, "the result of tlora.align or tlora.gradient_capture")
     return _draw_gradient(result, ax)
 
 

@@ -17,7 +17,7 @@ from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation.allocation import Allocation
 from tlora.utils.text import range_text
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 from viz.plots import heatmap
 
@@ -52,7 +52,8 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_allocation(allocation)
     <Axes: title={'left': 'Ranks from ...'}, xlabel='layer', ylabel='projection'>
     """
-    frame = frame_of_all(check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
+    check_arguments(plot_allocation, locals())
+    frame = frame_of_all(allocation)
     ax = style.axes(ax, *allocation_size(allocation))
     nominal, low, high = allocation.rank, int(frame["rank"].min()), int(frame["rank"].max())
     factor = max(high / nominal, nominal / low, 2)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tlora.explanation.attribution import Attribution
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit
 
@@ -36,7 +36,7 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     >>> viz.plot_attribution(attribution)
     <Axes: title={'left': 'layer ...'}, xlabel='nats of log-probability', ylabel='module'>
     """
-    attribution = check_type(attribution, Attribution, "tlora.attribute(adapted, task)")
+    check_arguments(plot_attribution, locals())
     top = attribution.largest()
     ax = style.axes(ax, 8.6, 5.6)
     places = np.arange(len(top))

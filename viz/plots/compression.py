@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from tlora.adapters.compression import MEASURES, PLAIN, TASK, UNIFORM, Compression
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 LABELS = {PLAIN: "shared, by the weights", TASK: "shared, on the task", UNIFORM: "one rank for all"}
@@ -35,7 +35,7 @@ def plot_compression(compression: Compression, *, ax: Axes | None = None) -> Axe
     >>> viz.plot_compression(tlora.compress(adapted, parameters=0.5))
     <Axes: title={'left': '...'}, xlabel='parameters kept, ...', ylabel='error'>
     """
-    compression = check_type(compression, Compression, "tlora.compress(adapter, parameters=0.5)")
+    check_arguments(plot_compression, locals())
     frame, measure = compression.curves(), compression.measures[-1]
     ax = style.axes(ax, 5.4, 3.6)
     colors = dict(zip(LABELS, style.colors(3), strict=True))

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from tlora.explanation.interference import Interference
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 SMALLEST = 1e-6
@@ -34,7 +34,7 @@ def plot_interference(found: Interference, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_interference(tlora.interference("adapter", "other", (calibration, calibration)))
     <Axes: title={'left': '...'}, xlabel=..., ylabel=...>
     """
-    found = check_type(found, Interference, "tlora.interference(first, second, (calibration, other_calibration))")
+    check_arguments(plot_interference, locals())
     frame = found.to_frame()
     both = frame[(frame["rank_first"] > 0) & (frame["rank_second"] > 0)]
     roles = both["module"].str.rpartition(".")[2]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from tlora.allocation.footprint import TRAININGS
 from tlora.resources.estimate import ResourceEstimate
 from tlora.utils.text import size_text
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 
@@ -35,7 +35,7 @@ def plot_memory(estimate: ResourceEstimate, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_memory(tlora.estimate("base", rank=8, length=64))
     <Axes: title={'left': '...'}, xlabel='peak memory of a training step, GB'>
     """
-    estimate = check_type(estimate, ResourceEstimate, "tlora.estimate(model)")
+    check_arguments(plot_memory, locals())
     ways, recipe = estimate.what_fits, estimate.meta.recipe
     bits = recipe["bits"] or ways["bits"].max()
     asked = (ways["batch_size"] == recipe["batch_size"]) & (ways["bits"] == bits)

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tlora.comparison.race_result import Race
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 
@@ -40,7 +40,7 @@ def plot_race(race: Race, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_race(race).get_ylabel()
     'held-out loss, nats'
     """
-    check_type(race, Race, "the result of tlora.race(...)")
+    check_arguments(plot_race, locals())
     ax = style.axes(ax, 7.6, 4.4)
     colors = dict(zip(race.arms, style.colors(len(race.arms)), strict=True))
     for arm, rows in race.to_frame().groupby("arm", sort=False):

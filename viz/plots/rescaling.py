@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, Rescaling
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 LABELS = {SCALE: "the whole adapter scaled", LEFT_OUT: "several parts left out", PART: "one part left out"}
@@ -35,7 +35,7 @@ def plot_rescaling(rescaling: Rescaling, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_rescaling(tlora.measure_scales(adapted, task, texts, limit=0.05, progress=False))
     <Axes: title={'left': 'scale 1: ...'}, xlabel='largest change of other text, ...', ylabel='task loss, ...'>
     """
-    rescaling = check_type(rescaling, Rescaling, "tlora.measure_scales(adapted, task, texts)")
+    check_arguments(plot_rescaling, locals())
     ax = style.axes(ax, 5.8, 4.0)
     for (kind, label), color in zip(LABELS.items(), style.colors(3), strict=True):
         points = [point for point in rescaling.points if point.kind == kind]

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 from viz.plots import heatmap
 
@@ -32,7 +32,8 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     >>> viz.plot_sensitivity(calibration.sensitivity)
     <Axes: title={'left': 'The loss is most sensitive to ...'}, xlabel='layer', ylabel='projection'>
     """
-    any_score = any(check_type(sensitivity, Sensitivity, "calibration.sensitivity").scores.values())
+    check_arguments(plot_sensitivity, locals())
+    any_score = any(sensitivity.scores.values())
     frame = sensitivity.to_frame()
     ax = style.axes(ax, *heatmap.size(frame))
     norm = heatmap.scale(frame["score"])

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tlora.explanation.side_effects import SideEffects
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit
 
@@ -35,7 +35,7 @@ def plot_side_effects(effects: SideEffects, sample: int = 0, *, ax: Axes | None 
     >>> viz.plot_side_effects(tlora.side_effects(adapted, texts, explain=0, progress=False))
     <Axes: title={'left': 'The loss of mine changed by ...'}, xlabel='change of the loss, nats per token', ylabel='set'>
     """
-    effects = check_type(effects, SideEffects, "tlora.side_effects(adapted, texts)")
+    check_arguments(plot_side_effects, locals())
     sets, one = effects.sets(), effects.samples[sample]
     ax = style.axes(ax, 8.6, 0.9 + 0.4 * len(sets) + STRIP + GAP)
     places = np.arange(len(sets))

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tlora.calibration.spectrum import Spectrum, select_modules
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 View = Literal["variance", "eigenvalues", "effective_rank"]
@@ -65,7 +65,7 @@ def plot_spectrum(
     >>> viz.plot_spectrum(calibration.spectrum())
     <Axes: title={'left': 'Effective rank ...'}, xlabel='first directions taken', ylabel='share of the variance'>
     """
-    check_type(spectrum, Spectrum, "calibration.spectrum()")
+    check_arguments(plot_spectrum, locals())
     if view not in ("variance", "eigenvalues", "effective_rank"):
         raise ValueError(f"view is {view!r}: choose 'variance', 'eigenvalues' or 'effective_rank'")
     frame = _inputs(spectrum, modules)

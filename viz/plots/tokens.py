@@ -21,7 +21,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from torch import Tensor
 
 from tlora.explanation.direction_activations_result import DirectionActivations
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 FONTS = ["DejaVu Sans Mono", "DejaVu Sans"]
@@ -93,6 +93,7 @@ def plot_tokens(
     >>> viz.plot_tokens(["hall", ".", "fan", "=", "on"], [0.2, 3.1, -0.4, -2.0, 0.1], label="z")
     <Axes: title={'left': 'Highest at “.”, +3.1, lowest at “=”, −2'}>
     """
+    check_arguments(plot_tokens, locals())
     texts, numbers = list(tokens), np.array([float(value) for value in values])
     if len(texts) != len(numbers) or not texts:
         raise ValueError(f"{len(texts)} tokens and {len(numbers)} values: pass one value for each token, at least one")
@@ -151,7 +152,7 @@ def plot_reads(
     >>> viz.plot_reads(activations, "model.layers.1.mlp.down_proj").get_ylabel()
     'kind, direction, end'
     """
-    check_type(activations, DirectionActivations, "the result of tlora.direction_activations")
+    check_arguments(plot_reads, locals())
     labels = activations.kinds if kinds is None else list(kinds)
     lines = [
         (f"{kind} {direction} {style.MINUS if end == '-' else end}", rows[rows["end"] == end])

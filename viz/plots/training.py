@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tlora.training.run import TrainingRun
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz import style
 
 TRAINING, VALIDATION, TEST = style.colors(3)
@@ -36,7 +36,8 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     >>> viz.plot_training(run)
     <Axes: title={'left': '...'}, xlabel='optimizer step', ylabel='loss, nats'>
     """
-    history = check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
+    check_arguments(plot_training, locals())
+    history = run.to_frame()
     ax = style.axes(ax, 8.6, 3.9)
     _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75, zorder=2.5)
     _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)

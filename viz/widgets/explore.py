@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from tlora.utils.defaults import DEFAULT_RECIPE, RANK, SAMPLES
 from tlora.utils.progress import progress_bar
+from tlora.utils.validation import check_arguments
 
 if TYPE_CHECKING:
     from tlora.explanation.direction_activations_result import DirectionActivations
+    from tlora.models.targets import Model
     from tlora.recipes import Recipe
     from tlora.subspaces.gradient_capture import GradientCapture
     from tlora.subspaces.subspaces import Subspaces
+    from tlora.tasks.task import Task
     from viz.widgets.workbench import Workbench
 
 HELD_OUT = 32
@@ -22,8 +26,8 @@ DIRECTIONS_BY_SCORE = 64
 
 
 def explore(
-    model: Any,
-    task: Any,
+    model: Model,
+    task: Task,
     *,
     recipe: str | Recipe = DEFAULT_RECIPE,
     samples: int = SAMPLES,
@@ -72,6 +76,11 @@ def explore(
     with progress_bar(total=1, desc="loading libraries", show=True, leave=False):  # for the first time, seconds
         from tlora.recipes import Recipe, prepare
         from viz.widgets.workbench import Workbench
+    check_arguments(
+        prepare,
+        {name: parameter.default for name, parameter in signature(prepare).parameters.items()}
+        | {"model": model, "task": task, "recipe": recipe, "rank": rank, "samples": samples},
+    )
     recipe = (Recipe.named(recipe) if isinstance(recipe, str) else recipe).override(allocate=options)
     if recipe.kind is not None and (max_rank or not recipe.follows_directions):
         recipe = recipe.override(task_subspaces={"max_rank": max_rank or DIRECTIONS_BY_SCORE})

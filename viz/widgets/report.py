@@ -12,6 +12,7 @@ from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
 from tlora.utils.files import replace_file
+from tlora.utils.validation import check_arguments
 from viz.widgets.page import page_html
 from viz.widgets.panels.view import panels
 from viz.widgets.results import RESULT_CLASSES, Results, load_results
@@ -69,6 +70,7 @@ def report(
     >>> viz.report(folder).name
     'report.html'
     """
+    check_arguments(report, locals())
     more: dict[str, Any] = {
         "activations": activations,
         "attribution": attribution,

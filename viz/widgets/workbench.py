@@ -31,18 +31,20 @@ from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
+from tlora.models.targets import Model
 from tlora.recipes import Plan, Recipe
 from tlora.resources.estimate import ResourceEstimate
 from tlora.results import count_bytes, read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
+from tlora.tasks.task import Task
 from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.front_end import has_front_end
 from tlora.utils.text import size_text
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_arguments
 from viz.plots.allocation import allocation_headline
 from viz.widgets.attribution import LiveAttribution
 from viz.widgets.base import PicturedWidget
@@ -201,8 +203,8 @@ class Workbench(PicturedWidget):
         calibration: Calibration | Sensitivity,
         subspaces: Subspaces | None = None,
         *,
-        model: Any = None,
-        task: Any = None,
+        model: Model | None = None,
+        task: Task | None = None,
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
         activations: DirectionActivations | None = None,
@@ -217,11 +219,13 @@ class Workbench(PicturedWidget):
         rank: SupportsIndex = 8,
         **options: Any,
     ) -> None:
+        check_arguments(Workbench.__init__, locals())
         sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
         self.calibration, self.subspaces = calibration, subspaces
-        self.sensitivity = check_type(sensitivity, Sensitivity, "what tlora.calibrate returned")
+        self.sensitivity = sensitivity
         self.names = self.sensitivity.names
-        self.model, self.task = model, task
+        self.model: Any = model
+        self.task: Any = task
         self.training = merge_training(TRAINING, training or {})
         self._live: LiveRace | None = None
         if adapted is not None and (attribution is None or task is None):

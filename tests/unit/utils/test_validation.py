@@ -1,0 +1,207 @@
+"""Every argument of every public function, given each of the things that a user has at hand."""
+
+import inspect
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from peft import LoraConfig
+from transformers import PreTrainedModel, TrainerCallback
+
+import tlora
+import viz
+from tests.helpers import results
+from tests.helpers.jobs import task
+from tests.helpers.models import tiny_batch, tiny_tokenizer
+from tlora.models.targets import Model
+from tlora.utils.validation import check_arguments
+
+
+@cache
+def things() -> dict[str, Any]:
+    """What a user may pass for what, by the names in the tables below."""
+    model, tokenizer = results.base(), tiny_tokenizer()
+    return {
+        "model": model,
+        "adapted": results.adapted(),
+        "model and tokenizer": (model, tokenizer),
+        "tokenizer": tokenizer,
+        "task": task(),
+        "tasks": {"code": task()},
+        "rows": task().train,
+        "batches": [tiny_batch(model)],
+        "batch": tiny_batch(model),
+        "calibration": results.calibration(),
+        "calibrations": (results.calibration(), results.calibration()),
+        "sensitivity": results.sensitivity(),
+        "spectrum": results.spectrum(),
+        "subspaces": results.subspaces(),
+        "kinds": results.kinds(),
+        "capture": results.capture(),
+        "activations": results.activations(),
+        "alignment": tlora.align(results.subspaces(), results.subspaces(), 2),
+        "allocation": results.allocation(),
+        "plan": results.plan(),
+        "recipe": results.plan().recipe,
+        "arms": {"A": "captured", "B": "lora"},
+        "lora config": LoraConfig(),
+        "run": results.run(),
+        "compression": results.compression(),
+        "attribution": results.attribution(),
+        "effects": results.effects(),
+        "rescaling": results.rescaling(),
+        "interference": results.interference(),
+        "race": results.race(),
+        "estimate": results.resources(),
+        "axes": plt.figure().subplots(),
+        "text": "adapter",
+        "number": 2,
+        "names": ["q_proj", "k_proj"],
+        "numbers": [1, 2],
+        "number by name": {"q_proj": 2},
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "callback": TrainerCallback(),
+        "function": print,
+        "None": None,
+    }
+
+
+DICTS = ("arms", "batch", "kinds", "number by name", "tasks")
+NAMES = ("names", "rows", *DICTS)  # a dict stands for its keys, and of rows none is read
+CALLABLE = ("function", "model", "adapted", "tokenizer")
+TAKES: dict[str, tuple[str, ...]] = {
+    "model": ("model", "adapted"),
+    **dict.fromkeys(("train.model", "export.model", "merge.model", "freeze_a.model", "adapted"), ("adapted",)),
+    "estimate.model": ("text",),
+    "tokenizer": ("tokenizer",),
+    "load_task.task": ("text", "rows"),
+    "prepare.task": ("task", "batches", "rows"),
+    "train.task": ("task", "rows"),
+    **dict.fromkeys(("race.task", "explore.task", "measure_scales.task", "Workbench.task"), ("task",)),
+    "task_or_text": ("task", "text"),
+    "texts": ("tasks",),
+    "own": NAMES,
+    "batches": ("batches", "rows"),
+    "calibration": ("calibration",),
+    "Workbench.calibration": ("calibration", "sensitivity"),
+    "calibrations": ("calibrations",),
+    "held_out": ("calibration",),
+    **dict.fromkeys(("a", "b", "subspaces"), ("subspaces",)),
+    "allocate.subspaces": ("subspaces", "allocation"),
+    "direction_activations.subspaces": ("subspaces", "kinds"),
+    "gradient_capture.subspaces": ("kinds",),
+    "other": ("subspaces", "kinds"),
+    "task_subspaces.max_rank": ("number", "allocation"),
+    **dict.fromkeys(("allocate.max_rank", "min_rank", "compress.rank"), ("number", "number by name", "batch")),
+    "race.learning_rate": ("number", "number by name", "batch"),
+    **dict.fromkeys(("pinned", "contributions", "adapters"), ("number by name", "batch")),
+    "plan": ("plan", "subspaces", "None"),
+    "arms": ("arms",),
+    "recipe": ("text", "recipe"),
+    "config": ("lora config",),
+    "result": ("alignment", "capture"),
+    "found": ("interference",),
+    "compression": ("compression",),
+    **{name: (name,) for name in ("sensitivity", "spectrum", "allocation", "capture", "activations", "attribution")},
+    **{name: (name,) for name in ("effects", "rescaling", "run", "race", "estimate")},
+    "ax": ("axes",),
+    "report.folder": ("text", "attribution", "effects", "rescaling"),
+    "report.output": ("text",),
+    **dict.fromkeys(("folder", "name", "output_dir", "checkpoint", "head", "sources"), ("text",)),
+    **dict.fromkeys(("adapter", "first", "second"), ("text", "adapted")),
+    "data_files": ("text", *DICTS),
+    "load_task.options": DICTS,
+    "training": DICTS,
+    "resume": ("text", "number"),
+    "device": ("text", "device"),
+    "dtype": ("text", "dtype"),
+    "estimate.dtype": ("text",),
+    **dict.fromkeys(("target_modules", "select"), ("text", *NAMES)),
+    "switch_off": ("text", "numbers", *NAMES),
+    "exclude_modules": ("text", "numbers", "number", *NAMES),
+    **dict.fromkeys(("kinds", "modules", "plot_tokens.tokens"), NAMES),
+    **dict.fromkeys(("counts", "ranks", "plot_tokens.values"), ("numbers", "rows")),
+    "direction_activations.ranks": ("number",),
+    "side_effects.limit": ("number", "None"),
+    "seeds": ("number", "numbers", "rows"),
+    "steps": ("number", *CALLABLE),
+    **dict.fromkeys(("watch", "optimizer"), CALLABLE),
+    "train.callbacks": ("callback", "rows"),
+    **dict.fromkeys(("calibrate.tokens", "covariance", "kind", "by", "rows", "method", "view"), ("text",)),
+    **dict.fromkeys(("answer", "architecture", "budget", "scaling", "score", "metric", "split", "only"), ("text",)),
+    **dict.fromkeys(("detail", "label", "module", "optim", "parts", "format", "engine", "task"), ("text",)),
+}
+"""The things that an argument takes, the first one plausible; an argument that is not listed takes a number."""
+
+FREE = {"kwargs", "overrides", "arguments", "options", "callbacks", "labels"}
+"""Arguments with a check of their own, or none."""
+FUNCTIONS = [
+    *(getattr(package, name) for package in (tlora, viz) for name in package.__all__ if name != "task_names"),
+]
+ARGUMENTS = [
+    (function, name)
+    for function in FUNCTIONS
+    if inspect.isfunction(function) or function is viz.Workbench
+    for name in inspect.signature(function).parameters
+    if f"{function.__name__}.{name}" in TAKES or name not in FREE
+]
+
+
+def taken(function: Any, name: str) -> tuple[str, ...]:
+    return TAKES.get(f"{function.__name__}.{name}", TAKES.get(name, ("number",)))
+
+
+def refusal(function: Any, arguments: dict[str, Any]) -> str:
+    """The message of the TypeError, or what came instead."""
+    try:
+        _ = (
+            function(arguments.pop("tokenizer"), arguments.pop("sources"))
+            if "sources" in arguments
+            else function(**arguments)
+        )
+    except TypeError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS, ids=[f"{f.__name__}-{name}" for f, name in ARGUMENTS])
+def test_a_thing_of_another_kind_is_refused_by_the_name_of_the_argument(function: Any, name: str) -> None:
+    parameters = inspect.signature(function).parameters
+    collected = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in collected]
+    valid = {one: things()[taken(function, one)[0]] for one in needed}
+    refused = set(things()) - set(taken(function, name)) - ({"None"} if parameters[name].default is None else set())
+    messages = {label: refusal(function, valid | {name: things()[label]}) for label in sorted(refused)}
+    wrong = [f"{label}: {text}" for label, text in messages.items() if name not in text or ": pass " not in text]
+    assert not wrong, "\n".join(wrong)
+
+
+def example(model: Model, texts: dict[str, tlora.Task], adapted: tlora.LoraAdapter | None = None) -> None:
+    check_arguments(example, locals())
+
+
+def test_the_way_out_is_in_the_message() -> None:
+    model, tasks = results.base(), {"code": task()}
+    for arguments, message in [
+        ((things()["model and tokenizer"], tasks), r"model is a tuple: pass model\[0\]"),
+        (("smollm2-135m", tasks), r"model is a str \('smollm2-135m'\): pass .*tlora.load_model\('smollm2-135m'\)\[0\]"),
+        ((model, {"code": "code"}), r"texts\['code'\] is a str \('code'\): pass .*load_task"),
+        ((model, task()), r"texts is a Task: pass a dict.*load_task"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            example(*arguments)
+
+
+def test_a_model_in_a_wrapper_is_named() -> None:
+    adapted: PreTrainedModel = results.adapted()
+    for wrapped, place in (
+        (torch.nn.DataParallel(adapted), "model.module"),
+        (torch.compile(adapted), "model._orig_mod"),
+    ):
+        with pytest.raises(TypeError, match=f"pass {place}$"):
+            tlora.freeze_a(wrapped)
