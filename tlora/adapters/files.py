@@ -142,16 +142,6 @@ def revision(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"revision": name} if (name := config.get("revision")) else {}
 
 
-@contextlib.contextmanager
-def explain_base(folder: Path, way_out: str = "model=") -> Iterator[None]:
-    """Add to an error about a base model that its name comes from the adapter in a folder."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass {way_out} if it has moved)")
-        raise
-
-
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Read the shapes of the saved tensors, by key, and none of the tensors."""
     with _explain_damage(folder), safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:

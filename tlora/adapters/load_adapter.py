@@ -17,17 +17,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tlora.adapters.attach import restored_on_error
-from tlora.adapters.files import PREFIX, TrainingRecord, explain_base, read_training_record, revision, validate_adapter
+from tlora.adapters.files import PREFIX, TrainingRecord, read_training_record, revision, validate_adapter
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, without_noise
 from tlora.adapters.peft_config import rewrites_base, trace_in_base
-from tlora.models.loading import load_model
+from tlora.models.loading import load_model, resolve
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.record import record_of
 from tlora.models.targets import Model, refuse_adapted
 from tlora.models.weights import check_same_model, get_base_model
-from tlora.utils.file_names import ADAPTER_WEIGHTS
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tlora.utils.reproducibility import temporary_seed
 from tlora.utils.validation import check_arguments
 
@@ -91,11 +91,8 @@ def load_adapter(
     config, sizes = validate_adapter(folder, "load_adapter")
     record = read_training_record(folder)
     if model is None:
-        base = config.get("base_model_name_or_path")
-        if not base:
-            raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        with explain_base(folder):
-            model, _ = load_model(base, num_labels=saved_classes(folder, config, sizes, record), **revision(config))
+        base, where = named_base(folder, config, "model=")
+        model, _ = load_model(base, num_labels=saved_classes(folder, config, sizes, record), **where)
     _check_free(model, name, config)
     _check_base(model, folder, record.fingerprints, sizes)
     if freeze_a is None:
@@ -113,6 +110,22 @@ def load_adapter(
         if freeze_a:
             freeze(adapted)
     return adapted
+
+
+def named_base(folder: Path, config: Mapping[str, Any], way_out: str) -> tuple[str, dict[str, Any]]:
+    """Return the base model that the config of an adapter names, and its revision if there is one, once it is found.
+
+    ``way_out`` is where another base can be given, for the message.
+    """
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"the adapter in {folder} does not say what its base model is: pass {way_out}")
+    try:
+        resolve(name, revision(config))
+    except (OSError, ValueError) as error:
+        error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass {way_out} if it has moved)")
+        raise
+    return name, revision(config)
 
 
 def saved_classes(

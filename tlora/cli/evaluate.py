@@ -12,7 +12,7 @@ import typer
 import tlora
 from tlora.cli.checks import check_adapter
 from tlora.cli.command_line import flatten_options, next_command, with_suffix
-from tlora.cli.loading import base_name, explain_base, load_base
+from tlora.cli.loading import base_name, load_base, load_data
 from tlora.cli.options import AdapterName, BaseModel, Data, Json, Placement, Quiet, TaskName, option
 from tlora.cli.output import Report, load_viz, print_json
 from tlora.utils.text import facts_text, metrics_text
@@ -51,10 +51,10 @@ def evaluate(
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
     record, data, is_trained_on = recorded_data(folder, task)
-    with explain_base(folder, model):
-        bare, loaded = load_base(name, data, placement, report, **where)
+    loaded = load_data(name, data, report)
     if record:
         _compare_with_training(adapter, task, loaded, record.meta, is_trained_on)
+    bare = load_base(name, loaded, data.seed, placement, report, **where)
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
     metrics: dict[str, dict[str, float]] = {}
     if base:  # before the adapter, which may have parts in the base itself

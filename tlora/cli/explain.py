@@ -10,7 +10,7 @@ import typer
 import tlora
 from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_picture_or_page
 from tlora.cli.command_line import flatten_options
-from tlora.cli.loading import load_adapted
+from tlora.cli.loading import load_adapted, load_texts_for
 from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
 from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.files import check_place
@@ -64,11 +64,12 @@ def explain(
         raise ValueError("--answer belongs to --prompt: leave it out with --text")
     if output:
         check_place(output)
-    report = Report(quiet)
+    report, folder = Report(quiet), adapter_folder(adapter)
+    texts = load_texts_for(folder, model, text) if text else {}
     with report.step(f"loading {adapter}"):
-        adapted, tokenizer = load_adapted(adapter_folder(adapter), model, placement)
+        adapted, tokenizer = load_adapted(folder, model, placement)
     if prompt is None:
-        _explain_texts(adapted, tokenizer, text, output, report)
+        _explain_texts(adapted, texts, output, report)
     else:
         _explain_answer(adapted, tokenizer, prompt, answer, output, report)
 
@@ -96,9 +97,9 @@ def _explain_answer(
     typer.echo(result.sentence)
 
 
-def _explain_texts(adapted: Any, tokenizer: Any, text: list[str], output: Path | None, report: Report) -> None:
+def _explain_texts(adapted: Any, texts: dict[str, tlora.Task], output: Path | None, report: Report) -> None:
     with report.step("measuring other text"):
-        effects = tlora.side_effects(adapted, tlora.load_texts(tokenizer, *text), progress=report.progress)
+        effects = tlora.side_effects(adapted, texts, progress=report.progress)
     rows = [["set", "texts", "tokens", "loss of base", "of adapter", "change", "95 % interval"]]
     for row in effects.sets().itertuples():
         losses = [f"{row.base_loss:.3f}", f"{row.adapter_loss:.3f}", f"{row.loss_change:+.3f}"]

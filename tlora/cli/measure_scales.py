@@ -11,7 +11,7 @@ import tlora
 from tlora.cli.checks import PICTURE_FORMATS, check_picture
 from tlora.cli.command_line import flatten_options, next_command
 from tlora.cli.evaluate import recorded_data
-from tlora.cli.loading import base_name, explain_base, load_base
+from tlora.cli.loading import base_name, load_base, load_data
 from tlora.cli.options import AdapterName, BaseModel, Output, Overwrite, Placement, Quiet, TaskName, Texts, option
 from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.defaults import Parts
@@ -64,9 +64,10 @@ def measure_scales(
     refuse_other_writer(output, MEASURE_SCALES)
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
-    with explain_base(folder, model):
-        bare, loaded = load_base(name, recorded_data(folder, task)[1], placement, report, **where)
+    data = recorded_data(folder, task)[1]
+    loaded = load_data(name, data, report)
     texts = tlora.load_texts(loaded.tokenizer, *text)
+    bare = load_base(name, loaded, data.seed, placement, report, **where)
     with report.step("measuring"):
         adapted = tlora.load_adapter(folder, bare)
         rescaling = tlora.measure_scales(

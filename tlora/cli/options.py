@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -74,11 +75,18 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in parameters:
-            raise ValueError(f"{path} has the option {key!r}, which tlora {ctx.command.name} does not have")
+            raise ValueError(f"{path}: tlora {ctx.command.name} has no option {key!r}{_nearest(name, parameters)}")
         if value is not None:
             is_list = getattr(parameters[name], "multiple", False) and not isinstance(value, list)
             ctx.default_map[name] = [value] if is_list else value
     return path
+
+
+def _nearest(name: str, parameters: Mapping[str, Any]) -> str:
+    """Return a clause with the options of nearly this name, or which have this other name; empty without any."""
+    short = [one for one, parameter in parameters.items() if f"--{name}" in parameter.opts]
+    close = short or difflib.get_close_matches(name, parameters)
+    return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 Model = Annotated[

@@ -13,7 +13,7 @@ import typer
 import tlora
 from tlora.cli.checks import check_saved_result
 from tlora.cli.command_line import again, flatten_options, next_command, with_suffix
-from tlora.cli.loading import load_base
+from tlora.cli.loading import load_base, load_data
 from tlora.cli.options import (
     AdapterFlags,
     AllocationFlags,
@@ -105,7 +105,8 @@ def run(
         load_viz()
     report.say(DEFAULT_NOTE * is_default)
     report.say(earlier_leftover(output))
-    base, task = load_base(model, data, placement, report)
+    task = load_data(model, data, report, calibrating.samples)
+    base = load_base(model, task, data.seed, placement, report)
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: work.begin(ctx, resume, str(base.dtype).removeprefix("torch.")))
     with work.kept_on_error(ctx):
@@ -168,7 +169,8 @@ def calibrate(
         check_place(page, overwrite=overwrite)
         load_viz()
     report = Report(quiet)
-    base, task = load_base(model, data, placement, report)
+    task = load_data(model, data, report, calibrating.samples)
+    base = load_base(model, task, data.seed, placement, report)
     from tlora.recipes import calibrate_on
 
     arguments: dict[str, Any] = calibrating.arguments() | {"gradient": gradient, "fisher": fisher}
@@ -266,7 +268,8 @@ def init(
 
     refuse_other_writer(output, SAVE_INITIAL)
     report = Report(quiet)
-    base, task = load_base(model, data, placement, report)
+    task = load_data(model, data, report, calibrating.samples)
+    base = load_base(model, task, data.seed, placement, report)
     options = calibrating.sizes() | {"seed": data.seed}
     plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
     adapted = tlora.attach(base, plan)
@@ -319,13 +322,14 @@ def train(
     report.say(earlier_leftover(output))
     allocated = tlora.Allocation.load(allocation)
     calibrated = tlora.Calibration.load(calibration) if calibration else None
-    base, task = load_base(model, data, placement, report)
+    task = load_data(model, data, report, samples=1)
     if calibrated and calibrated.meta.task not in ("", task.name):
         warnings.warn(
             f"{calibration} was calibrated on {calibrated.meta.task}, and this trains on {task.name}: run tlora "
             f"calibrate on {task.name}, or go on if this is intended",
             stacklevel=1,
         )
+    base = load_base(model, task, data.seed, placement, report)
     origin = describe_origin(ctx, data, placement)
     run_on_first(lambda: work.begin(ctx, resume, str(base.dtype).removeprefix("torch.")))
     with work.kept_on_error(ctx):

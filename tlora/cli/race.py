@@ -12,7 +12,7 @@ import typer
 import tlora
 from tlora.cli.checks import PICTURE_FORMATS, check_picture, check_positive
 from tlora.cli.command_line import again, flatten_options
-from tlora.cli.loading import load_base
+from tlora.cli.loading import load_base, load_data
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.defaults import BATCH_SIZE, RECIPE_NAMES
@@ -128,8 +128,12 @@ def race(
         from tlora.adapters.files import TRAINING, refuse_other_writer
 
         refuse_other_writer(output / ADAPTER, TRAINING)
+    from tlora.comparison.race import held_out_split
+
     arms, report = racing.arms(), Report(quiet)
-    base, task = load_base(model, data, placement, report)
+    task = load_data(model, data, report, samples=1)
+    held_out_split(task)
+    base = load_base(model, task, data.seed, placement, report)
     result = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
     frame = result.to_frame()
     rows = [["arm", "loss", "rate", "parameters", "seconds"]]

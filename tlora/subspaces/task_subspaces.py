@@ -35,7 +35,7 @@ GROUP_BYTES = 1 << 29
 
 @exact_products()
 def task_subspaces(
-    model: Model,
+    model: Model | None,
     calibration: Calibration,
     *,
     max_rank: int | Allocation = 64,

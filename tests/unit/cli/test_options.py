@@ -124,7 +124,9 @@ def test_the_line_takes_precedence_over_the_file():
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("learnig_rate: 1", "learnig_rate"),
+        ("learnig_rate: 1", "run.yaml: tlora run has no option 'learnig_rate': did you mean 'learning_rate'"),
+        ("lr: 1e-3", "run.yaml: tlora run has no option 'lr': did you mean 'learning_rate'?"),
+        ("zzz: 1", "run.yaml: tlora run has no option 'zzz'\n"),
         ("config: other.yaml", "'config'"),
         ("rank: [2", "run.yaml"),
         ("rank", "run.yaml"),

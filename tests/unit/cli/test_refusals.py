@@ -39,11 +39,12 @@ def refusal(line):
     return result.stderr
 
 
+def never(*args, **kwargs):
+    raise AssertionError("computed something before refusing")
+
+
 @pytest.fixture
 def computes_nothing(monkeypatch):
-    def never(*args, **kwargs):
-        raise AssertionError("computed something before refusing")
-
     for name in ("calibrate", "task_subspaces"):
         monkeypatch.setattr(recipes, name, never)
     monkeypatch.setattr(tlora, "train", never)
@@ -143,6 +144,39 @@ def test_an_error_about_a_base_names_the_adapter_that_names_it():
     Path("llama").rename("elsewhere")
     for line in ("evaluate adapter pairs.jsonl", "export adapter --output whole --format merged"):
         assert "named by adapter/adapter_config.json: pass --model" in refusal(line)
+
+
+@pytest.mark.usefixtures("stages")
+def test_an_error_about_anything_else_does_not_send_the_user_to_another_base():
+    Path("broken.jsonl").write_text("{")
+    Path("empty.txt").touch()
+    for line in ("evaluate adapter broken.jsonl", "explain adapter --text empty.txt"):
+        assert "--model" not in refusal(line)
+
+
+@pytest.mark.usefixtures("stages")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run llama few.jsonl --output out",
+        "init llama few.jsonl --output out",
+        "calibrate llama few.jsonl --output out",
+        "train llama tests alloc calib --output out",
+        "race llama tests --steps 1",
+        "race llama few.jsonl --steps 1",
+        "evaluate adapter broken.jsonl",
+        "measure-scales adapter pairs.jsonl --text empty.txt --output out",
+        "explain adapter --text empty.txt",
+    ],
+)
+def test_data_are_read_before_the_model(line, monkeypatch):
+    monkeypatch.setattr(tlora, "load_model", never)
+    Path("tests").mkdir()
+    Path("tests/test.jsonl").write_text(Path("pairs.jsonl").read_text())
+    Path("few.jsonl").write_text("".join(Path("pairs.jsonl").read_text().splitlines(keepends=True)[:3]))
+    Path("broken.jsonl").write_text("{")
+    Path("empty.txt").touch()
+    refusal(line)
 
 
 @pytest.mark.usefixtures("stages")
