@@ -24,6 +24,7 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_names
+from tlora.training.phases import OF_A, TrainingPhases
 from tlora.training.train import train
 from tlora.utils.defaults import (
     BATCH_SIZE,
@@ -106,6 +107,12 @@ class Recipe:
             _check(function, arguments)
             # A copy, so that changes elsewhere do not reach it.
             object.__setattr__(self, function, Meta(recipe=dict(arguments), versions={}).recipe)
+        for name, value in TrainingPhases(**{name: self.train.get(name) for name in OF_A}).options().items():
+            if self.attach.get("freeze_a", True):
+                raise ValueError(
+                    f"{name}={value!r} has no effect, since this recipe freezes A from the start: leave it out, or add "
+                    "attach={'freeze_a': False}"
+                )
 
     @staticmethod
     def named(name: str) -> Recipe:

@@ -37,6 +37,20 @@ def test_recipes_set_only_arguments_that_are_theirs(arguments, name):
         Recipe("mine", **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"train": {"freeze_a_after": 0.2}}, "freeze_a_after=0.2 has no effect"),
+        ({"train": {"a_learning_rate": 0.2}}, "a_learning_rate=0.2 has no effect"),
+        ({"train": {"freeze_a_after": 1}, "attach": {"freeze_a": False}}, "freeze_a_after=1"),
+        ({"train": {"freeze_a_after": 0}, "attach": {"freeze_a": False}}, "freeze_a_after=0"),
+    ],
+)
+def test_recipes_do_not_train_an_a_that_they_freeze(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        Recipe("mine", **arguments)
+
+
 def test_recipes_have_names():
     assert Recipe.named("tlora-paper").arguments() == {"attach": {"rows": "orthonormal"}}
     assert Recipe.named("captured").arguments() == {

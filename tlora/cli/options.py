@@ -402,15 +402,12 @@ def build_recipe(name: str, *groups: Any) -> tlora.Recipe:
         changes["calibrate"]["target_modules"] = module_selection(given["target_modules"])
     if is_random:
         changes |= {"task_subspaces": None, "attach": {"freeze_a": False}}
-    recipe = recipe.override(**changes)
-    is_frozen = recipe.attach.get("freeze_a", True)
-    if is_frozen:
-        recipe = recipe.override(train={"freeze_a_after": None})
+    is_frozen = {**recipe.attach, **changes["attach"]}.get("freeze_a", True)
     for applies, names, reason in (
         (is_random, ("kind", "rows", "freeze_a"), "A is random: leave it out, or take --init or --recipe captured"),
         (is_frozen, OF_RECIPES["train"], "A is frozen: leave it out, or take --recipe captured-trained"),
         (
-            not recipe.allocate.get("adapt_ranks", True),
+            not {**recipe.allocate, **changes["allocate"]}.get("adapt_ranks", True),
             ("budget", "scaling", "max_rank", "by"),
             "all ranks are the same: leave it out, or add --adapt-ranks",
         ),
@@ -418,6 +415,9 @@ def build_recipe(name: str, *groups: Any) -> tlora.Recipe:
         for option in names:
             if applies and given.get(option):
                 raise ValueError(f"--{option.replace('_', '-')} has no effect in --recipe {name}, where {reason}")
+    if is_frozen:
+        changes["train"] = {"freeze_a_after": None}
+    recipe = recipe.override(**changes)
     if any(isinstance(group, AllocationFlags) for group in groups):
         from tlora.recipes import allocation_arguments
 

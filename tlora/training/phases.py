@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,11 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import head_parameters, lora_updates
+from tlora.utils.devices import on_host
 from tlora.utils.validation import require_fraction, require_positive
+
+OF_A = ("a_learning_rate", "freeze_a_after")
+"""Options that need an ``A`` that is trained."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class TrainingPhases:
     def __post_init__(self) -> None:
         for name, value in self.options().items():
             (require_fraction if name == "freeze_a_after" else require_positive)(value, name)
+        if self.freeze_a_after in (0, 1):
+            raise ValueError(
+                f"freeze_a_after={self.freeze_a_after}: take a share of the steps above 0 and below 1; freeze_a= of "
+                "attach freezes A from the start, or never"
+            )
 
     def check(self, model: PeftModel) -> None:
         """Refuse an option for parameters that are not trained."""
@@ -72,9 +82,38 @@ class _FreezeALate(TrainerCallback):
 
     def __init__(self, part: float) -> None:
         self.part = part
+        self.start: torch.Tensor | None = None  # sums of each ``A``
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = self._step(state)
+        if step >= state.max_steps:
+            warnings.warn(
+                f"freeze_a_after={self.part} freezes A after step {step} of {state.max_steps}, so it is trained to the "
+                "end: take more steps, or a smaller share",
+                stacklevel=1,  # in this package, so that the command line shows it
+            )
+        self.start = _sums(kwargs["model"]) if state.global_step < step else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= math.ceil(self.part * state.max_steps):
-            for parameter in _trained_a(kwargs["model"]):
-                parameter.requires_grad_(False)
-                parameter.grad = None
+        if state.global_step < self._step(state):
+            return
+        model = kwargs["model"]
+        if self.start is not None and torch.equal(self.start, _sums(model)):
+            warnings.warn(
+                f"freeze_a_after={self.part} froze A after {state.global_step} of {state.max_steps} steps, before it "
+                "moved: B is zero at first, and so is the learning rate of the warm-up; take more steps or a larger "
+                "share, or attach with freeze_a=True",
+                stacklevel=1,
+            )
+        self.start = None
+        for parameter in _trained_a(model):
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _step(self, state: Any) -> int:
+        return math.ceil(self.part * state.max_steps)
+
+
+def _sums(model: PeftModel) -> torch.Tensor:
+    """The sum of each trained ``A``, which changes as soon as it does."""
+    return torch.stack(on_host(a.detach().double().sum() for a in _trained_a(model)))

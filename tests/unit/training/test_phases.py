@@ -67,12 +67,38 @@ def test_a_moves_until_it_is_frozen_and_can_be_trained_afterwards() -> None:
         ({"head_learning_rate": 0.1}, "head_learning_rate=0.1"),
         ({"head_learning_rate": -1}, "head_learning_rate"),
         ({"freeze_a_after": 20}, "freeze_a_after"),
+        ({"freeze_a_after": 1}, "freeze_a_after=1"),
+        ({"freeze_a_after": 0}, "freeze_a_after=0"),
     ],
 )
 def test_refusals(options: dict[str, Any], words: str) -> None:
     model = adapted_model("llama")
     with pytest.raises(ValueError, match=words):
         train(model, token_rows(), progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_steps": 4, "freeze_a_after": 0.9}, "trained to the end"),
+        ({"max_steps": 1, "freeze_a_after": 0.2, "warmup_steps": 0}, "trained to the end"),
+        ({"max_steps": 4, "freeze_a_after": 0.1, "warmup_steps": 0}, "before it moved"),  # B is zero in the first step
+        ({"max_steps": 4, "freeze_a_after": 0.5, "warmup_steps": 1}, "before it moved"),
+    ],
+)
+def test_a_share_of_the_steps_that_changes_nothing_is_told(options: dict[str, Any], words: str) -> None:
+    model = adapted_model("llama", declare_frozen=False)
+    for module in lora_updates(model).values():
+        module.a.requires_grad_(True)
+    with pytest.warns(UserWarning, match=words):
+        train(model, token_rows(), batch_size=2, progress=False, **options)
+
+
+def test_a_share_of_the_steps_that_has_an_effect_warns_of_nothing() -> None:
+    model = adapted_model("llama", declare_frozen=False)
+    for module in lora_updates(model).values():
+        module.a.requires_grad_(True)
+    train(model, token_rows(), batch_size=2, progress=False, max_steps=4, freeze_a_after=0.5, warmup_steps=0)
 
 
 def test_a_resumed_training_freezes_at_the_same_step_and_has_the_same_parts(tmp_path: Any) -> None:
