@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from filelock import FileLock, Timeout
 
 from tlora.cli.command_line import UNTYPED, format_command, spell_option, with_suffix
+from tlora.cli.output import is_first_process
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
 from tlora.utils.files import check_place, remove_folder, replace_file
 from tlora.utils.text import facts_text
 
 OPTIONS = "run.yaml"
 """The file of a command's options, as ``--config`` takes them."""
+
+LOCK = ".tlora-lock"
+"""The file that a run locks, in the folder of its unfinished work; named like one that a killed process may leave."""
 
 FREE = ("output", "device", "report_to", "read", "save_calibration")
 """Options that may differ when a run resumes: they change none of its numbers."""
@@ -41,6 +46,8 @@ class UnfinishedRun:
     def open(cls, ctx: typer.Context, output: Path, resume: bool, overwrite: bool) -> UnfinishedRun:
         """Return what is kept in an output folder, after refusing one that must not be written or resumed."""
         work = cls(output / UNFINISHED)
+        if is_first_process():
+            work._lock(ctx, output)
         if resume:
             if not work.options.is_file():
                 state = "holds a finished adapter" if (output / ADAPTER_CONFIG).is_file() else "holds no unfinished run"
@@ -53,6 +60,26 @@ class UnfinishedRun:
         else:
             check_place(output, UNFINISHED if work.folder.exists() else ADAPTER_WEIGHTS, overwrite=overwrite)
         return work
+
+    def _lock(self, ctx: typer.Context, output: Path) -> None:
+        """Refuse a folder that another run writes; the lock goes with the process, however it ends."""
+        file = self.folder.parent / LOCK
+        lock = FileLock(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(f"another run writes {output}: wait until it has ended, or name another") from None
+        except OSError:
+            return  # not a folder, or one that cannot be written: what is checked next says so
+
+        def release() -> None:
+            with contextlib.suppress(PermissionError):  # on Windows while it is open, which is removed then
+                file.unlink(missing_ok=True)
+            lock.release()
+            _remove_empty(file.parent)
+
+        ctx.call_on_close(release)
 
     @property
     def options(self) -> Path:
@@ -95,9 +122,7 @@ class UnfinishedRun:
     def remove(self) -> None:
         """Remove all of it, and the folders around it if nothing else is in them."""
         remove_folder(self.folder)
-        for folder in (self.folder.parent, self.folder.parent.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        _remove_empty(self.folder.parent)
 
     @contextlib.contextmanager
     def kept_on_error(self, ctx: typer.Context) -> Iterator[None]:
@@ -134,6 +159,13 @@ class UnfinishedRun:
                     f"the run in {self.folder} began {before}, and this would continue it {here}: take the same "
                     "options, or start again with --overwrite"
                 )
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and the one around it, if nothing else is in them."""
+    for place in (folder, folder.parent):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def note(error: BaseException, facts: Mapping[str, str]) -> None:

@@ -3,6 +3,8 @@
 import errno
 import shlex
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tlora import recipes
 from tlora.calibration import calibrate
 from tlora.calibration.checkpoint import Checkpoint
 from tlora.cli import pipeline
-from tlora.cli.unfinished import UnfinishedRun
+from tlora.cli.unfinished import LOCK, UnfinishedRun
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -265,6 +267,39 @@ def test_a_run_that_is_interrupted_in_its_calibration_computes_the_rest(recipe, 
     assert adapter_bytes("out") == adapter_bytes("whole")
     names = {file.name for file in Path("whole/tlora").iterdir()}
     assert {file.name for file in Path("out/tlora").iterdir()} == names
+
+
+@pytest.mark.usefixtures("computes_nothing")
+@pytest.mark.parametrize("options", ["", " --resume", " --overwrite"])
+@pytest.mark.parametrize("command", [f"{RUN} --output out", f"train {DATA} alloc calib --output out"])
+def test_a_folder_that_another_run_writes_is_refused(command, options, stages):
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(); sys.stdin.read()"
+    Path("out/tlora").mkdir(parents=True)
+    lock = Path("out/tlora", LOCK)
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=-1, stdout=-1) as other:
+        other.stdout.readline()
+        assert "another run writes out" in refusal(command + options)
+        other.kill()
+    assert lock.exists()
+
+
+def test_a_lock_that_a_killed_run_left_does_not_hold_and_goes():
+    Path("out/tlora").mkdir(parents=True)
+    Path("out/tlora", LOCK).touch()
+    done(f"{RUN} {QUICK} --output out")
+    assert not Path("out/tlora", LOCK).exists()
+
+
+def test_a_run_holds_its_folder_while_it_computes(monkeypatch):
+    told = []
+
+    def run_again(*args, **kwargs):
+        told.append(invoke(f"{RUN} --output out --overwrite").stderr)
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(tlora, "train", run_again)
+    assert invoke(f"{RUN} --output out").exit_code == 2
+    assert "another run writes out" in told[0]
 
 
 def test_a_folder_with_nothing_but_a_killed_write_is_free():
