@@ -43,7 +43,7 @@ PAGE = Path("README.md")
 PAGE_TITLE = "# An untrained LoRA adapter for "
 """How that page begins; one that begins otherwise is the user's."""
 
-BASE, SAMPLES, FROZEN_A, WRITER = "base", "digest of samples", "frozen_a", "written by"
+BASE, SAMPLES, FROZEN_A, WRITER, SECONDS = "base", "digest of samples", "frozen_a", "written by", "seconds"
 """Keys of the records."""
 SAVE_INITIAL, COMPRESS, COMBINE, MEASURE_SCALES = "save_initial", "compress", "combine", "measure_scales"
 EXPORT, TRAINING = "export", "training"

@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from tlora.cli.combine import combine
+from tlora.cli.compress import compress
 from tlora.cli.errors import Command, Commands
 from tlora.cli.estimate import estimate
 from tlora.cli.evaluate import evaluate, report
 from tlora.cli.explain import explain
+from tlora.cli.export import export
+from tlora.cli.inspect import inspect
 from tlora.cli.measure_scales import measure_scales
 from tlora.cli.pipeline import allocate, calibrate, init, run, train
 from tlora.cli.race import race
-from tlora.cli.serving import combine, compress, export, inspect
 from tlora.utils.packages import library_versions
 
 app = typer.Typer(

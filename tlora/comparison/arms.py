@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
@@ -15,6 +16,7 @@ from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.lora_layers import without_noise
 from tlora.allocation.allocation import Allocation
+from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.models.targets import target_modules
 from tlora.models.weights import check_same_model, copy_sharing_weights
@@ -30,6 +32,10 @@ KEEP_THE_BASE = (True, False, "gaussian", "orthogonal")
 """Values of PEFT's ``init_lora_weights`` that leave the base's weights as they are."""
 NEED_DATA = {"eva": "c", "corda": "wc_half", "lora_ga": "g"}
 """Values that need data before training, and the kind of subspaces that is closest to each."""
+
+
+_DEFAULTS = {name: parameter.default for name, parameter in signature(calibrate).parameters.items()}
+"""Options of a calibration, so that one that names a default is the same as one that does not."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Preparation:
 
     def _calibration(self, recipe: Recipe) -> Calibration:
         options = {"target_modules": self.targets} | self.needs | dict(recipe.calibrate)
-        key = json.dumps(options, sort_keys=True)
+        key = json.dumps(_DEFAULTS | options, sort_keys=True, default=str)
         if key not in self._calibrations:
             samples = min(SAMPLES, len(self.task.train))
             self._calibrations[key] = calibrate_on(self.model, self.task, options, samples, progress=self.progress)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from tlora.adapters.files import (
     BASE,
     FROZEN_A,
     SAMPLES,
+    SECONDS,
     checkpoint_record,
     read_config,
     read_shapes,
@@ -50,8 +52,14 @@ _TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 class MarkComplete(TrainerCallback):
     """Write a record into each checkpoint after the Trainer, and the callbacks before this one, have written theirs."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: Mapping[str, Any], seconds: float = 0.0) -> None:
         self.record = record
+        self.seconds = seconds  # of earlier processes
+        self._began = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Flush the checkpoint of this step to disk, and mark it."""
@@ -60,8 +68,9 @@ class MarkComplete(TrainerCallback):
         if state.is_world_process_zero and folder.is_dir():
             with warn_if_not_written(folder):
                 flush(folder)
+                seconds = self.seconds + time.perf_counter() - self._began
                 with replace_file(folder / ARGUMENTS) as file:
-                    file.write_text(json.dumps(self.record))
+                    file.write_text(json.dumps({**self.record, SECONDS: seconds}))
 
 
 def check_same_training(
@@ -116,6 +125,11 @@ def check_same_training(
         way_out="load the base that it was trained on, or start a new training",
     )
     return record
+
+
+def seconds_before(checkpoint: str) -> float:
+    """Return the time that training took until a checkpoint was written."""
+    return float((checkpoint_record(Path(checkpoint)) or {}).get(SECONDS, 0.0))
 
 
 def _digest(rows: Any) -> str:

@@ -44,7 +44,8 @@ class TrainingRun(Result):
     trainable_parameters : int
         Number of parameters that were trained.
     seconds : float
-        Time spent in training, including evaluations in between, without the metrics before and after.
+        Time spent in training, including evaluations in between, without the metrics before and after; of a training
+        that resumed, also the time until its checkpoint.
     peak_bytes : int or None
         The most memory that was held while training, the model included: on a GPU what PyTorch allocated there, else
         what was resident of the process. None if the system does not report it.

@@ -30,7 +30,7 @@ from tlora.results import Meta
 from tlora.tasks.task import Task
 from tlora.training.arguments import training_arguments
 from tlora.training.callbacks import ModuleRecorder
-from tlora.training.checkpoints import MarkComplete, check_same_training, checkpoint_to_resume
+from tlora.training.checkpoints import MarkComplete, check_same_training, checkpoint_to_resume, seconds_before
 from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, evenly_spaced_rows
 from tlora.training.phases import TrainingPhases
@@ -195,12 +195,13 @@ def train(
             "disable_tqdm": True,  # the trainer shows its own bar
         }
         settings = training_arguments(own, arguments, validation is not None, output_dir is not None, model)
+        earlier = 0.0 if checkpoint is None else seconds_before(checkpoint)
         record = check_same_training(checkpoint, settings, data.train, model, phases.options())
         stack.enter_context(restore_modules(model))
         trainer = AdapterTrainer(
             model,
             progress,
-            [*callbacks, MarkComplete(record)],
+            [*callbacks, MarkComplete(record, earlier)],
             optimizer,
             phases,
             args=settings,
@@ -227,7 +228,7 @@ def train(
         module_history=recorder.to_frame(),
         before=before,
         after=after,
-        seconds=ending.seconds,
+        seconds=earlier + ending.seconds,
         interrupted=ending.interrupted,
         diverged=ending.diverged,
         meta=Meta(model.config.name_or_path, data.name, plain, seed, len(data.train)),

@@ -19,6 +19,8 @@ from tests.helpers.adapted import condition
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
 from tests.helpers.races import allocations
+from tlora import Recipe
+from tlora.comparison import arms
 from tlora.comparison import race as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
@@ -327,3 +329,12 @@ def test_bad_input_is_refused(changes, error, names):
     parts = {"model": base(), "task": task(), "arms": {"A": "lora", "B": "captured"}, "steps": 4, **OPTIONS} | changes
     with pytest.raises(error, match=names):
         tlora.race(**parts)
+
+
+def test_recipes_that_differ_in_a_default_written_out_share_one_calibration(monkeypatch):
+    made = []
+    calibrate = arms.calibrate_on
+    monkeypatch.setattr(arms, "calibrate_on", lambda *args, **options: made.append(args) or calibrate(*args, **options))
+    named = {name: Recipe(name, calibrate={"tokens": name}) for name in ("all", "labels")} | {"default": "tlora-paper"}
+    tlora.race(base(), task(), named, steps=1, seeds=1, rank=2, learning_rate=1e-3, progress=False)
+    assert len(made) == 2

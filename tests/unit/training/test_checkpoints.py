@@ -1,5 +1,6 @@
 """Checkpoints: a resumed training is the undisturbed one, another is refused, and a full disk ends none."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, declare_frozen: bo
     initial = fresh().state_dict()
     assert all(torch.equal(initial[name], model.state_dict()[name]) for name in initial if "lora_A" in name)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name)
+
+
+def test_a_resumed_run_counts_the_seconds_until_its_checkpoint(tmp_path: Path) -> None:
+    options = begin(tmp_path, adapted_model())
+    record = tmp_path / "checkpoint-4" / "arguments.json"
+    values = json.loads(record.read_text())
+    assert 0 < values["seconds"] < 100
+    record.write_text(json.dumps(values | {"seconds": 1000.0}))
+    assert 1000 < train(adapted_model(), token_rows(), resume=True, **options).seconds < 1100
+    assert json.loads((tmp_path / "checkpoint-8" / "arguments.json").read_text())["seconds"] > 1000
 
 
 def test_refusals_of_another_training(tmp_path: Path) -> None:
