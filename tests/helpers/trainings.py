@@ -54,6 +54,8 @@ def train(*callbacks: Any, steps: int = 6, **arguments: Any) -> tlora.TrainingRu
 class HeldOut:
     """What `train` asks of a task: splits, a name, batches, and a metric."""
 
+    __class__ = tlora.Task  # type: ignore[assignment]  # it stands for one
+
     train: Dataset
     validation: Dataset
     test: Dataset

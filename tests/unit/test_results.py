@@ -426,24 +426,24 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, Any] = {
-    "expected a Sensitivity, got a Calibration: pass calibrate": [
+    "is a Calibration: pass a Sensitivity, such as calibration.sensitivity": [
         lambda r: tlora.ranking_stability(r.calibration()),
         lambda r: tlora.allocation_stability(r.calibration(), r.allocation()),
         lambda r: tlora.allocate(r.calibration(), 4),
     ],
-    "expected an Allocation, got a Sensitivity: pass allocate": [
+    "is a Sensitivity: pass an Allocation, such as tlora.allocate": [
         lambda r: r.allocation().compare(r.sensitivity()),
         lambda r: tlora.allocation_stability(r.sensitivity(), r.sensitivity()),
     ],
-    "expected a Subspaces, got a Calibration: pass task_subspaces": [
+    "is a Calibration: pass a Subspaces, such as tlora.task_subspaces": [
         lambda r: tlora.align(r.subspaces(), r.calibration(), 4),
     ],
-    "model is a str: pass a model, such as tlora.load_model": [
+    r"model is a str \('smollm2'\): pass a model, such as tlora.load_model": [
         lambda r: tlora.task_subspaces("smollm2", r.calibration()),
         lambda r: tlora.attach("smollm2", r.subspaces(), r.allocation()),
         lambda r: tlora.attach("smollm2", r.subspaces(), r.allocation(), replace=True),
     ],
-    "model is a NoneType": [lambda r: tlora.detach(None)],
+    "model is None": [lambda r: tlora.detach(None)],
 }
 
 

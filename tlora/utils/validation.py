@@ -168,7 +168,7 @@ def _items(place: str, value: Any, kind: type, parts: tuple[Any, ...]) -> Iterab
     """The items of a list, tuple or dict, with their names and annotations; a generator is not read."""
     if isinstance(value, Mapping) and parts:
         return [(f"{place}[{key!r}]", item, parts[1]) for key, item in value.items()]
-    if isinstance(value, list | tuple) and parts:
+    if type(value) in (list, tuple) and parts:  # others may compute their items
         hints = parts if kind is tuple and Ellipsis not in parts else parts[:1] * len(value)
         return [(f"{place}[{n}]", item, hint) for n, (item, hint) in enumerate(zip(value, hints, strict=True))]
     return []

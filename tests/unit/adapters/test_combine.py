@@ -212,7 +212,7 @@ def test_weights_that_are_no_weights(tmp_path):
             tlora.combine(weights)
     with pytest.raises(ValueError, match="twice"):
         tlora.combine({tmp_path / "a": 1.0, str(tmp_path / "a"): 2.0})
-    with pytest.raises(TypeError, match="mapping"):
+    with pytest.raises(TypeError, match="adapters is a list: pass a dict"):
         tlora.combine([tmp_path / "a"])
 
 

@@ -282,7 +282,7 @@ def test_refusals_of_calibrations():
         ),
         ({"calibration": calibration(target_modules=["q_proj", "v_proj"])}, ValueError, "down_proj"),
         ({"calibration": own, "held_out": calibration()}, ValueError, "8 samples are in both"),
-        ({"calibration": own.sensitivity}, TypeError, "expected a Calibration, got a Sensitivity"),
+        ({"calibration": own.sensitivity}, TypeError, "calibration is a Sensitivity: pass a Calibration"),
     ):
         with pytest.raises(error, match=words):
             tlora.compress(model, rank=2, **options)

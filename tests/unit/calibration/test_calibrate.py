@@ -353,7 +353,7 @@ BAD = {
     "an exhausted generator": ("llama", iter([]), "no batches"),
     "None": ("llama", None, "batches"),
     "one batch": ("llama", tiny_batch("llama"), "batches"),
-    "a tensor": ("llama", [torch.ones(2, 3)], "batch 0 is a Tensor"),
+    "a tensor": ("llama", [torch.ones(2, 3)], r"batches\[0\] is a Tensor"),
     "no mask": ("llama", change("attention_mask", None), "attention_mask"),
     "no labels": ("llama", change("labels", None), "labels"),
     "a sample without labels": ("llama", change("labels", unlabel), "sample 1"),

@@ -340,7 +340,6 @@ def merged() -> PeftModel:
 
 
 REFUSED = {
-    "no adapter": (lambda: tiny_model("llama"), {}, "LoRA"),
     "IA3": (lambda: get_peft_model(tiny_model("llama"), IA3Config(task_type="CAUSAL_LM")), {}, "LoRA"),
     "DoRA": (lambda: peft_model(use_dora=True), {}, "use_dora"),
     "PiSSA": (lambda: peft_model(init_lora_weights="pissa"), {}, "init_lora_weights"),

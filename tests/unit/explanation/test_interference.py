@@ -146,5 +146,5 @@ def test_refusals_of_calibrations():
         with pytest.raises(TypeError, match="Calibration"):
             tlora.interference(*models, wrong)
     for calibrations in ((), (first,), (first, second, first)):
-        with pytest.raises(ValueError, match=f"calibrations holds {len(calibrations)}"):
+        with pytest.raises(TypeError, match="calibrations is a tuple: pass a tuple of"):
             tlora.interference(*models, calibrations)

@@ -160,7 +160,6 @@ def empty() -> tlora.Task:
 
 
 REFUSED = {
-    "no adapter": (lambda: tiny_model("llama"), lambda: texts("llama"), "LoRA"),
     "IA3": (lambda: get_peft_model(tiny_model("llama"), IA3Config(task_type="CAUSAL_LM")), lambda: {}, "LoRA"),
     "DoRA": (dora, lambda: texts("llama"), "use_dora"),
     "PiSSA": (pissa, lambda: texts("llama"), "init_lora_weights"),

@@ -183,7 +183,6 @@ def test_refusals_of_models(tmp_path):
     repeated = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)], task_type="CAUSAL_LM")
     moe = foreign(experts(), target_parameters=["experts.gate_up_proj", "experts.down_proj"])
     for model, words in (
-        (tiny_model("llama"), "LlamaForCausalLM"),
         (merged, "unmerge_adapter"),
         (two, "2 adapters are active"),
         (get_peft_model(tiny_model("llama"), repeated), "layer_replication="),

@@ -63,7 +63,6 @@ def test_refusals_of_rows() -> None:
         with pytest.raises(ValueError, match=words):
             as_task(rows, adapted_model())
     for rows, error, words in (
-        ([{"input_ids": [1]}], TypeError, "list"),
         (token_rows().select([]), ValueError, "no training samples"),
         (token_rows().remove_columns("labels"), ValueError, "'labels'"),
     ):

@@ -61,7 +61,7 @@ def test_it_makes_a_labeled_figure_with_its_finding_as_title(plot):
 
 @pytest.mark.parametrize("plot", PLOTS)
 def test_another_object_and_other_axes_are_refused(plot):
-    with pytest.raises(TypeError, match="got a dict: pass"):
+    with pytest.raises(TypeError, match="is a dict: pass"):
         plot({})
     with pytest.raises(TypeError, match=r"plt\.subplots"):
         plot(PLOTS[plot](), ax=plt.subplots(1, 2)[1])

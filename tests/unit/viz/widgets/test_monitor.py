@@ -34,6 +34,7 @@ class At(TrainerCallback):
 class Rows:
     """A task with a validation split."""
 
+    __class__ = tlora.Task  # type: ignore[assignment]  # it stands for one
     name, train, validation, test = "rows", token_rows(), token_rows(4, seed=1), token_rows(0)
     collate = staticmethod(tlora.training.dataset.Rows(token_rows(), 0).collate)
     evaluate = staticmethod(lambda model, split, limit, progress: {})
@@ -64,7 +65,7 @@ def test_changes_nothing_in_the_run():
 def test_evaluations_are_shown():
     monitor = viz.TrainingMonitor()
     look = {"callbacks": [monitor], "progress": False}
-    run = tlora.train(adapted_model(), Rows, batch_size=4, max_steps=4, eval_steps=2, **look)
+    run = tlora.train(adapted_model(), Rows(), batch_size=4, max_steps=4, eval_steps=2, **look)
     losses = run.history.dropna(subset="eval_loss")
     assert monitor.state.evaluations == tuple(zip(losses["step"], losses["eval_loss"], strict=True))
     assert len(losses) == 2
