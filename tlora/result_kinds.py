@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tlora.utils.validation import check_arguments
+
 from .adapters.combine import Combination
 from .adapters.compression import Compression
 from .adapters.files import RUN
@@ -80,6 +82,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     >>> tlora.load_result(file).names == calibration.names
     True
     """
+    check_arguments(load_result, locals())
     if Path(path, RUN).is_file():
         return TrainingRun.load(path)
     file = result_file(path)

@@ -8,13 +8,6 @@ from tests.helpers.commands import RUN, done, invoke
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
 
-@pytest.fixture
-def other(workplace, no_pictures):
-    """Another adapter of the same base, trained on other samples from an A of its own."""
-    done(f"{RUN} --steps 3 --eval-limit 0 --seed 5 --recipe lora --output other --save-calibration")
-    done(f"{RUN} --steps 3 --eval-limit 0 --output trained --save-calibration")
-
-
 def test_compress_prints_what_is_kept_and_lost():
     done(f"{RUN} --steps 3 --eval-limit 0 --output trained --save-calibration")
     calibration = "trained/tlora/calibration"

@@ -8,19 +8,13 @@ import pytest
 import transformers
 
 import tlora
-from tests.helpers.commands import RUN, done, invoke
+from tests.helpers.commands import done, invoke
 from tlora.cli.export import serving_facts
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
 
-@pytest.fixture
-def other(workplace, no_pictures):
-    """Another adapter of the same base, trained on other samples from an A of its own."""
-    done(f"{RUN} --steps 3 --eval-limit 0 --seed 5 --recipe lora --output other --save-calibration")
-    done(f"{RUN} --steps 3 --eval-limit 0 --output trained --save-calibration")
-
-
+@pytest.mark.usefixtures("stages")
 @pytest.mark.parametrize(
     ("line", "file"),
     [
