@@ -111,7 +111,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "ax": ("axes",),
     "report.folder": ("text", "attribution", "effects", "rescaling"),
     "report.output": ("text",),
-    **dict.fromkeys(("folder", "name", "output_dir", "checkpoint", "head", "sources"), ("text",)),
+    **dict.fromkeys(("folder", "name", "output_dir", "checkpoint", "head", "sources", "path"), ("text",)),
     **dict.fromkeys(("adapter", "first", "second"), ("text", "adapted")),
     "data_files": ("text", *DICTS),
     "load_task.options": DICTS,
