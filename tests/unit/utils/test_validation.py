@@ -79,9 +79,10 @@ TAKES: dict[str, tuple[str, ...]] = {
     "estimate.model": ("text",),
     "tokenizer": ("tokenizer",),
     "load_task.task": ("text", "rows"),
+    "explore.task": ("task", "batches", "rows"),
     "prepare.task": ("task", "batches", "rows"),
     "train.task": ("task", "rows"),
-    **dict.fromkeys(("race.task", "explore.task", "measure_scales.task", "Workbench.task"), ("task",)),
+    **dict.fromkeys(("race.task", "measure_scales.task", "Workbench.task"), ("task",)),
     "task_or_text": ("task", "text"),
     "texts": ("tasks",),
     "own": NAMES,
@@ -148,6 +149,7 @@ ARGUMENTS = [
     if inspect.isfunction(function) or function is viz.Workbench
     for name in inspect.signature(function).parameters
     if f"{function.__name__}.{name}" in TAKES or name not in FREE
+    if (function, name) != (viz.explore, "max_rank")
 ]
 
 
