@@ -203,16 +203,22 @@ def copy_sharing_weights(model: Model) -> Model:
 
     It needs no memory for weights. Writing into its weights in place changes those of the model.
     """
-    tensors = itertools.chain(model.parameters(), model.buffers(), _states_of_used_layers(model))
+    tensors = itertools.chain(model.parameters(), model.buffers(), _plain_attributes(model))
     return copy.deepcopy(model, {id(tensor): _share_values(tensor) for tensor in tensors})
 
 
-def _states_of_used_layers(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors that 8-bit layers of bitsandbytes move from their weight into their state at the first use."""
+def _plain_attributes(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that layers hold beside parameters and buffers.
+
+    8-bit layers of bitsandbytes move some from their weight into their state at the first use; PEFT's layers keep the
+    adapter of an embedding that they are tied to.
+    """
     for module in model.modules():
-        state = vars(module).get("state")
+        state, options = vars(module).get("state"), vars(module).get("kwargs")
         if type(state).__name__ == "MatmulLtState":
             yield from (value for value in vars(state).values() if isinstance(value, Tensor))
+        if isinstance(options, dict):
+            yield from options.get("tied_adapter", {}).values()
 
 
 def _share_values(tensor: Tensor) -> Tensor:

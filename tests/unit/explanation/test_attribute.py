@@ -353,6 +353,21 @@ REFUSED = {
 }
 
 
+def test_an_embedding_that_is_tied_to_the_head_is_taken_apart():
+    """PEFT gives the head A and B of the embedding, transposed."""
+    base, rows = tiny_model("llama", tie_word_embeddings=True).double(), task("llama")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True)).eval()
+    layer = model.get_base_model().model.embed_tokens
+    for factor in (layer.lora_embedding_A, layer.lora_embedding_B):
+        torch.nn.init.normal_(factor["default"], std=0.1)
+    attribution = tlora.attribute(model, rows, points=64, limit=2, answers=False, progress=False)
+    assert attribution.names == ["model.embed_tokens", "lm_head"]
+    for row, sample in zip(rows.rows("test", 2), attribution.samples, strict=True):
+        np.testing.assert_allclose(sample.adapter, values(model, rows, row), rtol=1e-9, atol=1e-10)
+        assert sample.rise.abs().max() > 0.01
+        assert sample.gaps.abs().max() < 1e-5 * sample.rise.abs().max()
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_attributed_is_refused(case):
     model, options, named = REFUSED[case]
