@@ -279,6 +279,7 @@ def test_the_base_is_the_one_that_the_adapter_names(tmp_path: Path, monkeypatch:
         return tiny_model("llama"), None
 
     monkeypatch.setattr("tlora.adapters.load_adapter.load_model", load_model)
+    monkeypatch.setattr("tlora.adapters.load_adapter.resolve", lambda name, where: None)
     tlora.load_adapter(tmp_path)
     assert (call["name"], call["revision"]) == ("somebody/base", "step3000")
 

@@ -246,8 +246,9 @@ def test_a_run_that_breaks_off_resumes_with_the_same_options_alone(break_trainin
 def test_a_run_that_is_interrupted_in_its_calibration_computes_the_rest(recipe, monkeypatch):
     passes = []
 
-    def interrupt(model, targets, batches, statistics):
-        run_batches(model, targets, (batch for batch in batches if passes.append(batch) or len(passes) < 3), statistics)
+    def interrupt(model, targets, batches, statistics, **options):
+        first = (batch for batch in batches if passes.append(batch) or len(passes) < 3)
+        run_batches(model, targets, first, statistics, **options)
         raise KeyboardInterrupt
 
     asked = f"run {DATA} {QUICK} --recipe {recipe} --samples 24 --rank 2"
@@ -260,7 +261,7 @@ def test_a_run_that_is_interrupted_in_its_calibration_computes_the_rest(recipe, 
     samples = []
     with monkeypatch.context() as patch:
         count = lambda batches: (batch for batch in batches if samples.append(len(batch)) or True)  # noqa: E731
-        patch.setattr(calibrate, "run_batches", lambda m, t, b, s: run_batches(m, t, count(b), s))
+        patch.setattr(calibrate, "run_batches", lambda m, t, b, s, **options: run_batches(m, t, count(b), s, **options))
         done(next_command(result.stderr))
     assert 0 < sum(samples) < 24
     done(f"{asked} --output whole")

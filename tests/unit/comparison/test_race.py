@@ -245,7 +245,7 @@ def clock(monkeypatch):
                 getattr(callback, event)(None, state, control, model=model)
         return trained
 
-    def evaluate(model, task, rows, batch_size):
+    def evaluate(model, task, rows, batch_size, progress):
         pass_time(0.1)
         return np.linspace(1, 2, len(rows))
 

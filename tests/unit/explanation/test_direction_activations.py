@@ -384,7 +384,7 @@ REFUSED = {
     "no subspaces": ({"subspaces": {}}, ValueError, "subspaces"),
     "not subspaces": ({"subspaces": {"wc": None}}, TypeError, "Subspaces"),
     "no rank": ({"ranks": 0}, ValueError, "ranks"),
-    "one batch": ({"batches": {}}, TypeError, "batches"),
+    "one batch": ({"batches": {"input_ids": []}}, TypeError, "batches"),
     "one sample": ({"batches": [tiny_batch("llama", (7,))]}, ValueError, "sample"),
     "another model": ({"model": tiny_model("llama", seed=1)}, ValueError, "another model"),
 }
