@@ -382,9 +382,9 @@ def allocation_arguments(recipe: Recipe, rank: int) -> dict[str, Any]:
     if recipe.follows_directions:
         return arguments
     limits = [columns] * is_sketched + [n for n in [(recipe.task_subspaces or {}).get("max_rank")] if n]
-    own = arguments.get("max_rank")
-    if limits and not isinstance(own, Mapping):
-        arguments["max_rank"] = min(*limits, own or max(limits))
+    limit = arguments.get("max_rank")
+    if limits and not isinstance(limit, Mapping):
+        arguments["max_rank"] = min(*limits, limit or max(limits))
     return arguments
 
 
@@ -400,9 +400,9 @@ def allocate_and_decompose(
     arguments = allocation_arguments(recipe, rank)
     if not recipe.follows_directions:
         return allocate(calibration.sensitivity, **arguments), None
-    most = arguments.get("max_rank") or DIRECTIONS * rank
-    most = max(most.values()) if isinstance(most, Mapping) else most
-    subspaces = decompose(model, calibration, recipe, most, seed, progress)
+    limit = arguments.get("max_rank") or DIRECTIONS * rank
+    limit = max(limit.values()) if isinstance(limit, Mapping) else limit
+    subspaces = decompose(model, calibration, recipe, limit, seed, progress)
     return allocate(calibration.sensitivity, **arguments, subspaces=subspaces), subspaces
 
 

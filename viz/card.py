@@ -140,9 +140,9 @@ def hub_header(base: str, config: dict[str, Any]) -> str:
 def _peft_code(base: str, config: dict[str, Any], results: Results, name: str) -> str:
     """Code that loads the adapter without this package."""
     loader, _ = CLASSES.get(config.get("task_type") or "", ("AutoModel", ""))
-    imports, place = base_arguments(base)
+    imports, arguments = base_arguments(base)
     lines = [*imports, "from peft import PeftModel", f"from transformers import {loader}", ""]
-    lines.append(f"base = {loader}.from_pretrained({place}{num_labels_argument(results)})")
+    lines.append(f"base = {loader}.from_pretrained({arguments}{num_labels_argument(results)})")
     return "\n".join([*lines, f"model = PeftModel.from_pretrained(base, {name!r})"])
 
 

@@ -80,8 +80,8 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
         # Not rc_context: it would also undo what a backend sets when it starts with the first picture, and Jupyter
         # would not show the pictures after it.
         settings: Any = plt.rcParams
-        own = next((value for value in (*args, *kwargs.values()) if isinstance(value, Axes)), None)
-        ours = STYLE | PAPER if own is None or isinstance(figure_of(own), Paper) else STYLE
+        axes = next((value for value in (*args, *kwargs.values()) if isinstance(value, Axes)), None)
+        ours = STYLE | PAPER if axes is None or isinstance(figure_of(axes), Paper) else STYLE
         before = {name: settings[name] for name in ours}
         settings.update(ours)
         try:

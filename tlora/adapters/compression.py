@@ -124,8 +124,8 @@ class Compression(ComputedAdapter, Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per module; see ``columns``."""
-        own = self._energies(self.cuts[-1], self.cuts[-1])
-        shares = [_lost(own[name], self.ranks[name]) for name in self.names]
+        cut_energies = self._energies(self.cuts[-1], self.cuts[-1])
+        shares = [_lost(cut_energies[name], self.ranks[name]) for name in self.names]
         held = self._energies(self.cuts[-1], HELD_OUT) if HELD_OUT in self.measures else None
         costs = _costs(self.shapes)
         return pd.DataFrame(
@@ -160,9 +160,9 @@ class Compression(ComputedAdapter, Result):
         budgets = np.linspace(0, self.parameters[0], require_positive_int(points, "points", 2)).astype(int)
         costs, rows = _costs(self.shapes), []
         for cut in self.cuts:
-            own, measured = self._energies(cut, cut), self._energies(cut, self.measures[-1])
+            cut_energies, measured = self._energies(cut, cut), self._energies(cut, self.measures[-1])
             for budget in budgets:
-                ranks = share_budget(own, costs, int(budget))
+                ranks = share_budget(cut_energies, costs, int(budget))
                 rows.append((cut, _spent(ranks, costs), _error(measured, ranks)))
         measured = self._energies(self.cuts[-1], self.measures[-1])
         for k in range(max(self.original_ranks.values()) + 1):

@@ -62,22 +62,22 @@ def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 def refuse_other_writer(folder: str | os.PathLike[str], writer: str) -> None:
     """Refuse a model's folder, and to replace what another function wrote; training replaces an untrained start."""
-    place = Path(folder)
-    if (place / MODEL_CONFIG).is_file() and writer != EXPORT:
+    root = Path(folder)
+    if (root / MODEL_CONFIG).is_file() and writer != EXPORT:
         raise FileExistsError(
             f"{folder} holds a model ({MODEL_CONFIG}), which would be loaded with the adapter from then on: choose "
             "another folder"
         )
-    there = _initial_record(place).get(WRITER, "another program")
-    if (place / RUN).exists():
+    there = _initial_record(root).get(WRITER, "another program")
+    if (root / RUN).exists():
         there = TRAINING
-    elif (place / EXPORT_RECORD).exists():
+    elif (root / EXPORT_RECORD).exists():
         there = EXPORT
     if (there, writer) == (SAVE_INITIAL, TRAINING):
         return
-    if there != writer and any((place / name).exists() for name in (ADAPTER_WEIGHTS, RUN)):
+    if there != writer and any((root / name).exists() for name in (ADAPTER_WEIGHTS, RUN)):
         raise FileExistsError(
-            f"{place / ADAPTER_WEIGHTS} was written by {there}, and {writer} does not replace it: choose another folder"
+            f"{root / ADAPTER_WEIGHTS} was written by {there}, and {writer} does not replace it: choose another folder"
         )
 
 

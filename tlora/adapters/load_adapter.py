@@ -157,9 +157,11 @@ def _check_free(model: Any, name: str, config: Mapping[str, Any]) -> None:
         )
     if any(layer.merged for layer in adapter_layers(model).values()):
         raise ValueError("an adapter is merged into the model: call model.unmerge_adapter() before loading another")
-    for one, its_config in {name: config, **{n: c.to_dict() for n, c in model.peft_config.items()}}.items():
+    for adapter_name, its_config in {name: config, **{n: c.to_dict() for n, c in model.peft_config.items()}}.items():
         if trace := trace_in_base(its_config):
-            raise ValueError(f"the adapter {one!r} has {trace}, which all others would share: load it on its own base")
+            raise ValueError(
+                f"the adapter {adapter_name!r} has {trace}, which all others would share: load it on its own base"
+            )
 
 
 def _base_name(key: str) -> str:

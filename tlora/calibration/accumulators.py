@@ -151,15 +151,15 @@ class Statistics:
     def reduce(self, processes: Processes) -> None:
         """Replace the sums by those over all processes."""
         sums: list[dict[str, Any]] = [self.covariances, self.fishers]
-        bounds = [{name: one.rank_bound for name, one in each.items()} for each in sums]
+        bounds = [{name: covariance.rank_bound for name, covariance in each.items()} for each in sums]
         parts = processes.gather((self.first, bounds, torch.cat(self.scores).cpu(), self.fingerprints))
         firsts, all_bounds, scores, fingerprints = zip(*parts, strict=True)
         if any(first != self.first for first in firsts):
             raise RuntimeError("modules share their inputs in one process and not in another: calibrate in one process")
-        for place, each in enumerate(sums):
-            for name, one in each.items():
-                one.reduce(processes)
-                one.rank_bound = sum(bounds[place][name] for bounds in all_bounds)
+        for process, each in enumerate(sums):
+            for name, covariance in each.items():
+                covariance.reduce(processes)
+                covariance.rank_bound = sum(bounds[process][name] for bounds in all_bounds)
         for name in self.targets if self.options.gradient else ():
             processes.sum_(self.gradients[name].tensors())
         self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]

@@ -133,10 +133,10 @@ class Batch:
     def split_square(self) -> list[Batch]:
         """Parts with fewer samples than tokens if there are as many: the shape must tell the two axes apart."""
         tokens = {self.real.shape[1], self.labeled.shape[1]}
-        most = next(n for n in range(len(self), 0, -1) if n == 1 or n not in tokens)
-        if most == len(self):
+        size = next(n for n in range(len(self), 0, -1) if n == 1 or n not in tokens)
+        if size == len(self):
             return [self]
-        return [self.select(list(range(n, min(n + most, len(self))))) for n in range(0, len(self), most)]
+        return [self.select(list(range(n, min(n + size, len(self))))) for n in range(0, len(self), size)]
 
     def has_token_rows(self, x: Tensor) -> bool:
         """Whether a module's input has a row for each token of ``input_ids``, or of the decoder."""
@@ -174,8 +174,8 @@ class Batch:
         """
         if tokens == "task":
             return self._split_rows(calls, "varying", "varying in decoder")
-        own = "labeled" if tokens == "labels" and not self.is_encoder_decoder else "real"
-        return self._split_rows(calls, own, "labeled")
+        mask = "labeled" if tokens == "labels" and not self.is_encoder_decoder else "real"
+        return self._split_rows(calls, mask, "labeled")
 
     def _split_rows(self, calls: list[Tensor], own: str, decoder: str) -> list[Tensor]:
         """Rows of each sample at the ``own`` or ``decoder`` tokens; the number of rows says which ones a call reads."""
@@ -221,8 +221,8 @@ def _fingerprints(tensors: Mapping[str, Tensor], real: Tensor, labeled: Tensor, 
         mask = labeled if key == "labels" else used if in_decoder else real
         return value[n][mask[n]] if value.shape[:2] == mask.shape else value[n]
 
-    own = (key for key, value in tensors.items() if value.ndim and len(value) == len(real))
-    others = sorted({*own} - {"input_ids", "labels", "attention_mask"})
+    by_sample = (key for key, value in tensors.items() if value.ndim and len(value) == len(real))
+    others = sorted({*by_sample} - {"input_ids", "labels", "attention_mask"})
     return [
         _digest([("", part("input_ids", n)), ("", part("labels", n)), *((key, part(key, n)) for key in others)])
         for n in range(len(real))

@@ -187,10 +187,10 @@ def check_alike(
         sizes = f"{len(calibration.names)} and {len(names)}"
         raise ValueError(f"{what} is of other modules, {sizes}: use the same target_modules")
     for option in fields(Options):
-        one, other = calibration.meta.recipe[option.name], recipe[option.name]
+        ours, theirs = calibration.meta.recipe[option.name], recipe[option.name]
         is_unused = option.name == "sketch_size" and recipe["covariance"] == "dense" and not recipe["fisher"]
-        if one != other and not is_unused:
-            raise ValueError(f"{what} differs in {option.name}={one!r} and {other!r}: calibrate with the same")
+        if ours != theirs and not is_unused:
+            raise ValueError(f"{what} differs in {option.name}={ours!r} and {theirs!r}: calibrate with the same")
     if calibration.meta.recipe.get("constant_tokens") != recipe.get("constant_tokens"):
         raise ValueError(
             f"{what} leaves out other tokens with tokens='task', as its samples have another prefix or suffix in "

@@ -65,8 +65,8 @@ class RemainingSamples:
 
     def check(self, batches: Iterable[Batch], folder: Path) -> None:
         """Refuse a checkpoint with samples that are not in the batches: the result would be of other samples."""
-        own = (batch for number, batch in enumerate(batches) if self._is_own(number))
-        expected = Counter(fingerprint for batch in own for fingerprint in batch.fingerprints)
+        own_batches = (batch for number, batch in enumerate(batches) if self._is_own(number))
+        expected = Counter(fingerprint for batch in own_batches for fingerprint in batch.fingerprints)
         if others := sum((self._done - expected).values()):
             raise ValueError(
                 f"the checkpoint in {folder} holds {others} samples that are not among these batches: give all of its "

@@ -82,7 +82,7 @@ def run_batches(
 
     @exact_products()
     def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
-        if not own:
+        if not is_own:
             weight(model.get_submodule(name), name)  # another process may be gathering it
             return
         unscaled = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
@@ -101,17 +101,17 @@ def run_batches(
     device, processes = input_device(model.get_input_embeddings()), model_processes(model)
     with observe_gradients(model, targets, add_gradients) as recorder:
         checked, one_by_one = -1, False
-        for part, own in processes.synchronized_items(each_part()):
+        for part, is_own in processes.synchronized_items(each_part()):
             batch = part.to(device, model)
             with contextlib.nullcontext() if backward else _no_saved_tensors():
                 losses = sample_losses(model, batch.inputs)
             _check_rows(targets, batch, recorder.inputs)
             if processes.any(not all(batch.has_sample_rows(x) for calls in recorder.inputs.values() for x in calls)):
-                one_by_one, parts[:0] = True, [part] * own
+                one_by_one, parts[:0] = True, [part] * is_own
                 parts[:] = [single for each in parts for single in each.singles()]
                 recorder.clear()
                 continue
-            if own:
+            if is_own:
                 with exact_products():
                     observer.start_batch(batch)
                     observer.add_inputs(recorder)
@@ -156,21 +156,21 @@ def _check_single(model: Any, part: Batch, batch: Batch, losses: Tensor, recorde
 
     def compare(name: str, x: Tensor) -> None:
         call = len(distances[name])
-        other = batch.gradient_rows(recorder.inputs[name][call : call + 1])
-        distances[name].append(_distance(x.flatten(0, -2), other[n][: x.shape[:-1].numel()] if other else x[:0]))
+        rows = batch.gradient_rows(recorder.inputs[name][call : call + 1])
+        distances[name].append(_distance(x.flatten(0, -2), rows[n][: x.shape[:-1].numel()] if rows else x[:0]))
 
     with torch.no_grad(), temporary_seed(), observe_inputs(model, distances, compare):
-        own, ours = both_losses(model, single.inputs)
+        actual, loss = both_losses(model, single.inputs)
     differences = {f"what {name} reads": torch.stack(each).amax() for name, each in distances.items() if each}
-    differences["its loss"] = _difference(ours, losses[n])
-    own, ours, *values = on_host([own, ours, *differences.values()])
+    differences["its loss"] = _difference(loss, losses[n])
+    actual, loss, *values = on_host([actual, loss, *differences.values()])
     by_name = dict(zip(differences, map(float, values), strict=True))
     length = single.real.shape[1]
-    if float(_difference(own, ours)) > max(LOSS_TOLERANCE, 4 * torch.finfo(own.dtype).eps):
+    if float(_difference(actual, loss)) > max(LOSS_TOLERANCE, 4 * torch.finfo(actual.dtype).eps):
         raise ValueError(
-            f"a {type(model).__name__} is trained with a loss of {float(own):.5g} on a sample of {length} tokens, and "
-            f"calibration would measure {float(ours):.5g}, the mean over its labels (tokens are predicted from those "
-            "before them): pass a causal, encoder-decoder or text classification model"
+            f"a {type(model).__name__} is trained with a loss of {float(actual):.5g} on a sample of {length} tokens, "
+            f"and calibration would measure {float(loss):.5g}, the mean over its labels (tokens are predicted from "
+            "those before them): pass a causal, encoder-decoder or text classification model"
         )
     what = max(by_name, key=by_name.__getitem__)
     if by_name[what] > _tolerance(model):

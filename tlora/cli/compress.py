@@ -66,9 +66,17 @@ def compress(
     from tlora.adapters.files import COMPRESS, refuse_other_writer
 
     refuse_other_writer(output, COMPRESS)
-    own, other = (None if path is None else tlora.Calibration.load(path) for path in (calibration, held_out))
+    calibrated, measured_on = (
+        None if path is None else tlora.Calibration.load(path) for path in (calibration, held_out)
+    )
     compression = tlora.compress(
-        adapter, rank=rank, parameters=parameters, energy=energy, error=error, calibration=own, held_out=other
+        adapter,
+        rank=rank,
+        parameters=parameters,
+        energy=energy,
+        error=error,
+        calibration=calibrated,
+        held_out=measured_on,
     )
     compression.save_adapter(output)
     before, after = compression.parameters
@@ -78,7 +86,7 @@ def compress(
         "kept": f"{after:,} of {before:,} parameters, {kept:,} of {whole:,} ranks",
         **{f"lost ({m})": f"{compression.error(m):.1%} of {MEASURES[m]}" for m in compression.measures},
     }
-    most = compression.to_frame().sort_values("rank", ascending=False, kind="stable").head(5).itertuples()
-    rows = [[str(r.module), str(r.rank_before), str(r.rank), f"{r.error:.1%}"] for r in most]
-    typer.echo(f"{facts_text(summary)}\n\n{table_text([['most rank kept', 'before', 'kept', 'error'], *rows])}\n")
+    largest = compression.to_frame().sort_values("rank", ascending=False, kind="stable").head(5).itertuples()
+    rows = [[str(r.module), str(r.rank_before), str(r.rank), f"{r.error:.1%}"] for r in largest]
+    typer.echo(f"{facts_text(summary)}\n\n{table_text([['largest rank kept', 'before', 'kept', 'error'], *rows])}\n")
     typer.echo(facts_text({"next": next_command(ctx, "inspect", {"adapter": output})}))

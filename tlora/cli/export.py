@@ -74,8 +74,8 @@ def export(
 
     report, kind, folder = Report(quiet), choose_format(format, engine, output), adapter_folder(adapter)
     base, _ = base_name(folder, model)
-    place = gguf_file(output) if kind == "gguf" else output
-    check_export_place(place, kind, [folder, base], overwrite)
+    target = gguf_file(output) if kind == "gguf" else output
+    check_export_place(target, kind, [folder, base], overwrite)
     placement = Placement(device=device, dtype="float32" if dtype == "float32" else None)
     with report.step(f"exporting {adapter}"):
         adapted, tokenizer = load_adapted(folder, model, placement)
@@ -100,14 +100,14 @@ def serving_facts(path: Path, base: str, engine: EngineName) -> dict[str, str]:
     from tlora.serving.engines import SERVERS
 
     server = SERVERS[engine]
-    place, is_gguf = external_name(base)
+    argument, is_gguf = external_name(base)
     if not server.start:
         return {}
     if server.reads == "peft" and is_gguf:
         text = f"{server.engine.name} takes no adapter on a GGUF file, as {base} is: export it with --format merged"
         return {"serve": text}
     rank = max(tlora.inspect(path).ranks.values()) if server.reads == "peft" else ""
-    known = place if server.reads == "peft" or is_gguf else UNKNOWN
+    known = argument if server.reads == "peft" or is_gguf else UNKNOWN
     line = server.start.format(base=shlex.quote(known), adapter=shlex.quote(str(path)), rank=rank)
     explanation = f"{UNKNOWN} is {base} as llama.cpp's convert_hf_to_gguf.py writes it" if known == UNKNOWN else ""
     return {"serve": line, "base": explanation}

@@ -77,9 +77,9 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
     from tlora.adapters.adapter import LoraAdapter, difference_of_bases
     from tlora.explanation.interference import compare_adapters
 
-    one, two = LoraAdapter.read(adapter, "inspect"), LoraAdapter.read(other, "inspect")
-    difference = difference_of_bases(one, two)
-    found = None if difference else compare_adapters(one, two, (Path(adapter).name, Path(other).name))
+    first, second = LoraAdapter.read(adapter, "inspect"), LoraAdapter.read(other, "inspect")
+    difference = difference_of_bases(first, second)
+    found = None if difference else compare_adapters(first, second, (Path(adapter).name, Path(other).name))
     if as_json:
         modules = [] if found is None else found.to_frame().to_dict("records")
         print_json({"difference of bases": difference, "modules": modules})

@@ -256,8 +256,8 @@ class CalibrationFlags:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `tlora.calibrate`, except for the samples."""
-        own = {name: value for name, value in asdict(self).items() if name in OF_RECIPES["calibrate"]}
-        return own | {"target_modules": module_selection(self.target_modules)}
+        values = {name: value for name, value in asdict(self).items() if name in OF_RECIPES["calibrate"]}
+        return values | {"target_modules": module_selection(self.target_modules)}
 
     def sizes(self) -> dict[str, Any]:
         """Return how many samples there are, and how many are run at once."""

@@ -163,9 +163,9 @@ class UnfinishedRun:
 
 def _remove_empty(folder: Path) -> None:
     """Remove a folder and the one around it, if nothing else is in them."""
-    for place in (folder, folder.parent):
-        if place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
+    for parent in (folder, folder.parent):
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
 
 
 def note(error: BaseException, facts: Mapping[str, str]) -> None:

@@ -367,11 +367,11 @@ def _greedy_answers(gated: GatedAdapter, task: Task, rows: Dataset, progress: bo
     for whose, model in models.items():
         with model as peft, bars_for(whose):
             frame = predict(peft, task, rows, progress=progress)
-        for one, text in zip(greedy, frame["prediction"], strict=True):
-            one.texts.append(text)
+        for said, text in zip(greedy, frame["prediction"], strict=True):
+            said.texts.append(text)
         if task.metric in frame and task.name:
-            for one, match in zip(greedy, frame[task.metric], strict=True):
-                one.matches.append(float(match))
+            for said, match in zip(greedy, frame[task.metric], strict=True):
+                said.matches.append(float(match))
     return greedy
 
 

@@ -289,11 +289,11 @@ class Attribution(ModuleResult):
         pandas.DataFrame
             ``token`` (its text) and ``contribution`` (nats), one row per token of the sample.
         """
-        one = self.samples[sample]
+        explained = self.samples[sample]
         modules = slice(None) if module is None else [self.names.index(module)]
-        part = one.by_token_read[modules].double().sum(0)
+        part = explained.by_token_read[modules].double().sum(0)
         values = part.sum(0) if token is None else part[token]
-        return pd.DataFrame({"token": one.tokens, "contribution": values.numpy()})
+        return pd.DataFrame({"token": explained.tokens, "contribution": values.numpy()})
 
     def by_direction(self, module: str) -> pd.DataFrame:
         """Split the contribution of a module over the rows of its ``A``.
@@ -364,23 +364,23 @@ class Attribution(ModuleResult):
         return np.array([float((s.adapter - s.switched[label])[measure].sum()) for s in self.samples])
 
     def _token_rows(self, number: int) -> pd.DataFrame:
-        one = self.samples[number]
+        explained = self.samples[number]
         frame = pd.DataFrame(
             {
                 "sample": number,
-                "position": one.positions,
-                "token": [one.tokens[place] for place in one.positions],
-                "base": one.base[0].numpy(),
-                "adapter": one.adapter[0].numpy(),
-                "rise": one.rise[0].numpy(),
-                "head": (one.start - one.base)[0].numpy(),
-                "gap": one.gaps[0].numpy(),
-                "log_odds": one.rise[1].numpy(),
-                "base_rank": one.ranks[0].numpy(),
-                "adapter_rank": one.ranks[1].numpy(),
-                "base_choice": one.choices[0],
-                "adapter_choice": one.choices[1],
-                "change": [CHANGES[0 if rank == 1 else 1 if rank <= 3 else 2] for rank in one.shifts.tolist()],
+                "position": explained.positions,
+                "token": [explained.tokens[place] for place in explained.positions],
+                "base": explained.base[0].numpy(),
+                "adapter": explained.adapter[0].numpy(),
+                "rise": explained.rise[0].numpy(),
+                "head": (explained.start - explained.base)[0].numpy(),
+                "gap": explained.gaps[0].numpy(),
+                "log_odds": explained.rise[1].numpy(),
+                "base_rank": explained.ranks[0].numpy(),
+                "adapter_rank": explained.ranks[1].numpy(),
+                "base_choice": explained.choices[0],
+                "adapter_choice": explained.choices[1],
+                "change": [CHANGES[0 if rank == 1 else 1 if rank <= 3 else 2] for rank in explained.shifts.tolist()],
             }
         )
         return frame[list(self.token_columns)]

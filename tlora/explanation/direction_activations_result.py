@@ -285,11 +285,11 @@ class DirectionActivations(ModuleResult):
         return f"constant tokens, {table['tokens'].iloc[0]:.0%}, hold {shares}".replace("%", " %")
 
     def _summary(self) -> str:
-        most = max(z.shape[1] for z in self.z.values())
+        rank = max(z.shape[1] for z in self.z.values())
         sinks = self.sinks()
         said = f"; first tokens dominate {len(sinks)} modules" if sinks else ""
         return (
-            f"{len(self.targets)} modules, up to {most} directions, {self.meta.samples} samples; {self.headline}{said}"
+            f"{len(self.targets)} modules, up to {rank} directions, {self.meta.samples} samples; {self.headline}{said}"
         )
 
     def _tokens(self, module: str) -> ReadTokens:

@@ -204,13 +204,13 @@ class GatedAdapter:
                 factors = weight * torch.stack([torch.sigmoid(-odds), torch.ones_like(odds)])
                 for module, (name, calls) in enumerate(gradients.items()):
                     for gradient in calls:
-                        place = slice(0, gradient.shape[1])
+                        columns = slice(0, gradient.shape[1])
                         if gradient.shape[1] != answer.widths[0]:
-                            place = slice(answer.widths[0], answer.widths[0] + gradient.shape[1])
+                            columns = slice(answer.widths[0], answer.widths[0] + gradient.shape[1])
                         along, at = gradient.sum(1), gradient.sum(2)
                         by_module[:, chunk, module] += (factors * along.sum(1)).cpu()
                         by_direction[name][chunk] += (factors[0][:, None] * along).cpu()
-                        by_token[module, chunk, place] += (factors[0][:, None] * at).cpu()
+                        by_token[module, chunk, columns] += (factors[0][:, None] * at).cpu()
         return Contributions(by_module, by_direction, by_token)
 
     def _derivatives(
@@ -255,12 +255,12 @@ class GatedAdapter:
         starts = [min(map(self._start, variant), default=0) for variant in variants]
         order = sorted(range(len(variants)), key=starts.__getitem__)
         early = sum(start < 0 for start in starts)  # rows from the embeddings on
-        most = min(_TOKENS // sum(answer.widths), _LOGITS // (self._vocabulary * len(answer.targets))) or 1
+        limit = min(_TOKENS // sum(answer.widths), _LOGITS // (self._vocabulary * len(answer.targets))) or 1
         rows: dict[int, Scores] = {}
         with torch.no_grad():
             for group in (order[:early], order[early:]):
-                for first in range(0, len(group), most):
-                    members = group[first : first + most]
+                for first in range(0, len(group), limit):
+                    members = group[first : first + limit]
                     try:
                         logits = self._run(answer, [variants[n] for n in members], [starts[n] for n in members])
                     except (RuntimeError, ValueError):  # XGLM compares the sizes itself
@@ -268,8 +268,8 @@ class GatedAdapter:
                             raise
                         self._grows = False  # blocks that read more by row than hidden states, as Bloom's alibi
                         return self.switched(answer, variants, bar)
-                    each = [_scores(row, answer.targets) for row in logits]
-                    rows |= dict(zip((-1, *members), each, strict=True))
+                    scores = [_scores(row, answer.targets) for row in logits]
+                    rows |= dict(zip((-1, *members), scores, strict=True))
                     if bar is not None:
                         note_progress(bar, f"{len(rows) - 1} of {len(variants)} parts switched off")
         ordered = [rows[n] if n in rows else self.scores(answer) for n in range(-1, len(variants))]

@@ -114,8 +114,8 @@ class Interference(Result):
             the base gives it.
         """
         total = torch.stack(list(self.grams.values())).sum(0)
-        weights, own = torch.tensor([first_weight, second_weight], dtype=torch.float64), torch.eye(2).double()
-        away = weights - own
+        weights, identity = torch.tensor([first_weight, second_weight], dtype=torch.float64), torch.eye(2).double()
+        away = weights - identity
         values = [float(_ratio(a @ gram @ a, gram[t, t])) for t, (a, gram) in enumerate(zip(away, total, strict=True))]
         return values[0], values[1]
 

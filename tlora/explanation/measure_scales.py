@@ -327,8 +327,8 @@ def measure_scales(
     def measure(scaled: contextlib.AbstractContextManager[PeftModel]) -> dict[str, Tensor]:
         losses = {}
         with scaled as model, evaluation_mode(model):
-            for name, each in sets.items():
-                losses[name], counts[name] = summed_losses(model, each, rows[name], batch_size, False)
+            for name, text_set in sets.items():
+                losses[name], counts[name] = summed_losses(model, text_set, rows[name], batch_size, False)
         bar.update()
         return losses
 

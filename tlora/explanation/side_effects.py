@@ -128,11 +128,11 @@ class SideEffects(Result):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per text, the worst first; see ``columns``."""
         rows = []
-        for one in self.samples:
-            worst = one.positions[int(one.rise.argmin())]
-            losses = _losses([one])
-            about = {"lost_most": one.tokens[worst], "text": "".join(one.tokens)[:60]}
-            rows.append({"set": one.set, "sample": one.number} | losses | about)
+        for measured in self.samples:
+            worst = measured.positions[int(measured.rise.argmin())]
+            losses = _losses([measured])
+            about = {"lost_most": measured.tokens[worst], "text": "".join(measured.tokens)[:60]}
+            rows.append({"set": measured.set, "sample": measured.number} | losses | about)
         return pd.DataFrame(rows)[list(self.columns)]
 
     def sets(self) -> pd.DataFrame:
@@ -148,16 +148,16 @@ class SideEffects(Result):
     def tokens(self) -> pd.DataFrame:
         """Return one row per measured token, text by text; see ``token_columns``."""
         frames = []
-        for one in self.samples:
+        for measured in self.samples:
             columns = {
-                "set": one.set,
-                "sample": one.number,
-                "position": one.positions,
-                "before": [one.before(place) for place in one.positions],
-                "token": [one.tokens[place] for place in one.positions],
-                "base": one.base.numpy(),
-                "adapter": one.adapter.numpy(),
-                "rise": one.rise.numpy(),
+                "set": measured.set,
+                "sample": measured.number,
+                "position": measured.positions,
+                "before": [measured.before(place) for place in measured.positions],
+                "token": [measured.tokens[place] for place in measured.positions],
+                "base": measured.base.numpy(),
+                "adapter": measured.adapter.numpy(),
+                "rise": measured.rise.numpy(),
             }
             frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
@@ -316,18 +316,18 @@ def _explain(
     progress: bool,
 ) -> Attribution | None:
     """Take the tokens that lost most apart; each text ends with the last of its own."""
-    losers = sorted((float(rise), n, k) for n, (one, _) in enumerate(measured) for k, rise in enumerate(one.rise))
+    losers = sorted((float(rise), n, k) for n, (sample, _) in enumerate(measured) for k, rise in enumerate(sample.rise))
     rows = []
     for n in sorted({n for rise, n, _ in losers[:count] if rise < 0}):
-        one, row = measured[n]
-        places = sorted(one.positions[k] for rise, other, k in losers[:count] if other == n and rise < 0)
-        before = len(one.tokens) - len(row["labels"])  # what an encoder reads
+        sample, row = measured[n]
+        places = sorted(sample.positions[k] for rise, other, k in losers[:count] if other == n and rise < 0)
+        before = len(sample.tokens) - len(row["labels"])  # what an encoder reads
         length = places[-1] + 1 - before
         # a decoder is given the labels as its inputs, so they stay
         labels = [label if before or at in places else IGNORED for at, label in enumerate(row["labels"][:length])]
         ids = row["input_ids"] if before else row["input_ids"][:length]
-        answer = " … ".join(one.tokens[place] for place in places)
-        rows.append({"input_ids": ids, "labels": labels, "prompt": f"{one.set} {one.number}", "answer": answer})
+        answer = " … ".join(sample.tokens[place] for place in places)
+        rows.append({"input_ids": ids, "labels": labels, "prompt": f"{sample.set} {sample.number}", "answer": answer})
     if not rows:
         return None
     task = replace(next(iter(texts.values())), name="side effects", test=Dataset.from_list(rows))

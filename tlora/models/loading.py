@@ -127,8 +127,8 @@ def load_model(
     (torch.float32, False)
     """
     check_arguments(load_model, locals())
-    place = resolve_device(device, kwargs)
-    precision = _choose_dtype(dtype, place or _default_device())
+    target = resolve_device(device, kwargs)
+    precision = _choose_dtype(dtype, target or _default_device())
     location = _locate_files(name, kwargs)
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = choose_architecture(config, num_labels)
@@ -139,7 +139,7 @@ def load_model(
     record_of(model).newly_initialized = _newly_initialized(model, info, name)
     model.name_or_path = model.config.name_or_path = str(name)
     _set_padding(model, tokenizer)
-    return model.to(place) if place is not None else model, tokenizer
+    return model.to(target) if target is not None else model, tokenizer
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -202,13 +202,13 @@ def resolve_device(device: str | torch.device | None, kwargs: Mapping[str, Any])
         raise ValueError(f"device={str(device)!r} and {placing[0]} both place the model: give one of them")
     if placing or device is None:
         return None if placing else _default_device()
-    place = torch.device(device)
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    target = torch.device(device)
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={str(device)!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
             "leave device out to use what is available"
         )
-    return place
+    return target
 
 
 def _choose_dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:

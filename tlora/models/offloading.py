@@ -28,8 +28,8 @@ def place_stand_ins(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         for key, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:
                 kept.append((module, key, weight))
-                one = torch.zeros((), dtype=weight.dtype, device=hook.execution_device)
-                module.register_parameter(key, nn.Parameter(one.expand(weight.shape), weight.requires_grad))
+                stand_in = torch.zeros((), dtype=weight.dtype, device=hook.execution_device)
+                module.register_parameter(key, nn.Parameter(stand_in.expand(weight.shape), weight.requires_grad))
     places = vars(model).pop("hf_device_map", None)
     try:
         yield

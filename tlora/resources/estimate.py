@@ -108,10 +108,10 @@ class ResourceEstimate(Result):
         )
 
     def _summary(self) -> str:
-        most = max(size for stage, size in self.bytes.items() if stage != f"training {FULL}")
+        peak = max(size for stage, size in self.bytes.items() if stage != f"training {FULL}")
         return (
             f"{self.parameters:,} parameters, {len(self.shapes)} modules with {len(set(self.shared.values()))} "
-            f"distinct inputs of {self.meta.model}, at most {most / 1e9:.3g} GB"
+            f"distinct inputs of {self.meta.model}, at most {peak / 1e9:.3g} GB"
         )
 
 

@@ -139,8 +139,8 @@ def count_all_blocks(groups: list[Blocks], count: Callable[[], Step]) -> Step:
     All counts grow equally with each block of a group. Models that do not run with fewer blocks are run completely.
     """
     repeated = [blocks for blocks in groups if len(blocks.keys) > 2]
-    total, one = sum(len(blocks.keys) for blocks in groups), len(groups)
-    if not repeated or (1 + len(repeated)) * one + len(repeated) >= total:
+    total, simulated = sum(len(blocks.keys) for blocks in groups), len(groups)
+    if not repeated or (1 + len(repeated)) * simulated + len(repeated) >= total:
         return count()
     few = {blocks: 1 if blocks in repeated else len(blocks.keys) for blocks in groups}
     try:

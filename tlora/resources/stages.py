@@ -26,8 +26,8 @@ def stage_bytes(steps: SimulatedModel, setup: Setup, name: str) -> int:
     kind = STAGES[name]
     if kind == FULL:
         step, shard, size = steps.run(setup, kind), steps.parameters // max(setup.gpus, 1), setup.precision.itemsize
-        most = max(step.peak, shard * size + steps.block_peak(setup))  # with most activations, with all gradients
-        return steps.weights(None).bytes_per_gpu(setup.gpus) + most + shard * setup.state_bytes(size)
+        peak = max(step.peak, shard * size + steps.block_peak(setup))  # with most activations, with all gradients
+        return steps.weights(None).bytes_per_gpu(setup.gpus) + peak + shard * setup.state_bytes(size)
     weights = steps.weights(setup.bits).bytes_per_gpu(setup.gpus)
     if name == "weights":
         return weights

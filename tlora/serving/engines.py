@@ -82,10 +82,10 @@ def sglang_refusal(adapter: AdapterLayout) -> str:
     if part := adapter.unsupported_part():
         return part
     r = adapter.config["r"]
-    other = {name: rank for name, rank in adapter.ranks.items() if rank != r}
-    if other:
-        name = next(iter(other))
-        return f"{len(other)} modules have another rank than r = {r}, e.g. {other[name]} at {name}"
+    other_ranks = {name: rank for name, rank in adapter.ranks.items() if rank != r}
+    if other_ranks:
+        name = next(iter(other_ranks))
+        return f"{len(other_ranks)} modules have another rank than r = {r}, e.g. {other_ranks[name]} at {name}"
     kinds = {name.rpartition(".")[2] for name in adapter.ranks}
     return "q_proj without v_proj" if "q_proj" in kinds and "v_proj" not in kinds else ""
 

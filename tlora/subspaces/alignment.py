@@ -120,10 +120,10 @@ class Alignment(ModuleResult):
         )
 
     def _summary(self) -> str:
-        one, other = self.sides
+        first, second = self.sides
         overlap, random = np.mean(list(self.overlap.values())), np.mean(list(self.random.values()))
         return (
-            f"{one} and {other} at rank {self.rank} on {len(self.angles)} modules of {self.meta.model}: overlap "
+            f"{first} and {second} at rank {self.rank} on {len(self.angles)} modules of {self.meta.model}: overlap "
             f"{overlap:.1%} on average, {random:.1%} by chance"
         )
 
@@ -162,11 +162,11 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
     rank = require_positive_int(rank, "rank")
     _check_comparable(a, b)
     rows = {name: (a.basis(name, rank), b.basis(name, rank)) for name in a.names}
-    one, other = labels or label_subspaces((a, b))
+    first, second = labels or label_subspaces((a, b))
     sides = [{"kind": s.kind, "task": s.meta.task, "samples": s.meta.samples, "seed": s.meta.seed} for s in (a, b)]
     return Alignment(
         targets=dict(a.targets),
-        sides=(one, other),
+        sides=(first, second),
         rank=rank,
         angles={name: principal_angles(*pair) for name, pair in rows.items()},
         overlaps={name: overlap_by_rank(*pair) for name, pair in rows.items()},

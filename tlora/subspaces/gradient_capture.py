@@ -327,9 +327,9 @@ def _validate_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) ->
     wanted = sorted({require_positive_int(rank, "a rank") for rank in ranks})
     if not wanted:
         raise ValueError("no ranks to measure at: give at least one")
-    for each in subspaces.values():
-        for name in each.names:
-            each.basis(name, wanted[-1])
+    for checked in subspaces.values():
+        for name in checked.names:
+            checked.basis(name, wanted[-1])
     return wanted
 
 

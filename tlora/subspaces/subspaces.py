@@ -166,8 +166,8 @@ def subspaces_by_label(subspaces: Subspaces | Mapping[str, Subspaces]) -> dict[s
 def check_subspaces(model: Any, subspaces: Mapping[str, Subspaces]) -> dict[str, Target]:
     """The modules of subspaces by label; refuse anything else, other modules in one of them, and another model."""
     _check_same_modules(subspaces)
-    for each in subspaces.values():
-        check_same_model(model, each.fingerprints, each.shapes)
+    for checked in subspaces.values():
+        check_same_model(model, checked.fingerprints, checked.shapes)
     bases = next(iter(subspaces.values())).bases
     return {name: target for name, target in target_modules(model).items() if name in bases}
 

@@ -115,8 +115,8 @@ def task_subspaces(
     show = progress and processes.rank == 0
     with progress_bar(total=len(counts), desc=f"subspaces {kind}", unit="module", show=show) as bar:
         for groups in _rounds(modules, calibration, counts, processes.count):
-            names, own = [*chain.from_iterable(groups)], {name: counts[name] for name in groups[processes.rank]}
-            for part in processes.gather(_decompose(modules, inputs, names, own, kind, seed)):
+            names, own_counts = [*chain.from_iterable(groups)], {name: counts[name] for name in groups[processes.rank]}
+            for part in processes.gather(_decompose(modules, inputs, names, own_counts, kind, seed)):
                 bases |= part
             bar.update(len(names))
     bases = {name: bases[name] for name in counts}
@@ -141,9 +141,9 @@ def _direction_counts(calibration: Calibration, max_rank: int | Allocation, kind
     sketched = (calibration.fisher if KINDS[kind].needs == "fisher" else calibration.covariance) or {}
     columns = {name: sketched[name].total.shape[1] for name in calibration.names if KINDS[kind].within_sketch}
     if not isinstance(max_rank, Allocation):
-        most = require_positive_int(max_rank, "max_rank")
+        limit = require_positive_int(max_rank, "max_rank")
         shapes = calibration.sensitivity.shapes
-        return {name: min(most, *shape, columns.get(name, most)) for name, shape in shapes.items()}
+        return {name: min(limit, *shape, columns.get(name, limit)) for name, shape in shapes.items()}
     for name, rank in max_rank.ranks.items():
         if max_rank.shapes[name] != calibration.sensitivity.shapes.get(name):
             raise ValueError(

@@ -107,8 +107,10 @@ def token_losses(
     for indices, batch in _batches(model, task, rows, batch_size, progress, "loss"):
         logits, labels = token_logits(model, batch, use_cache=False)
         labeled = labels != IGNORED
-        each = functional.cross_entropy(logits[labeled].float(), labels[labeled], reduction="none").cpu().double()
-        losses |= zip(indices, each.split(labeled.sum(1).tolist()), strict=True)
+        token_losses = (
+            functional.cross_entropy(logits[labeled].float(), labels[labeled], reduction="none").cpu().double()
+        )
+        losses |= zip(indices, token_losses.split(labeled.sum(1).tolist()), strict=True)
     return [losses[index] for index in range(len(rows))]
 
 
@@ -203,16 +205,16 @@ def _generate_batch(
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
     batch = to_device(task.collate(rows, padding_side=side), model)
     width = batch["input_ids"].shape[1]
-    own = model.generation_config
+    config = model.generation_config
     start = _START_SETTINGS if task.architecture == "seq2seq" else ()
     settings = GenerationConfig(
         max_new_tokens=_answer_room(task, width, limit),
         do_sample=False,
         num_beams=1,
-        eos_token_id=list(task.stop_ids) or own.eos_token_id,
+        eos_token_id=list(task.stop_ids) or config.eos_token_id,
         pad_token_id=task.pad_token_id,
         use_cache=True,
-        **{name: getattr(own, name) for name in start},
+        **{name: getattr(config, name) for name in start},
     )
     with _generation_settings(model, settings):
         written = model.generate(
@@ -240,13 +242,13 @@ class _CountTokens(StoppingCriteria):
 @contextlib.contextmanager
 def _generation_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """Replace the model's own settings inside: ``generate`` takes from them whatever the given ones leave open."""
-    own = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
+    configs = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
     try:
-        for module in own:
+        for module in configs:
             module.generation_config = settings
         yield
     finally:
-        for module, config in own.items():
+        for module, config in configs.items():
             module.generation_config = config
 
 

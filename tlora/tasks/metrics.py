@@ -108,10 +108,10 @@ def _marked_answer(text: str) -> str:
 def _announced_answer(parts: Sequence[str]) -> str:
     """The text after the last ``answer is``, or after an earlier one on the same line if the last has no value."""
     lines = [part.partition("\n")[0].strip() for part in parts]
-    for place in range(len(parts) - 1, -1, -1):
-        if re.search(r"[\d\\]", lines[place]):
-            return lines[place]
-        if place and "\n" in parts[place - 1]:
+    for start in range(len(parts) - 1, -1, -1):
+        if re.search(r"[\d\\]", lines[start]):
+            return lines[start]
+        if start and "\n" in parts[start - 1]:
             break
     return lines[-1]
 
@@ -144,11 +144,11 @@ def equal_values(reference: str, answer: str) -> bool:
     by more than notation are different, as in the published evaluation of MATH.
     """
     reference, answer = (text.replace("\N{MINUS SIGN}", "-") for text in (reference, answer))
-    one, other = plain_latex(reference), plain_latex(answer)
-    if one and _HALVES.get(one, one) == _HALVES.get(other, other):
+    expected, given = plain_latex(reference), plain_latex(answer)
+    if expected and _HALVES.get(expected, expected) == _HALVES.get(given, given):
         return True
     last = _IN_BRACKETS.sub(r"\1", _ARROW.sub("=", answer).rpartition("=")[2].replace("\\$", "$"))
-    number, quantity = None if "," in one else _number(one), _QUANTITY.fullmatch(last)
+    number, quantity = None if "," in expected else _number(expected), _QUANTITY.fullmatch(last)
     return number is not None and quantity is not None and _number(quantity.group(1)) == number
 
 

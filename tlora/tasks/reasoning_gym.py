@@ -130,8 +130,8 @@ def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm) -
     """Deal questions to their splits, until all are full or the task repeats itself too often."""
     dealt: dict[str, list[Question]] = {split: [] for split in wanted}
     held_out: set[str] = set()
-    most = 100 + 5 * max(size * 100 // _PERCENT[split] for split, size in wanted.items())
-    for _ in range(most):
+    limit = 100 + 5 * max(size * 100 // _PERCENT[split] for split, size in wanted.items())
+    for _ in range(limit):
         if all(len(dealt[split]) == size for split, size in wanted.items()):
             break
         question = next(questions)

@@ -215,8 +215,8 @@ def _number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, .
 
 def _class_names(rows: Dataset, trained: Any) -> list[Any]:
     """The class of each row by name; integers are indices of the training split's ClassLabel, if it has one."""
-    own = rows.features["label"]
-    names = own.names if isinstance(own, ClassLabel) else getattr(trained, "names", None)
+    feature = rows.features["label"]
+    names = feature.names if isinstance(feature, ClassLabel) else getattr(trained, "names", None)
     if names is None:
         return [label.strip() if isinstance(label, str) else label for label in rows["label"][:]]
     known = dict(enumerate(names))

@@ -99,13 +99,13 @@ def _without_shared(
     held_out = {key for other in others if other in splits for key in _keys(splits[other], columns)}
     if not held_out:
         return rows
-    own = [index for index, key in enumerate(_keys(rows, columns)) if key not in held_out]
-    shared = len(rows) - len(own)
+    kept = [index for index, key in enumerate(_keys(rows, columns)) if key not in held_out]
+    shared = len(rows) - len(kept)
     if shared:
         name = "training" if split == "train" else split
         done = f"left out of {name}" if leave_out else "kept: metrics on held-out samples will be too good"
         warnings.warn(f"{shared} {name} samples are in another split too; {done}", stacklevel=4)
-    return rows.select(own) if leave_out else rows
+    return rows.select(kept) if leave_out else rows
 
 
 def _check_enough(rows: int, unsized: Sequence[str], train: int | None, test: int | None) -> None:

@@ -114,8 +114,8 @@ class Format:
             has_types = "text_pair" in rows.column_names and "token_type_ids" in self.tokenizer.model_input_names
             types = {"token_type_ids": _TOKENS} if has_types else {}
             return Features({"input_ids": _TOKENS, "labels": Value("int64")} | types | kept)
-        own = {"prompt_length": Value("int32")} | dict.fromkeys(("prompt", "answer", "frame"), Value("string"))
-        return Features({"input_ids": _TOKENS, "labels": _TOKENS} | own | kept)
+        own_features = {"prompt_length": Value("int32")} | dict.fromkeys(("prompt", "answer", "frame"), Value("string"))
+        return Features({"input_ids": _TOKENS, "labels": _TOKENS} | own_features | kept)
 
     def _encode_rows(self, rows: Dataset, split: str, start: int) -> Iterator[tuple[dict[str, Any], Cuts]]:
         if self.architecture == "classification":
@@ -159,8 +159,8 @@ class Format:
         body = turn.rstrip()
         for end in self._ends:
             body = body.removesuffix(end).rstrip()
-        place = len(body) - len(answer) if body.endswith(answer) else turn.find(answer)
-        return turn[: max(0, place)] if answer else ""
+        start = len(body) - len(answer) if body.endswith(answer) else turn.find(answer)
+        return turn[: max(0, start)] if answer else ""
 
     def _encode_seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
         limit = {"truncation": True, "max_length": self.max_length}

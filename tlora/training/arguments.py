@@ -45,13 +45,13 @@ def check_gpu(device: torch.device | None) -> None:
     if device is None or device.type != "cuda" or device.index is None:
         return
     launched = int(os.environ.get("LOCAL_RANK", "-1"))
-    own = max(0, launched)
-    if device.index != own and launched >= 0:
-        raise ValueError(f"device {str(device)!r}: this process trains on cuda:{own}: leave the device out")
-    if device.index != own:
+    rank = max(0, launched)
+    if device.index != rank and launched >= 0:
+        raise ValueError(f"device {str(device)!r}: this process trains on cuda:{rank}: leave the device out")
+    if device.index != rank:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device.index + 1)))
         raise ValueError(
-            f"device {str(device)!r}: the Trainer of transformers uses cuda:{own}: to train on this GPU, start Python "
+            f"device {str(device)!r}: the Trainer of transformers uses cuda:{rank}: to train on this GPU, start Python "
             f"with CUDA_VISIBLE_DEVICES={visible.split(',')[device.index]} and leave the device out"
         )
 

@@ -135,8 +135,8 @@ def seconds_before(checkpoint: str) -> float:
 def _digest(rows: Any) -> str:
     """Return a digest of numbers and texts in evenly spaced rows, the same for every format of the rows."""
     digest = hashlib.sha256()
-    for place in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_ROWS)).round():
-        row = json.dumps(rows[int(place)], skipkeys=True, sort_keys=True, default=_plain)
+    for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_ROWS)).round():
+        row = json.dumps(rows[int(index)], skipkeys=True, sort_keys=True, default=_plain)
         digest.update(row.encode())
     return digest.hexdigest()[:16]
 
@@ -177,9 +177,9 @@ def checkpoint_to_resume(
         raise ValueError("resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path")
     folder = next(reversed(complete), None) if resume is True else Path(resume)
     if folder is None or not is_complete(folder):
-        place = output_dir if resume is True else folder
+        source = output_dir if resume is True else folder
         raise FileNotFoundError(
-            f"no complete checkpoint in {place}: to start a new training, leave resume= out and {_NEW_FOLDER}"
+            f"no complete checkpoint in {source}: to start a new training, leave resume= out and {_NEW_FOLDER}"
         )
     if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
         raise ValueError(

@@ -185,7 +185,7 @@ def train(
     recipe["evaluated_samples"] = _evaluated_samples(data, evaluation_limit)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-")) if output_dir is None else output_dir
-        own = {
+        own_arguments = {
             "learning_rate": learning_rate,
             "num_train_epochs": epochs,
             "per_device_train_batch_size": batch_size,
@@ -194,7 +194,7 @@ def train(
             "resume_from_checkpoint": checkpoint,
             "disable_tqdm": True,  # the trainer shows its own bar
         }
-        settings = training_arguments(own, arguments, validation is not None, output_dir is not None, model)
+        settings = training_arguments(own_arguments, arguments, validation is not None, output_dir is not None, model)
         earlier = 0.0 if checkpoint is None else seconds_before(checkpoint)
         record = check_same_training(checkpoint, settings, data.train, model, phases.options())
         stack.enter_context(restore_modules(model))

@@ -66,9 +66,9 @@ class Processes:
         tuple
             An item, which can be pickled, and whether it is this process's own; if none is left, an item of another.
         """
-        own = iter(items)
+        iterator = iter(items)
         while True:
-            item = next(own, None)
+            item = next(iterator, None)
             now = [each for each in self.gather(item) if each is not None]
             if not now:
                 return

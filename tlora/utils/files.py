@@ -94,9 +94,9 @@ def check_place(
     if marker and target.exists():
         if not target.is_dir():
             raise FileExistsError(f"{path} is a file, not a folder: choose another path or remove it")
-        other = next(filter(_is_in_use, sorted(target.iterdir())), None)
-        if other is not None and not (target / marker).exists():
-            raise FileExistsError(f"{path} holds {other.name} and no {marker}: choose another path or remove it")
+        in_use = next(filter(_is_in_use, sorted(target.iterdir())), None)
+        if in_use is not None and not (target / marker).exists():
+            raise FileExistsError(f"{path} holds {in_use.name} and no {marker}: choose another path or remove it")
     earlier = target / marker if marker else target
     if earlier.exists() and not overwrite:
         raise FileExistsError(f"{Path(path, marker)} exists: replace it with --overwrite, or name another place")

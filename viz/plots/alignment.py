@@ -69,7 +69,7 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
     written = heatmap.write(ax, mesh, frame, "percent", "{:.0f}", style.inches(ax))
     _color_bar(ax, mesh, frame["random"], 2.4 * len(ax.get_yticks()))
     top, low = frame.loc[frame["overlap"].idxmax()], frame.loc[frame["overlap"].idxmin()]
-    one, other = alignment.sides
+    first, second = alignment.sides
     mean = style.percent(frame["overlap"].mean())
     detail = style.sentence(
         f"{style.percent(low['overlap'])} ({style.place(low)}) to {style.percent(top['overlap'])} ({style.place(top)})",
@@ -77,7 +77,7 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
         "cells: percent" if written else "",
         style.source(alignment.meta),
     )
-    style.headline(ax, f"{one} and {other} overlap by {mean} on average at rank {alignment.rank}", detail)
+    style.headline(ax, f"{first} and {second} overlap by {mean} on average at rank {alignment.rank}", detail)
     return ax
 
 

@@ -148,10 +148,10 @@ def allocation_headline(allocation: Allocation) -> str:
     if low == high:
         return f"Every module {'that is adapted ' if left_out(allocation) else ''}gets rank {high}"
     top = [name for name, rank in ranks.items() if rank == high]
-    most = f"layer {allocation.layers[top[0]]} {allocation.projections[top[0]]}"
+    largest = f"layer {allocation.layers[top[0]]} {allocation.projections[top[0]]}"
     return (
         f"Ranks from {low} to {high} instead of {allocation.rank} everywhere; "
-        f"most to {most if len(top) == 1 else f'{len(top)} modules'}"
+        f"most to {largest if len(top) == 1 else f'{len(top)} modules'}"
     )
 
 

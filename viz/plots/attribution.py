@@ -53,12 +53,12 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     ax.set(xlabel="nats of log-probability", ylabel="module")
     ax.legend(loc="lower right" if top["contribution"].iloc[0] > 0 else "lower left")  # where the short bars end
     strip = append_strip(ax)
-    one = attribution.samples[sample]
+    explained = attribution.samples[sample]
     detail = style.sentence(
-        f"tokens of the answer: red gained, blue lost, up to {style.number(strip_limit(one.rise[0]))} nats",
+        f"tokens of the answer: red gained, blue lost, up to {style.number(strip_limit(explained.rise[0]))} nats",
         f"the contributions miss the exact difference by {style.percent(attribution.gap)}",
         style.source(attribution.meta),
     )
     style.headline(ax, attribution.headline, detail, lift=STRIP + GAP)
-    draw_strip(strip, one.tokens, one.positions, one.rise[0], style.inches(ax))
+    draw_strip(strip, explained.tokens, explained.positions, explained.rise[0], style.inches(ax))
     return ax

@@ -36,7 +36,7 @@ def plot_side_effects(effects: SideEffects, sample: int = 0, *, ax: Axes | None 
     <Axes: title={'left': 'The loss of mine changed by ...'}, xlabel='change of the loss, nats per token', ylabel='set'>
     """
     check_arguments(plot_side_effects, locals())
-    sets, one = effects.sets(), effects.samples[sample]
+    sets, text = effects.sets(), effects.samples[sample]
     ax = style.axes(ax, 8.6, 0.9 + 0.4 * len(sets) + STRIP + GAP)
     places = np.arange(len(sets))
     ax.barh(places, sets["loss_change"], height=0.6, color=style.colors(1)[0], alpha=0.55)
@@ -48,9 +48,9 @@ def plot_side_effects(effects: SideEffects, sample: int = 0, *, ax: Axes | None 
     ax.set(xlabel="change of the loss, nats per token", ylabel="set")
     strip = append_strip(ax)
     detail = style.sentence(
-        f"tokens of {one.set} {one.number}: red gained, blue lost, up to {style.number(strip_limit(one.rise))} nats",
+        f"tokens of {text.set} {text.number}: red gained, blue lost, up to {style.number(strip_limit(text.rise))} nats",
         style.source(effects.meta),
     )
     style.headline(ax, effects.headline, detail, lift=STRIP + GAP)
-    draw_strip(strip, one.tokens, one.positions, one.rise, style.inches(ax))
+    draw_strip(strip, text.tokens, text.positions, text.rise, style.inches(ax))
     return ax

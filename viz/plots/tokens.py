@@ -98,7 +98,7 @@ def plot_tokens(
     if len(texts) != len(numbers) or not texts:
         raise ValueError(f"{len(texts)} tokens and {len(numbers)} values: pass one value for each token, at least one")
     shown = [visible(text) for text in texts]
-    own = ax is None
+    is_own = ax is None
     ax = style.axes(ax, 8.6, 1.5)
     norm = CenteredNorm(0, halfrange=limit or float(np.abs(numbers).max()) or 1.0)
     ax.set_axis_off()
@@ -106,8 +106,8 @@ def plot_tokens(
     style.headline(ax, _headline(shown, numbers), detail)
     style.figure_of(ax).draw_without_rendering()  # gives the axes their size, with the title above
     width, height = (extent / style.figure_of(ax).dpi for extent in ax.bbox.size)
-    lines = draw_tokens(ax, texts, numbers, norm, (width, math.inf if own else height))
-    if own:
+    lines = draw_tokens(ax, texts, numbers, norm, (width, math.inf if is_own else height))
+    if is_own:
         style.figure_of(ax).set_figheight(1.5 - height + lines * LINE * FONT_SIZE / 72)
     return ax
 
@@ -198,13 +198,13 @@ def _draw_end(ax: Axes, line: int, rows: pd.DataFrame, norm: CenteredNorm, colum
 def _reads_headline(ax: Axes, activations: DirectionActivations, module: str, kinds: list[str], need: bool) -> None:
     table = activations.constant_share("module", need=need).query("module == @module").set_index("kind")
     shares = ", ".join(f"{kind} {style.percent(table.loc[kind, 'constant'])}" for kind in kinds)
-    place = f"Layer {activations.layers[module]} {activations.projections[module]}"
+    module_text = f"Layer {activations.layers[module]} {activations.projections[module]}"
     detail = style.sentence(
         f"they are {style.percent(table['tokens'].iloc[0])} of the tokens",
         "weighted by need" if need else "",
         style.source(activations.meta),
     )
-    style.headline(ax, f"{place}: share of z\u00b2 on constant tokens: {shares}", detail)
+    style.headline(ax, f"{module_text}: share of z\u00b2 on constant tokens: {shares}", detail)
 
 
 def draw_tokens(
