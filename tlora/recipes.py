@@ -41,7 +41,7 @@ from tlora.utils.defaults import (
 )
 from tlora.utils.distributed import Processes
 from tlora.utils.text import count_text
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, require_positive_int
 
 logger = logging.getLogger(__name__)
 
@@ -313,6 +313,7 @@ def prepare(
     'wc'
     """
     check_arguments(prepare, locals())
+    rank = require_positive_int(rank, "rank")
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     with fixed_weights(model):
         if allocation is None:
@@ -430,6 +431,6 @@ def decompose(
     """Compute the directions of a recipe that has some, up to these ranks unless it sets ``max_rank`` itself."""
     options: dict[str, Any] = {"max_rank": ranks, **(recipe.task_subspaces or {})}
     largest = options["max_rank"]
-    largest = largest if isinstance(largest, int) else max(largest.ranks.values())
+    largest = max(largest.ranks.values()) if isinstance(largest, Allocation) else largest
     logger.info("directions of kind %s, up to %d in each module", recipe.kind, largest)
     return task_subspaces(model, calibration, **options, seed=seed, progress=progress)

@@ -204,8 +204,8 @@ def combine(
     require_choice(method, "method", get_args(CombineMethod))
     names = [os.fspath(name) for name in adapters]
     weights = dict(zip(names, (float(weight) for weight in adapters.values()), strict=True))
-    if len(weights) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    places = [os.path.normpath(name) for name in names]
+    if twice := next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), None):
         raise ValueError(f"adapters names {twice} twice: give it once, with one weight")
     for name, weight in weights.items():
         require_finite(weight, f"weight of {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -223,7 +224,7 @@ def choose_ranks(
     if rank is not None:
         return {name: min(require_positive_int(rank, "rank"), r) for name, r in whole.items()}
     if parameters is not None:
-        is_share = isinstance(parameters, float) and parameters <= 1
+        is_share = not isinstance(parameters, Integral) and parameters <= 1
         budget = math.floor(parameters * _spent(whole, costs)) if is_share else int(parameters)
         if budget < (least := min(costs.values())):
             raise ValueError(f"parameters={budget:,} do not pay for one rank of any module: use {least:,} or more")

@@ -170,6 +170,7 @@ class Allocation(ModuleResult):
             If the module is excluded, or the budget or the matrix does not allow the ranks; the message gives the
             nearest possible rank.
         """
+        check_arguments(Allocation.edit, locals())
         edits = dict(self.edits)
         for name, rank in ranks.items():
             if rank is not None:

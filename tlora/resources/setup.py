@@ -43,7 +43,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name in ("samples", "length", "batch_size", "labels", "rank"):
-            require_positive_int(getattr(self, name), name)
+            object.__setattr__(self, name, require_positive_int(getattr(self, name), name))
         floating_dtype(self.dtype)
         if self.bits is not None and self.bits not in QUANTIZED_BYTES:
             raise ValueError(f"bits={self.bits!r}: use 4 or 8, or leave it out")

@@ -19,13 +19,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
+from tlora.models.targets import Model
 from tlora.tasks.chat import decode_tokens
 from tlora.tasks.evaluation import batch_by_length, evaluate_samples, predict
 from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
 
 def first_batches(task: Task, samples: int) -> list[dict[str, Tensor]]:
@@ -187,7 +188,7 @@ class Task:
 
     def evaluate(
         self,
-        model: Any,
+        model: Model,
         split: str = "test",
         limit: int | None = None,
         *,
@@ -220,16 +221,16 @@ class Task:
         ValueError
             If the split is unknown or empty, a number is not positive, or the model does not fit the task.
         """
+        check_arguments(Task.evaluate, locals())
         require_positive_int(batch_size, "batch_size")
-        rows = self.rows(split, limit)
-        each = evaluate_samples(model, self, rows, batch_size, progress)
-        means = {name: float(values.mean()) for name, values in each.items()}
+        values = evaluate_samples(model, self, self.rows(split, limit), batch_size, progress)
+        means = {name: float(by_sample.mean()) for name, by_sample in values.items()}
         perplexity = math.inf if means["loss"] >= 700 else math.exp(means["loss"])
         return {"loss": means["loss"], "perplexity": perplexity} | means
 
     def predict(
         self,
-        model: Any,
+        model: Model,
         split: str = "test",
         limit: int | None = 20,
         *,
@@ -249,6 +250,7 @@ class Task:
             ``prompt`` (or ``text``), ``answer`` (the reference), ``prediction``, and a column for each
             metric.
         """
+        check_arguments(Task.predict, locals())
         require_positive_int(batch_size, "batch_size")
         return predict(model, self, self.rows(split, limit), batch_size, progress)
 

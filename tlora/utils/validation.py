@@ -161,6 +161,8 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
         return misfit if any(_find_misfit(place, key, parts[0]) for key in value) else None
     if kind is tuple and Ellipsis not in parts and len(value) != len(parts):
         return misfit
+    if isinstance(value, Mapping) and (wrong := [key for key in value if _find_misfit(place, key, parts[0])]):
+        return f"a key of {place}", wrong[0], parts[0]
     return next(filter(None, starmap(_find_misfit, _items(place, value, kind, parts))), None)
 
 

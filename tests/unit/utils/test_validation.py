@@ -4,6 +4,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -181,6 +182,7 @@ def test_the_way_out_is_in_the_message() -> None:
         ((things()["model and tokenizer"], tasks), r"model is a tuple: pass model\[0\]"),
         (("smollm2-135m", tasks), r"model is a str \('smollm2-135m'\): pass .*tlora.load_model\('smollm2-135m'\)\[0\]"),
         ((model, {"code": "code"}), r"texts\['code'\] is a str \('code'\): pass .*load_task"),
+        ((model, {1: task()}), r"a key of texts is a int: pass a string"),
         ((model, task()), r"texts is a Task: pass a dict.*load_task"),
     ]:
         with pytest.raises(TypeError, match=message):
@@ -195,3 +197,13 @@ def test_a_model_in_a_wrapper_is_named() -> None:
     ):
         with pytest.raises(TypeError, match=f"pass {place}$"):
             tlora.freeze_a(wrapped)
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.uint8(2)], ids=lambda number: type(number).__name__)
+def test_whole_numbers_of_numpy_are_numbers(number: Any) -> None:
+    """They come out of data frames and arrays."""
+    same, batches = results.base(), [tiny_batch("llama")]
+    plans = [tlora.prepare(same, batches, rank=rank, samples=2, progress=False) for rank in (2, number)]
+    assert plans[0].allocation.ranks == plans[1].allocation.ranks
+    memory = [tlora.estimate(same.config, samples=n, batch_size=n, rank=n, length=8).bytes for n in (2, number)]
+    assert memory[0] == memory[1]
