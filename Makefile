@@ -92,13 +92,15 @@ versions: $(INSTALLED)  ## Print the versions of torch, transformers, peft and d
 bundle: $(INSTALLED)  ## Bundle viz/browser/ into the one file that Python reads, viz/widgets/widgets.js
 	$(BIN)/python -m tests.helpers.bundle
 
-lint: $(INSTALLED)  ## Check style, types and the direction of imports, and that the bundle is up to date
+lint: $(INSTALLED)  ## Check style, types and the direction of imports, and the browser code with its tests and bundle
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(DENO) fmt --quiet --check
 	$(DENO) lint --quiet
+	$(DENO) check --quiet
+	$(DENO) test --quiet
 	$(BIN)/python -m tests.helpers.bundle --check
 
 docs: $(INSTALLED)  ## Build the site, without a network or a model: docs/_build/html/index.html
@@ -118,13 +120,18 @@ format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff format .
 	$(DENO) fmt --quiet
 
+# The bundle is made again after every edit, and anywidget hands it to the widgets that are shown; make bundle comes after.
+ifdef TLORA_DEV
+lab: export ANYWIDGET_HMR := 1
+lab: WATCH = (exec $(BIN)/python -m tests.helpers.bundle --watch) & trap "kill $$!" EXIT;
+endif
 # Threads that wait leave their core to other processes sooner, as in the commands: tlora/cli/threads.py.
 ifndef OMP_WAIT_POLICY
 lab: export GOMP_SPINCOUNT ?= 10000
 endif
-lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
+lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab; with TLORA_DEV=1 widgets follow edits of viz/browser/
 	$(BIN)/jupyter trust notebooks/*.ipynb  # else their widgets do not come back when the page is loaded again
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(WATCH) $(BIN)/jupyter lab --notebook-dir notebooks
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

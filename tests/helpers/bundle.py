@@ -2,6 +2,7 @@
 
     python -m tests.helpers.bundle             # write it, and the glossary that it holds
     python -m tests.helpers.bundle --check     # fail if it would be written differently
+    python -m tests.helpers.bundle --watch     # write it after every edit until interrupted, without its first line
 
 Needs deno, which fetches esbuild from npm the first time, in the version of ``deno.lock``.
 """
@@ -44,22 +45,30 @@ def glossary() -> str:
     return json.dumps(explanations(), indent=2, ensure_ascii=False) + "\n"
 
 
-def bundle() -> str:
-    """The bundle, by esbuild."""
+def esbuild(output: Path, *options: str) -> None:
+    """Have esbuild write the bundle, but its first line, to a file; while it watches, until this process ends."""
     deno = Path(sysconfig.get_path("scripts"), "deno")
+    command = [deno, "task", "--quiet", "bundle", f"--outfile={output}", *options]
+    with subprocess.Popen(command, cwd=SOURCES, stdin=subprocess.PIPE) as process:
+        if process.wait():
+            raise SystemExit(process.returncode)
+
+
+def bundle() -> str:
+    """The bundle."""
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, "widgets.js")
-        subprocess.run([deno, "task", "--quiet", "bundle", f"--outfile={written}"], cwd=SOURCES, check=True)
-        return head() + written.read_text("utf-8")
+        esbuild(output := Path(folder, "widgets.js"))
+        return head() + output.read_text("utf-8")
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--check"]:
-        if GLOSSARY.read_text("utf-8") != glossary() or BUNDLE.read_text("utf-8") != bundle():
-            raise SystemExit(f"{BUNDLE.relative_to(ROOT)} is not what its sources give: make bundle")
-        return
-    GLOSSARY.write_text(glossary(), "utf-8")
-    BUNDLE.write_text(bundle(), "utf-8")
+    if sys.argv[1:] == ["--watch"]:
+        return esbuild(BUNDLE, "--watch")
+    if sys.argv[1:] != ["--check"]:
+        GLOSSARY.write_text(glossary(), "utf-8")
+        BUNDLE.write_text(bundle(), "utf-8")
+    elif GLOSSARY.read_text("utf-8") != glossary() or BUNDLE.read_text("utf-8") != bundle():
+        raise SystemExit(f"{BUNDLE.relative_to(ROOT)} is not what its sources give: make bundle")
 
 
 if __name__ == "__main__":

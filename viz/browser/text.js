@@ -1,7 +1,21 @@
+// Numbers and tokens as text.
+
 export const MINUS = "\u2212";
+const SIGNS = { "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d" };
+
 export const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\u00a0%";
-export const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
-export function sizeText(bytes) { // three digits and a unit
+export const sign = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "");
+export const signed = (x) => sign(x) + Math.abs(x);
+export const signedNumber = (x, digits = 2) => sign(x) + Math.abs(x).toFixed(digits);
+export const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
+export const whole = (x) => Math.abs(x).toLocaleString("en-US");
+export const signedWhole = (x) => (x < 0 ? MINUS : "+") + whole(x);
+export const nats = (x) => signedNumber(x, Math.abs(x) >= 9.95 ? 1 : 2);
+export const unsignedNats = (x) => nats(x).replace("+", "");
+export const capitalized = (words) => words[0].toUpperCase() + words.slice(1);
+
+/** A size in bytes as three digits and a unit. */
+export function sizeText(bytes) {
   for (const unit of ["bytes", "kB", "MB"]) {
     if (bytes < 999.5) return `${+bytes.toPrecision(3)} ${unit}`;
     bytes /= 1000;
@@ -9,15 +23,12 @@ export function sizeText(bytes) { // three digits and a unit
   return `${+bytes.toPrecision(3)} GB`;
 }
 
-export const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
-const SIGNS = { "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d" };
-export const visible = (token) => token.replace(/[\n\t\r]/g, (c) => SIGNS[c]);
-export const isSpecial = (token) => /^\s*(<[^\s<>]+>|\[[A-Z]+\])\s*$/.test(token);
-export const quoted = (token) => `\u201c${visible(token)}\u201d`;
-export const signedNumber = (v, digits = 2) => (v > 0 ? "+" : v < 0 ? MINUS : "") + Math.abs(v).toFixed(digits);
-export const nats = (v) => signedNumber(v, Math.abs(v) >= 9.95 ? 1 : 2);
-export const size = (v) => nats(v).replace("+", "");
+/** A probability from its logarithm. */
 export function probability(logarithm) {
   const p = Math.exp(logarithm);
   return p > 0.9995 ? "100\u00a0%" : p < 1e-5 ? "< .001\u00a0%" : percent(p);
 }
+
+export const visible = (token) => token.replace(/[\n\t\r]/g, (c) => SIGNS[c]);
+export const quoted = (token) => `\u201c${visible(token)}\u201d`;
+export const isSpecial = (token) => /^\s*(<[^\s<>]+>|\[[A-Z]+\])\s*$/.test(token);

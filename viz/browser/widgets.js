@@ -1,7 +1,7 @@
-// What the widgets of a notebook and the page without a kernel run. This folder is bundled into `viz/widgets/widgets.js`.
+// What the widgets of a notebook and the page without a kernel run, bundled into `viz/widgets/widgets.js`.
 
 import { renderMonitor } from "./monitor.js";
-import { renderWorkbench } from "./workbench.js";
+import { renderWorkbench } from "./workbench/workbench.js";
 
 export { offline } from "./offline.js";
 export { renderPage } from "./page.js";

@@ -1,27 +1,20 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 26c2469ce93db0e7f050234900e191784922cbf0fa078a095caab64caaa2f5ba
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d9bb068b7cce10f05b343d180d555dcf6032da87ff274fb98ea82179bc3fb564
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
 function make(tag, attributes = {}, parent = null, text = null) {
-  const element = DRAWN.includes(tag) || attributes.svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value);
-  if (text !== null) element.textContent = text;
+  const isSvg = DRAWN.includes(tag) || attributes.svg;
+  const element = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value2] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value2);
+  if (text !== null) element.textContent = String(text);
   if (parent) parent.appendChild(element);
   return element;
 }
-function put(element, name, value) {
-  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+function put(element, name, value2) {
+  if (element.getAttribute(name) !== String(value2)) element.setAttribute(name, value2);
 }
-function onArrows(row, then = () => {
-}) {
-  row.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...row.querySelectorAll("button")].filter((one) => !one.hidden);
-    if (!step) return;
-    const target = all[(all.indexOf(event.target) + step + all.length) % all.length];
-    then(target);
-    target.focus();
-    event.preventDefault();
-  });
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 function download(name, blob) {
   const link = make("a", { download: name, href: URL.createObjectURL(blob) });
@@ -96,15 +89,17 @@ var glossary_default = {
 };
 
 // explain.js
-function describe(element, sentence) {
-  if (!sentence) return element;
-  element.setAttribute("aria-description", sentence);
-  if (!["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) && !element.hasAttribute("tabindex")) {
-    element.setAttribute("tabindex", 0);
-  }
+var SENTENCES = glossary_default;
+function describe(element, sentence2) {
+  if (!sentence2) return element;
+  element.setAttribute("aria-description", sentence2);
+  const isReachable = ["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) || element.hasAttribute("tabindex");
+  if (!isReachable) element.setAttribute("tabindex", 0);
   return element;
 }
-var explained = (element, words = element.textContent) => describe(element, glossary_default[words.toLowerCase()]);
+function explained(element, words = element.textContent) {
+  return describe(element, SENTENCES[words.toLowerCase()]);
+}
 function explainer(root) {
   const box = make("div", { class: "tip term", "aria-hidden": "true" }, root);
   const hide = () => {
@@ -115,9 +110,9 @@ function explainer(root) {
     if (!word) return hide();
     box.textContent = word.getAttribute("aria-description");
     box.style.display = "block";
-    const frame = root.getBoundingClientRect(), at = word.getBoundingClientRect(), below = at.bottom - frame.top + 4;
+    const frame = root.getBoundingClientRect(), at = word.getBoundingClientRect();
     box.style.left = `${Math.max(0, Math.min(at.left - frame.left, frame.width - box.offsetWidth - 4))}px`;
-    box.style.top = `${below}px`;
+    box.style.top = `${at.bottom - frame.top + 4}px`;
   }
   for (const event of ["pointerover", "focusin"]) root.addEventListener(event, show);
   for (const event of ["pointerleave", "focusout", "click"]) root.addEventListener(event, hide);
@@ -128,8 +123,17 @@ function explainer(root) {
 
 // text.js
 var MINUS = "\u2212";
+var SIGNS = { "\n": "\u23CE", "	": "\u21E5", "\r": "\u240D" };
 var percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\xA0%";
-var signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
+var sign = (x) => x > 0 ? "+" : x < 0 ? MINUS : "";
+var signed = (x) => sign(x) + Math.abs(x);
+var signedNumber = (x, digits = 2) => sign(x) + Math.abs(x).toFixed(digits);
+var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
+var whole = (x) => Math.abs(x).toLocaleString("en-US");
+var signedWhole = (x) => (x < 0 ? MINUS : "+") + whole(x);
+var nats = (x) => signedNumber(x, Math.abs(x) >= 9.95 ? 1 : 2);
+var unsignedNats = (x) => nats(x).replace("+", "");
+var capitalized = (words) => words[0].toUpperCase() + words.slice(1);
 function sizeText(bytes) {
   for (const unit of ["bytes", "kB", "MB"]) {
     if (bytes < 999.5) return `${+bytes.toPrecision(3)} ${unit}`;
@@ -137,163 +141,133 @@ function sizeText(bytes) {
   }
   return `${+bytes.toPrecision(3)} GB`;
 }
-var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
-var SIGNS = { "\n": "\u23CE", "	": "\u21E5", "\r": "\u240D" };
-var visible = (token) => token.replace(/[\n\t\r]/g, (c) => SIGNS[c]);
-var isSpecial = (token) => /^\s*(<[^\s<>]+>|\[[A-Z]+\])\s*$/.test(token);
-var quoted = (token) => `\u201C${visible(token)}\u201D`;
-var signedNumber = (v, digits = 2) => (v > 0 ? "+" : v < 0 ? MINUS : "") + Math.abs(v).toFixed(digits);
-var nats = (v) => signedNumber(v, Math.abs(v) >= 9.95 ? 1 : 2);
-var size = (v) => nats(v).replace("+", "");
 function probability(logarithm) {
   const p = Math.exp(logarithm);
   return p > 0.9995 ? "100\xA0%" : p < 1e-5 ? "< .001\xA0%" : percent(p);
 }
+var visible = (token) => token.replace(/[\n\t\r]/g, (c) => SIGNS[c]);
+var quoted = (token) => `\u201C${visible(token)}\u201D`;
+var isSpecial = (token) => /^\s*(<[^\s<>]+>|\[[A-Z]+\])\s*$/.test(token);
 
 // chart.js
+var LEFT = 50;
+var RIGHT = 8;
+var TOP = 6;
+var BOTTOM = 32;
+var RAISED = "\u2070\xB9\xB2\xB3\u2074\u2075\u2076\u2077\u2078\u2079";
 function ticks(low, high, log, most) {
-  const all = [];
-  if (log) {
-    for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) {
-      for (const f of [1, 2, 5]) all.push(+`${f}e${p}`);
-    }
-    const inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
-    if (inside.length < 2) return ticks(low, high, false, most);
-    if (inside.length <= most) return inside;
-    const powers = inside.filter((v) => v.toExponential().startsWith("1e")), every = Math.ceil(powers.length / most);
-    return powers.filter((_, i) => i % every === 0);
-  }
-  const power = 10 ** Math.floor(Math.log10((high - low) / most || 1)), step = [1, 2, 5, 10].find((f) => f * power >= (high - low) / most) * power;
-  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) all.push(+v.toPrecision(12));
-  return all;
+  if (log) return logTicks(low, high, most);
+  const ticks2 = [], power = 10 ** Math.floor(Math.log10((high - low) / most || 1));
+  const step = ([1, 2, 5].find((f) => f * power >= (high - low) / most) ?? 10) * power;
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) ticks2.push(+v.toPrecision(12));
+  return ticks2;
 }
-function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 340, height = 150, legend = true }) {
+function logTicks(low, high, most) {
+  const all = [];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) {
+    for (const f of [1, 2, 5]) all.push(+`${f}e${p}`);
+  }
+  const inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+  if (inside.length < 2) return ticks(low, high, false, most);
+  if (inside.length <= most) return inside;
+  const powers = inside.filter((v) => v.toExponential().startsWith("1e")), every = Math.ceil(powers.length / most);
+  return powers.filter((_, i) => i % every === 0);
+}
+function tickText(axis, v) {
+  if (axis.percent) return `${+(100 * v).toFixed(4)}\xA0%`;
+  if (!axis.log || v >= 0.01 && v <= 99999) return String(+v.toPrecision(6)).replace("-", MINUS);
+  const [digits, power] = v.toExponential().split("e");
+  const raised = [...String(Number(power))].map((c) => c === "-" ? "\u207B" : RAISED[Number(c)]).join("");
+  return `${digits === "1" ? "" : `${digits}\xB7`}10${raised}`;
+}
+function span(axis, values) {
+  const low = axis.min ?? Math.min(...values), high = axis.max ?? Math.max(...values);
+  if (low !== high) return [low, high];
+  return axis.log ? [low / 2, high * 2] : [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
+}
+function place(v, [low, high], log) {
+  return log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
+}
+function chart(parent, contents) {
+  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
   const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
-  const points = lines.flatMap((one) => one.points).concat(bars).filter(usable);
-  const span = (axis, values) => {
-    let low = axis.min ?? Math.min(...values), high = axis.max ?? Math.max(...values);
-    if (low === high) {
-      [low, high] = axis.log ? [low / 2, high * 2] : [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
-    }
-    return [low, high];
-  };
-  const named = legend ? lines.filter((one) => one.label && !one.gray) : [];
-  if (named.length) {
-    const row = make("div", { class: "key" }, parent);
-    named.forEach((one) => {
-      const entry = make("span", {
-        class: `c${one.color ?? lines.filter((l) => !l.gray).indexOf(one)} ${one.name ?? ""}`
-      }, row);
-      make("span", { class: `swatch${one.dash ? " dash" : ""}${one.thin ? " thin" : ""}` }, entry);
-      entry.append(one.label);
-      explained(entry, one.term ?? one.label);
-    });
-  }
-  const svg = make("svg", {
-    class: "chart",
-    role: "group",
-    width,
-    height,
-    viewBox: `0 0 ${width} ${height}`,
-    "aria-label": title
-  }, parent);
+  const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
+  if (legend) drawKey(parent, lines);
+  const size = { width, height, viewBox: `0 0 ${width} ${height}` };
+  const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
   if (!points.length) return svg;
-  const [x0, x1] = span(x, points.map(([a]) => a)), [y0, y1] = span(y, points.map(([, b]) => b));
-  const left = 50, right = 8, top = 6, bottom = 32, scale = (v, low, high, log) => log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
-  const at = (v) => left + (width - left - right) * scale(v, x0, x1, x.log);
-  const up = (v) => top + (height - top - bottom) * (1 - scale(v, y0, y1, y.log));
-  const write = (axis, v) => {
-    if (axis.percent) return `${+(100 * v).toFixed(4)}\xA0%`;
-    if (axis.log && (v < 0.01 || v > 99999)) {
-      const [digits, power] = v.toExponential().split("e"), raised = [...String(Number(power))].map((c) => c === "-" ? "\u207B" : "\u2070\xB9\xB2\xB3\u2074\u2075\u2076\u2077\u2078\u2079"[c]).join("");
-      return `${digits === "1" ? "" : `${digits}\xB7`}10${raised}`;
-    }
-    return String(+v.toPrecision(6)).replace("-", MINUS);
-  };
-  for (const v of ticks(y0, y1, y.log, 4)) {
-    make("line", { class: "guide", x1: left, x2: width - right, y1: up(v), y2: up(v) }, svg);
-    make("text", { svg: true, class: "tick", x: left - 5, y: up(v) + 3.5, "text-anchor": "end" }, svg, write(y, v));
-  }
-  for (const v of ticks(x0, x1, x.log, Math.floor((width - left) / 38))) {
-    make("line", { class: "axis", x1: at(v), x2: at(v), y1: height - bottom, y2: height - bottom + 4 }, svg);
-    make(
-      "text",
-      { svg: true, class: "tick", x: at(v), y: height - bottom + 14, "text-anchor": "middle" },
-      svg,
-      write(x, v)
-    );
-  }
-  make("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, svg);
-  make("line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom }, svg);
-  explained(
-    make(
-      "text",
-      { svg: true, class: "tick", x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" },
-      svg,
-      x.label
-    )
-  );
-  explained(
-    make(
-      "text",
-      {
-        svg: true,
-        class: "tick",
-        transform: `translate(10 ${(top + height - bottom) / 2}) rotate(-90)`,
-        "text-anchor": "middle"
-      },
-      svg,
-      y.label
-    )
-  );
-  const wide = bars.length ? Math.max(1, 0.8 * (at(x0 + 1) - at(x0))) : 0;
-  for (const [a, b] of bars) {
-    make("rect", { class: "bar", x: at(a) - wide / 2, width: wide, y: up(b), height: up(y0) - up(b) }, svg);
-  }
-  if (cursor !== null && cursor >= x0 && cursor <= x1) {
-    make("line", { class: "cursor", x1: at(cursor), x2: at(cursor), y1: top, y2: height - bottom }, svg);
-  }
-  let i = 0;
-  for (const one of lines) {
-    const color = one.gray ? "gray" : `c${one.color ?? i++} ${one.name ?? ""}`, inside = one.points.filter(usable).filter(([, b]) => b >= y0 - 1e-12);
-    const path = inside.map(([a, b], k) => `${k ? "L" : "M"}${at(a).toFixed(1)} ${up(b).toFixed(1)}`).join("");
-    make("path", { class: `curve ${color}${one.thin ? " thin" : ""}${one.dash ? " dash" : ""}`, d: path }, svg);
-    if (one.dots || inside.length === 1 && !one.gray) {
-      for (const [a, b] of inside) make("circle", { class: color, cx: at(a), cy: up(b), r: 2.8 }, svg);
-    }
+  const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
+  const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
+  const frame = { svg, x, y, xs, ys, at, up, width, height };
+  drawAxes(frame);
+  drawBars(frame, bars, contents.cursor ?? null);
+  let color = 0;
+  for (const line of lines) {
+    const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
+    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12));
   }
   return svg;
 }
+function drawKey(parent, lines) {
+  const inColor = lines.filter((line) => !line.gray), named = inColor.filter((line) => line.label);
+  if (!named.length) return;
+  const key = make("div", { class: "key" }, parent);
+  for (const line of named) {
+    const entry = make("span", { class: `c${line.color ?? inColor.indexOf(line)} ${line.name ?? ""}` }, key);
+    make("span", { class: `swatch${line.dash ? " dash" : ""}${line.thin ? " thin" : ""}` }, entry);
+    entry.append(line.label);
+    explained(entry, line.term ?? line.label);
+  }
+}
+function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
+  const right = width - RIGHT, bottom = height - BOTTOM;
+  const line = (look, ends2) => make("line", { class: look, ...ends2 }, svg);
+  const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
+  for (const v of ticks(ys[0], ys[1], y.log, 4)) {
+    line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
+    tick({ x: LEFT - 5, y: up(v) + 3.5, "text-anchor": "end" }, tickText(y, v));
+  }
+  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((width - LEFT) / 38))) {
+    line("axis", { x1: at(v), x2: at(v), y1: bottom, y2: bottom + 4 });
+    tick({ x: at(v), y: bottom + 14, "text-anchor": "middle" }, tickText(x, v));
+  }
+  line("axis", { x1: LEFT, x2: right, y1: bottom, y2: bottom });
+  line("axis", { x1: LEFT, x2: LEFT, y1: TOP, y2: bottom });
+  explained(tick({ x: (LEFT + right) / 2, y: height - 3, "text-anchor": "middle" }, x.label));
+  const turned = `translate(10 ${(TOP + bottom) / 2}) rotate(-90)`;
+  explained(tick({ transform: turned, "text-anchor": "middle" }, y.label));
+}
+function drawBars({ svg, xs, ys, at, up, height }, bars, cursor) {
+  const wide = bars.length ? Math.max(1, 0.8 * (at(xs[0] + 1) - at(xs[0]))) : 0;
+  for (const [a, b] of bars) {
+    make("rect", { class: "bar", x: at(a) - wide / 2, width: wide, y: up(b), height: up(ys[0]) - up(b) }, svg);
+  }
+  if (cursor !== null && cursor >= xs[0] && cursor <= xs[1]) {
+    make("line", { class: "cursor", x1: at(cursor), x2: at(cursor), y1: TOP, y2: height - BOTTOM }, svg);
+  }
+}
+function drawLine({ svg, at, up }, line, look, points) {
+  const path = points.map(([a, b], k) => `${k ? "L" : "M"}${at(a).toFixed(1)} ${up(b).toFixed(1)}`).join("");
+  make("path", { class: `curve ${look}${line.thin ? " thin" : ""}${line.dash ? " dash" : ""}`, d: path }, svg);
+  if (!line.dots && (points.length !== 1 || line.gray)) return;
+  for (const [a, b] of points) make("circle", { class: look, cx: at(a), cy: up(b), r: 2.8 }, svg);
+}
 function lossCurves(parent, arms, width) {
-  const names = Object.keys(arms), lines = [];
-  names.forEach((name, i) => {
-    const single = names.length === 1, of = (what) => single ? what : `${name}, ${what}`;
-    const look = single ? "" : `arm${i}`, dash = i === 1;
-    lines.push({
-      label: of("training"),
-      term: "training loss",
-      points: arms[name].losses,
-      thin: true,
-      dash,
-      name: look,
-      color: i
-    });
-    lines.push({
-      label: of(single ? "validation" : "held out"),
-      term: "held-out loss",
-      points: arms[name].held,
-      dots: true,
-      dash,
-      name: look,
-      color: single ? 1 : i
-    });
+  const names = Object.keys(arms), isAlone = names.length === 1;
+  const lines = names.flatMap((name, i) => {
+    const { losses, held } = arms[name], label = (what) => isAlone ? what : `${name}, ${what}`;
+    const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 };
+    const heldLabel = label(isAlone ? "validation" : "held out");
+    return [
+      { label: label("training"), term: "training loss", points: losses, thin: true, ...look, color: i },
+      { label: heldLabel, term: "held-out loss", points: held, dots: true, ...look, color: isAlone ? 1 : i }
+    ];
   });
   const steps = Math.max(1, ...names.map((name) => arms[name].planned));
-  const title = `Losses of ${names.join(" and ")} over the optimizer steps`;
-  const drawn = lines.filter((one) => one.points.length || names.length > 1);
   return chart(parent, {
-    title,
-    lines: drawn,
+    title: `Losses of ${names.join(" and ")} over the optimizer steps`,
+    lines: lines.filter((line) => line.points.length || !isAlone),
     x: { label: "optimizer step", min: 0, max: steps },
     y: { label: "loss, nats" },
     width,
@@ -307,7 +281,8 @@ var BLUE = [33, 102, 172];
 var GREEN = [0, 104, 116];
 var rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
 function luminance(color) {
-  const [r, g, b] = color.map((c) => c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const linear = (c) => c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = color.map(linear);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 var isDark = (element) => luminance(rgb(getComputedStyle(element).color || "rgb(0, 0, 0)")) > 0.4;
@@ -315,62 +290,103 @@ var groundOf = (dark) => dark ? [17, 17, 17] : [255, 255, 255];
 var inkOn = (color) => luminance(color) > 0.179 ? "#000" : "#fff";
 var blend = (ground, hue, share) => ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(share))));
 function tint(share, dark) {
-  const fill = blend(groundOf(dark), share > 0 ? RED : BLUE, share);
-  return { fill: `rgb(${fill})`, ink: inkOn(fill) };
+  const fill2 = blend(groundOf(dark), share > 0 ? RED : BLUE, share);
+  return { fill: `rgb(${fill2})`, ink: inkOn(fill2) };
 }
-var largest = (v) => v.reduce((most, one) => Math.max(most, Math.abs(one)), 1e-6);
+var largest = (values) => values.reduce((most, value2) => Math.max(most, Math.abs(value2)), 1e-6);
 
 // grid.js
-var TALL = 22;
-function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
-  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, w = Math.min(26, (width - left) / columns.length), h = 17;
-  const svg = make("svg", {
-    class: "chart",
-    role: "img",
-    width: left + w * columns.length,
-    height: h * rows.length + 18,
-    "aria-label": title
-  }, parent);
-  const ground = groundOf(isDark(parent));
-  rows.forEach(
-    (name, j) => make("text", { svg: true, class: "tick", x: left - 6, y: h * j + 12, "text-anchor": "end" }, svg, name.slice(-22))
-  );
-  const every = Math.ceil(18 / w);
-  columns.forEach((name, i) => {
-    if (i % every === 0) {
-      make(
-        "text",
-        { svg: true, class: "tick", x: left + w * (i + 0.5), y: h * rows.length + 13, "text-anchor": "middle" },
-        svg,
-        name
-      );
+var LETTER = 6.3;
+var HEIGHT = 22;
+var MOVES = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+var STEPS = { "+": 1, "=": 1, "-": -1 };
+var membersOf = (modules, which, at) => modules[which].flatMap((place2, k) => place2 === at ? [k] : []);
+function labelMembers(modules, event) {
+  const { row, column } = event.target.dataset;
+  if (row !== void 0) return membersOf(modules, "row", Number(row));
+  return column === void 0 ? null : membersOf(modules, "column", Number(column));
+}
+function neighbor(modules, from, [right, down]) {
+  let i = modules.column[from], j = modules.row[from], k = -1;
+  while (k < 0 && i >= 0 && j >= 0 && i < modules.columns.length && j < modules.rows.length) {
+    [i, j] = [i + right, j + down];
+    k = modules.row.findIndex((row, n) => row === j && modules.column[n] === i);
+  }
+  return k;
+}
+var cross = (w, h) => `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`;
+function bandHeight(modules, { top, gaps = [] }, below) {
+  return top + modules.rows.length * HEIGHT + (gaps.at(-1) ?? 0) + below;
+}
+function moduleGrid(svg, modules, shape, words) {
+  const grid = { svg, modules, shape, words, cells: [], bars: [] };
+  const bands = shape.bands ?? 1, length = Math.ceil(modules.columns.length / bands);
+  svg.replaceChildren();
+  for (let b = 0; b < bands; b++) drawBand(grid, b * bandHeight(modules, shape, 20) + shape.top, b * length, length);
+  return { cells: grid.cells, bars: grid.bars };
+}
+function drawBand(grid, y0, first, length) {
+  const { svg, modules, shape } = grid, { left, w, gaps = [] } = shape;
+  const here = modules.columns.slice(first, first + length), x = (i) => left + w * (i - first);
+  const bottom = bandHeight(modules, shape, 14) - shape.top + y0, every = Math.ceil(18 / w);
+  const head = make("g", { role: "row" }, svg);
+  drawLabel(head, { x: left - 6, y: bottom, "text-anchor": "end", role: "columnheader" }, "layer");
+  here.forEach((layer, n) => drawColumn(grid, head, { layer, i: first + n, x: x(first + n), y0, bottom, every }));
+  modules.rows.forEach((name, j) => {
+    const row = make("g", { role: "row" }, svg), y = y0 + HEIGHT * j + (gaps[j] ?? 0);
+    drawRow(grid, row, { name, j, y, end: left + w * here.length });
+    for (const k of membersOf(modules, "row", j)) {
+      const i = modules.column[k];
+      if (i >= first && i < first + length) grid.cells[k] = drawCell(row, k, x(i), y, shape);
     }
   });
-  for (const [row, column, value, text] of cells) {
-    const fill = blend(ground, [0, 104, 116], value === null || !most ? 0 : value / most);
-    make("rect", {
-      class: "grid",
-      x: left + w * column + 0.5,
-      y: h * row + 0.5,
-      width: w - 1,
-      height: h - 1,
-      fill: `rgb(${fill})`
-    }, svg);
-    if (text && w > 15) {
-      make(
-        "text",
-        {
-          svg: true,
-          x: left + w * (column + 0.5),
-          y: h * row + 12,
-          "text-anchor": "middle",
-          "font-size": 9,
-          fill: inkOn(fill)
-        },
-        svg,
-        text
-      );
-    }
+}
+var drawLabel = (parent, attributes, text) => make("text", { svg: true, class: "label", ...attributes }, parent, text);
+function drawColumn({ svg, shape, words, bars }, head, { layer, i, x, y0, bottom, every }) {
+  const { w, inset } = shape, rect = make("rect", { class: "total", x: x + inset, width: w - 2 * inset }, svg);
+  bars.push({ which: "column", at: i, rect, room: shape.tall, base: y0 - shape.above });
+  const [text, name] = words.layer(layer), at = { x: x + w / 2, y: bottom, "text-anchor": "middle" };
+  const label = { ...at, role: "columnheader", "data-column": i, "aria-label": name };
+  make("title", { svg: true }, drawLabel(head, label, i % every ? "\xB7" : text), words.column(name));
+}
+function drawRow({ svg, shape, words, bars }, row, { name, j, y, end }) {
+  const { left, right, letters, inset } = shape;
+  const short = name.length > letters ? "\u2026" + name.slice(-Math.floor(letters) + 2) : name;
+  const label = { x: left - 6, y: y + HEIGHT / 2 + 4, "text-anchor": "end", role: "rowheader", "data-row": j };
+  make("title", { svg: true }, drawLabel(row, label, short), words.row(name));
+  const at = { x: end + 4, y: y + inset + 1, height: HEIGHT - 2 * inset - 2 };
+  bars.push({ which: "row", at: j, rect: make("rect", { class: "total", ...at }, svg), room: right - 8, base: 0 });
+}
+function drawCell(row, k, x, y, { w, font }) {
+  const h = HEIGHT, at = { "data-k": k, transform: `translate(${x} ${y})` };
+  const g = make("g", { class: "cell", role: "gridcell", tabindex: -1, ...at }, row);
+  const rect = make("rect", { x: 1, y: 1, width: w - 2, height: h - 2, rx: 2 }, g);
+  const middle = { x: w / 2, y: h / 2 + 4, "text-anchor": "middle", "font-size": font };
+  const text = make("text", { svg: true, ...middle }, g);
+  return { g, rect, text, mark: make("path", { class: "mark" }, g), w, h };
+}
+function setLength(bar, share) {
+  const length = share * bar.room;
+  put(bar.rect, bar.which === "column" ? "height" : "width", length);
+  if (bar.which === "column") put(bar.rect, "y", bar.base - length);
+}
+function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
+  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, h = 17;
+  const w = Math.min(26, (width - left) / columns.length), every = Math.ceil(18 / w), ground = groundOf(isDark(parent));
+  const size = { width: left + w * columns.length, height: h * rows.length + 18 };
+  const svg = make("svg", { class: "chart", role: "img", ...size, "aria-label": title }, parent);
+  const tick = (x, y, anchor, text) => make("text", { svg: true, class: "tick", x, y, "text-anchor": anchor }, svg, text);
+  rows.forEach((name, j) => tick(left - 6, h * j + 12, "end", name.slice(-22)));
+  columns.forEach((name, i) => {
+    if (i % every === 0) tick(left + w * (i + 0.5), h * rows.length + 13, "middle", name);
+  });
+  for (const [row, column, value2, text] of cells) {
+    const fill2 = blend(ground, GREEN, value2 === null || !most ? 0 : value2 / most);
+    const at = { x: left + w * column + 0.5, y: h * row + 0.5, width: w - 1, height: h - 1 };
+    make("rect", { class: "grid", ...at, fill: `rgb(${fill2})` }, svg);
+    if (!text || w <= 15) continue;
+    const middle = { x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle" };
+    make("text", { svg: true, ...middle, "font-size": 9, fill: inkOn(fill2) }, svg, text);
   }
   return svg;
 }
@@ -379,964 +395,700 @@ function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
 function renderMonitor({ model, el }) {
   const root = make("div", { class: "tlora monitor" }, el);
   function draw() {
-    const state = model.get("state");
+    const { arms, rows, columns, cells } = model.get("state");
     root.replaceChildren();
     explainer(root);
-    if (!state.arms) return;
-    const width = Math.max(320, Math.min(820, el.clientWidth || 640)), most = Math.max(...state.cells.map(([, , share]) => share ?? 0), 1e-12);
-    lossCurves(root, state.arms, width);
-    if (!state.cells.length) return;
-    make(
-      "div",
-      { class: "key" },
-      root,
-      `Update of each module relative to its weight, up to ${percent(most)}: projections down, layers across`
-    );
-    cellGrid(root, {
-      title: "Update of each module",
-      rows: state.rows,
-      columns: state.columns,
-      cells: state.cells,
-      most,
-      width
-    });
+    if (!arms) return;
+    const width = Math.max(320, Math.min(820, el.clientWidth || 640));
+    lossCurves(root, arms, width);
+    if (!cells.length) return;
+    const most = Math.max(...cells.map(([, , share]) => share ?? 0), 1e-12);
+    const words = `Update of each module relative to its weight, up to ${percent(most)}`;
+    make("div", { class: "key" }, root, `${words}: projections down, layers across`);
+    cellGrid(root, { title: "Update of each module", rows, columns, cells, most, width });
   }
   model.on("change:state", draw);
   draw();
-  const mark = () => {
-    if (!el.isConnected) return requestAnimationFrame(mark);
-    const box = el.closest(".widget-vbox");
-    if (box) box.dataset.lmSuppressShortcuts = "true";
-  };
-  mark();
+  keepKeys(el);
+}
+function keepKeys(el) {
+  if (!el.isConnected) return requestAnimationFrame(() => keepKeys(el));
+  const box = el.closest(".widget-vbox");
+  if (box) box.dataset.lmSuppressShortcuts = "true";
+}
+
+// guide.js
+var SEEN = "tlora-guide";
+var START = [
+  "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
+  "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back."
+];
+var RANK = "Move the rank: what all modules share grows or shrinks with it.";
+var TRAIN = "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both.";
+var KEYS = [
+  ["arrows", "move"],
+  ["Shift+arrows", "select more"],
+  ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
+  ["Delete", "give the rank back to the score"],
+  ["X", "leave the module out"],
+  ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
+  ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
+  ["Escape", "select one"]
+];
+function guide(root, page, drags) {
+  const box = make("details", { class: "help" }, root);
+  make("summary", {}, box, "Help: the first minute, and keys");
+  const list = make("ol", {}, box);
+  for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
+  const row = make("p", {}, box, "On the map: ");
+  KEYS.forEach(([key, does], i) => {
+    make("kbd", {}, row, key);
+    row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
+  });
+  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
+  box.open = drags && !stored();
+  box.addEventListener("toggle", () => store(box.open ? "" : "closed"));
+}
+function stored() {
+  try {
+    return localStorage.getItem(SEEN);
+  } catch {
+    return null;
+  }
+}
+function store(value2) {
+  try {
+    localStorage.setItem(SEEN, value2);
+  } catch {
+  }
 }
 
 // controls.js
+function button(parent, label, sentence2, action, attributes = {}) {
+  const element = describe(make("button", { type: "button", ...attributes }, parent, label), sentence2);
+  element.addEventListener("click", action);
+  return element;
+}
+var labeled = (parent, label) => make("label", { class: "control" }, parent, label);
+var group = (parent, name) => make("span", { class: "group", role: "group", "aria-label": name }, parent);
+function choose(parent, label, options, selected, action) {
+  const select2 = make("select", {}, labeled(parent, label));
+  fillOptions(select2, options, selected);
+  select2.addEventListener("change", () => action(select2.value));
+  return select2;
+}
+function fillOptions(select2, options, selected) {
+  select2.replaceChildren();
+  for (const [value2, text] of options) make("option", { value: value2 }, select2, text).selected = value2 === selected;
+}
+function onArrows(row, then = (_target) => {
+}) {
+  row.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const buttons = [...row.querySelectorAll("button")].filter((button2) => !button2.hidden);
+    const target = buttons[(buttons.indexOf(event.target) + step + buttons.length) % buttons.length];
+    then(target);
+    target.focus();
+    event.preventDefault();
+  });
+}
 function drawBar(parent, { words, done, total: total2 }) {
   make("progress", { ...total2 > 1 && { max: total2, value: done }, "aria-label": words }, parent);
   parent.append(words + (total2 > 1 ? `: ${done} of ${total2}` : ""));
 }
 function copyable(parent) {
-  const line = make("code", { tabindex: 0 }, parent), button = describe(make("button", { type: "button" }, parent, "Copy"), "Copy the line of Python");
-  button.addEventListener("click", async () => {
+  const line = make("code", { tabindex: 0 }, parent);
+  const copy = button(parent, "Copy", "Copy the line of Python", async () => {
     await navigator.clipboard.writeText(line.textContent);
-    button.textContent = "Copied";
+    copy.textContent = "Copied";
     setTimeout(() => {
-      button.textContent = "Copy";
+      copy.textContent = "Copy";
     }, 1200);
   });
   return line;
 }
 
-// guide.js
-function guide(root, page, drags) {
-  const seen = "tlora-guide", box = make("details", { class: "help" }, root);
-  make("summary", {}, box, "Help: the first minute, and keys");
-  const steps = [
-    "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
-    "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back.",
-    page ? "Move the rank: what all modules share grows or shrinks with it." : "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both."
-  ];
-  const list = make("ol", {}, box);
-  for (const step of steps) make("li", {}, list, step);
-  const keys = [
-    ["arrows", "move"],
-    ["Shift+arrows", "select more"],
-    ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
-    ["Delete", "give the rank back to the score"],
-    ["X", "leave the module out"],
-    ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
-    ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
-    ["Escape", "select one"]
-  ];
-  const row = make("p", {}, box, "On the map: ");
-  keys.forEach(([key, does], i) => {
-    make("kbd", {}, row, key);
-    row.append(` ${does}${i < keys.length - 1 ? ", " : "."} `);
-  });
-  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
-  const closed = () => {
-    try {
-      return localStorage.getItem(seen);
-    } catch {
-      return null;
-    }
-  };
-  box.open = drags && !closed();
-  box.addEventListener("toggle", () => {
-    try {
-      localStorage.setItem(seen, box.open ? "" : "closed");
-    } catch {
-    }
-  });
-}
-
 // table.js
-function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
-  const box = folded ? make("details", {}, parent) : make("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": caption }, parent);
-  if (folded) make("summary", {}, box, caption);
-  const table = make(
-    "table",
-    {},
-    folded ? make("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": caption }, box) : box
-  );
-  if (!folded) make("caption", {}, table, caption);
-  const kind = (i) => ({ class: text.includes(i) ? "words" : "count" });
+function fillTable(table, { head, rows, look = () => ({}), term = (name) => name }) {
   if (head.length) {
     const tr = make("tr", {}, make("thead", {}, table));
-    head.forEach((name, i) => explained(make(name ? "th" : "td", name ? { scope: "col", ...kind(i) } : {}, tr, name)));
+    head.forEach((name, i) => {
+      const cell = name ? make("th", { scope: "col", ...look(i) }, tr, name) : make("td", {}, tr, name);
+      explained(cell, term(name));
+    });
   }
   const body = make("tbody", {}, table);
   for (const row of rows) {
     const tr = make("tr", {}, body);
-    row.forEach((cell, i) => i ? make("td", kind(i), tr, cell) : explained(make("th", { scope: "row", ...kind(i) }, tr, cell)));
+    row.forEach((text, i) => {
+      if (i) make("td", look(i), tr, text);
+      else explained(make("th", { scope: "row", ...look(i) }, tr, text));
+    });
   }
+}
+function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
+  const details = folded ? make("details", {}, parent) : null;
+  if (details) make("summary", {}, details, caption);
+  const scroll = { class: "scroll", role: "region", tabindex: 0, "aria-label": caption };
+  const table = make("table", {}, make("div", scroll, details ?? parent));
+  if (!folded) make("caption", {}, table, caption);
+  fillTable(table, { head, rows, look: (i) => ({ class: text.includes(i) ? "words" : "count" }) });
 }
 
-// module_charts.js
-function moduleCharts(about, choice) {
-  const root = make("div", { class: "module" });
-  let current = {};
-  function draw(state) {
-    current = state;
-    const { k, place, rank, counts } = state;
-    root.replaceChildren();
-    if (about.spectra.length) drawSpectrum(k, place, rank);
-    const lines = Object.entries(about.by_rank).map(([name, label]) => {
-      const values = about.tabs.find((tab) => tab.name === name).curves[k];
-      return { label, term: name === "overlap" ? "overlap" : label, points: values.map((value, i) => [i + 1, value]) };
-    });
-    if (lines.length) {
-      chart(root, {
-        title: `Shares by rank, ${place}`,
-        lines: lines.map((one, i) => ({ ...one, color: i + 2 })),
-        cursor: rank || null,
-        height: 116,
-        x: { label: "rank", min: 0, max: Math.max(...lines.map((one) => one.points.length)) + 1 },
-        y: { label: "share", percent: true, min: 0, max: 1 }
-      });
-    }
-    if (counts?.length > 1) {
-      const all = counts.reduce((sum, [, count]) => sum + count, 0), far = 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...counts.map(([r]) => r)))));
-      explained(
-        make("div", { class: "key" }, root, `Rank from resampled scores: ${counts[0][0]} to ${counts.at(-1)[0]}`),
-        "resamples"
-      );
-      chart(root, {
-        title: `Ranks from resampled scores, ${place}`,
-        lines: [],
-        bars: counts.map(([r, count]) => [r, count / all]),
-        cursor: rank || null,
-        height: 100,
-        x: { label: "rank", min: 0, max: far },
-        y: { label: "resamples", percent: true, min: 0, max: 1 }
-      });
-    }
-  }
-  function drawSpectrum(k, place, rank) {
-    const one = about.spectra[Math.min(choice.spectrum, about.spectra.length - 1)], mine = one.index[k];
-    if (about.spectra.length > 1) {
-      const label = make("label", { class: "control" }, root, "Spectrum"), select = make("select", {}, label);
-      about.spectra.forEach((other, i) => {
-        make("option", { value: i }, select, other.label).selected = i === choice.spectrum;
-      });
-      select.addEventListener("change", () => {
-        choice.spectrum = Number(select.value);
-        draw(current);
-        root.querySelector("select").focus();
-      });
-    }
-    make("div", { class: "key" }, root, one.meaning[0].toUpperCase() + one.meaning.slice(1));
-    const whats = Object.keys(one.curves), others = [
-      ...new Set(
-        about.names.flatMap((_, other) => about.row[other] === about.row[k] && one.index[other] !== mine ? [one.index[other]] : [])
-      )
-    ];
-    const colors = { energy: 0, variance: 1 }, at = (what, i, values) => one.curves[what].at[i].map((direction, n) => [direction, one.curves[what][values][i][n]]);
-    const gray = (values) => others.map((i) => ({ gray: true, points: at(whats[0], i, values) }));
-    const held = (what) => {
-      const n = one.curves[what].at[mine].findLastIndex((direction) => direction <= rank);
-      return n < 0 ? 0 : one.curves[what].sums[mine][n];
-    };
-    const far = Math.max(2, ...one.curves[whats[0]].at.map((directions) => directions.at(-1))), x = { label: "direction", log: true, min: 1, max: far };
-    const lines = (values) => [
-      ...gray(values),
-      ...whats.map((what) => ({ label: what, color: colors[what], points: at(what, mine, values) }))
-    ];
-    chart(root, {
-      title: `Cumulative shares of the directions of ${place}`,
-      lines: lines("sums"),
-      cursor: rank || null,
-      height: 158,
-      x: { ...x, label: "first directions taken" },
-      y: { label: "cumulative share", percent: true, min: 0, max: 1 }
-    });
-    chart(root, {
-      title: `Share of each direction of ${place}`,
-      lines: lines("each"),
-      cursor: rank || null,
-      height: 124,
-      legend: false,
-      x,
-      y: {
-        label: "each direction",
-        log: true,
-        min: Math.max(1e-8, Math.min(...whats.flatMap((what) => one.curves[what].each.flat().filter((v) => v > 0))))
-      }
-    });
-    const rows = whats.map((what) => [
-      what,
-      rank ? percent(held(what)) : "",
-      ...one.curves[what].needed[mine].map((n) => n ?? `over ${one.curves[what].at[mine].at(-1)}`)
-    ]);
-    drawTable(root, {
-      caption: "What they hold, and how many hold",
-      head: ["", `first\xA0${rank}`, "90\xA0%", "95\xA0%", "99\xA0%"],
-      rows
-    });
-  }
-  return { root, draw };
-}
+// modules.js
+var placeOf = ({ rows, columns, row, column }, k) => `layer ${columns[column[k]]} ${rows[row[k]]}`;
+var sum = (values) => values.reduce((all, value2) => all + value2, 0);
+var mean = (values) => sum(values) / (values.length || 1);
 
 // panels/alignment.js
 function alignmentPart(parent, { pairs }, { about, model }) {
-  const start = model?.get("compared") ?? {}, found = pairs.findIndex(({ sides }) => sides[0] === start.left && sides[1] === start.right);
+  const start = model?.get("compared") ?? {};
+  const found = pairs.findIndex(({ sides }) => sides[0] === start.left && sides[1] === start.right);
   let pair = pairs[Math.max(0, found)], rank = Math.min(start.rank ?? 8, pair.rank);
-  const bar = make("div", { class: "bar" }, parent), box = make("label", { class: "control" }, bar, "Pair"), select = make("select", {}, box);
-  pairs.forEach(({ sides }, i) => {
-    make("option", { value: i }, select, sides.join(" and ")).selected = pairs[i] === pair;
-  });
-  const slide = make("label", { class: "control" }, bar, "Rank"), slider = make("input", { type: "range", min: 1, max: pair.rank, step: 1, value: rank }, slide);
-  const output = make("output", {}, slide), below = make("div", {}, parent);
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
-  function draw() {
-    output.textContent = rank;
-    below.replaceChildren();
-    const known = about.names.flatMap((_, k) => pair.overlaps[k].length ? [k] : []), at = (k) => pair.overlaps[k][rank - 1];
-    const top = known.reduce((best, k) => at(k) > at(best) ? k : best, known[0]), place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
-    const chance = (k) => rank * pair.chance[k][0];
-    make(
-      "p",
-      { class: "finding" },
-      below,
-      `${pair.sides.join(" and ")}: first ${rank === 1 ? "direction overlaps" : `${rank} directions overlap`} by ${percent(mean(known.map(at)))}, by chance ${percent(mean(known.map(chance)))}; most in ${place(top)}, ${percent(at(top))}`
-    );
-    const side = make("div", { class: "pair" }, below), cells = known.map((k) => [about.row[k], about.column[k], at(k), (100 * at(k)).toFixed(0)]);
-    const map = make("div", {}, side), curve = make("div", {}, side), ranks = [...Array(pair.rank).keys()];
-    make("div", { class: "key" }, map, "Overlap of each module, percent: projections down, layers across");
-    cellGrid(map, {
-      title: `Overlap of ${pair.sides.join(" and ")} at rank ${rank}`,
-      rows: about.rows,
-      columns: about.columns,
-      cells,
-      most: 1,
-      width: 640
-    });
-    chart(curve, {
-      title: "Mean overlap by rank",
-      cursor: rank,
-      x: { label: "rank", min: 1, max: Math.max(2, pair.rank) },
-      y: { label: "overlap", percent: true, min: 0, max: 1 },
-      height: 190,
-      lines: [{
-        label: "mean of all modules",
-        points: ranks.map((r) => [r + 1, mean(known.map((k) => pair.overlaps[k][r]))])
-      }, {
-        label: "by chance",
-        dash: true,
-        points: ranks.map((r) => [r + 1, mean(known.map((k) => (r + 1) * pair.chance[k][0]))])
-      }]
-    });
-    const rows = about.rows.flatMap((name, j) => {
-      const members = known.filter((k) => about.row[k] === j), angle = (i) => number(mean(members.map((k) => pair.angles[k][i])));
-      return members.length ? [[name, percent(mean(members.map(at))), percent(mean(members.map(chance))), angle(0), angle(1), angle(2)]] : [];
-    });
-    drawTable(below, {
-      caption: `By projection, means over layers; angles at rank ${pair.rank} in degrees`,
-      head: ["projection", "overlap", "by chance", "smallest angle", "median", "largest"],
-      rows
-    });
-  }
-  select.addEventListener("change", () => {
-    pair = pairs[Number(select.value)];
+  const bar = make("div", { class: "bar" }, parent);
+  const names = pairs.map(({ sides }, i) => [i, sides.join(" and ")]);
+  choose(bar, "Pair", names, pairs.indexOf(pair), (i) => {
+    pair = pairs[Number(i)];
     slider.max = pair.rank;
     rank = Math.min(rank, pair.rank);
     slider.value = rank;
     draw();
   });
+  const box = labeled(bar, "Rank");
+  const slider = make("input", { type: "range", min: 1, max: pair.rank, step: 1, value: rank }, box);
+  const output = make("output", {}, box), below = make("div", {}, parent);
   slider.addEventListener("input", () => {
     rank = Number(slider.value);
     draw();
   });
+  function draw() {
+    output.textContent = rank;
+    below.replaceChildren();
+    drawPair(below, about, pair, rank);
+  }
   draw();
+}
+function drawPair(parent, about, pair, rank) {
+  const known = about.names.flatMap((_, k) => pair.overlaps[k].length ? [k] : []);
+  const means = (r) => mean(known.map((k) => pair.overlaps[k][r - 1]));
+  const chance = (r) => mean(known.map((k) => r * pair.chance[k][0]));
+  const overlap = (k) => pair.overlaps[k][rank - 1], sides = pair.sides.join(" and ");
+  const top = known.reduce((best2, k) => overlap(k) > overlap(best2) ? k : best2, known[0]);
+  const first = rank === 1 ? "direction overlaps" : `${rank} directions overlap`;
+  const finding = `first ${first} by ${percent(means(rank))}, by chance ${percent(chance(rank))}`;
+  const most = `most in ${placeOf(about, top)}, ${percent(overlap(top))}`;
+  make("p", { class: "finding" }, parent, `${sides}: ${finding}; ${most}`);
+  const side = make("div", { class: "pair" }, parent), map = make("div", {}, side), curve = make("div", {}, side);
+  make("div", { class: "key" }, map, "Overlap of each module, percent: projections down, layers across");
+  const cells = known.map((k) => [about.row[k], about.column[k], overlap(k), (100 * overlap(k)).toFixed(0)]);
+  const title = `Overlap of ${sides} at rank ${rank}`;
+  cellGrid(map, { title, rows: about.rows, columns: about.columns, cells, most: 1, width: 640 });
+  const ranks = Array.from({ length: pair.rank }, (_, i) => i + 1);
+  chart(curve, {
+    title: "Mean overlap by rank",
+    lines: [
+      { label: "mean of all modules", points: ranks.map((r) => [r, means(r)]) },
+      { label: "by chance", dash: true, points: ranks.map((r) => [r, chance(r)]) }
+    ],
+    cursor: rank,
+    x: { label: "rank", min: 1, max: Math.max(2, pair.rank) },
+    y: { label: "overlap", percent: true, min: 0, max: 1 },
+    height: 190
+  });
+  drawProjections(parent, about, pair, rank, known);
+}
+function drawProjections(parent, about, pair, rank, known) {
+  const rows = about.rows.flatMap((name, j) => {
+    const members = known.filter((k) => about.row[k] === j);
+    if (!members.length) return [];
+    const overlap = percent(mean(members.map((k) => pair.overlaps[k][rank - 1])));
+    const chance = percent(mean(members.map((k) => rank * pair.chance[k][0])));
+    const angles = [0, 1, 2].map((i) => number(mean(members.map((k) => pair.angles[k][i]))));
+    return [[name, overlap, chance, ...angles]];
+  });
+  drawTable(parent, {
+    caption: `By projection, means over layers; angles at rank ${pair.rank} in degrees`,
+    head: ["projection", "overlap", "by chance", "smallest angle", "median", "largest"],
+    rows
+  });
 }
 
 // strip.js
-function coloredToken(box, text, share, dark) {
-  const { fill, ink } = tint(share, dark);
-  return make(
-    "span",
-    { class: `token${isSpecial(text) ? " special" : ""}`, style: `background: ${fill}; color: ${ink}` },
-    box,
-    visible(text)
-  );
+var tokenClass = (text) => `token${isSpecial(text) ? " special" : ""}`;
+function plainToken(parent, text) {
+  return make("span", { class: tokenClass(text) }, parent, visible(text));
+}
+function coloredToken(parent, text, share, dark) {
+  const { fill: fill2, ink } = tint(share, dark), style = `background: ${fill2}; color: ${ink}`;
+  return make("span", { class: tokenClass(text), style }, parent, visible(text));
+}
+function drawStrip(parent, tokens, dark) {
+  const strip = make("span", { class: "strip" }, parent);
+  for (const token of tokens) {
+    if (typeof token === "string") {
+      strip.append(token);
+      continue;
+    }
+    const drawn = coloredToken(strip, token.narrow ? "" : token.text, token.share, dark);
+    if (token.title) drawn.title = token.title;
+    drawn.classList.add(...token.look ?? [], ...token.narrow ? ["narrow"] : []);
+    if (token.ends) make("br", {}, strip);
+  }
 }
 function drawRamp(parent, most, words, dark) {
+  const ramp = `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))`;
   const legend = make("div", { class: "legend" }, parent);
   make("span", {}, legend, signedNumber(-most));
-  make(
-    "span",
-    { class: "ramp", style: `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))` },
-    legend,
-    "0"
-  );
+  make("span", { class: "ramp", style: ramp }, legend, "0");
   make("span", {}, legend, `${signedNumber(most)} (${words})`);
 }
 
-// panels/attribution.js
-var MEASURED = ["log-probability", "log-odds"];
-var PAUSE = 400;
+// panels/attribution/contributions.js
+var changedModules = ({ choice }) => Object.keys(choice.ranks).map(Number);
+var switchKey = (panel) => changedModules(panel).map((k) => `${k}:${panel.choice.ranks[k]}`).join();
+function answerNow({ sample, choice, known }, key) {
+  const stored2 = sample.switched[key], added = known[`${choice.sample} ${key}`];
+  return stored2 || added ? { ...stored2, ...added } : void 0;
+}
+var isMeasured = ({ part, sample }, k) => part.live || `${k}:0` in sample.switched;
+var overTokens = ({ choice }, values) => choice.token === null ? sum(values) : values[choice.token];
+var gains = ({ sample }, measure) => sample.adapter[measure].map((v, i) => v - sample.base[measure][i]);
+var gained = (panel, measure) => overTokens(panel, gains(panel, measure));
+var contribution = (panel, k, measure) => overTokens(panel, panel.sample.modules[measure].map((token) => token[k]));
+var cost = (panel, now, measure) => overTokens(panel, panel.sample.adapter[measure].map((v, i) => v - now.values[measure][i]));
+var isOutside = (part, k) => part.columns[part.column[k]] < 0;
+var moduleName = (part, k) => isOutside(part, k) ? part.names[k] : placeOf(part, k);
+function nameOf(part, modules) {
+  if (modules.length === 1) return moduleName(part, modules[0]);
+  const isWhole = (which) => membersOf(part, which, part[which][modules[0]]).join() === modules.join();
+  if (isWhole("row")) return `${part.rows[part.row[modules[0]]]} of all layers`;
+  if (isWhole("column")) return `layer ${part.columns[part.column[modules[0]]]}`;
+  return `${modules.length} modules`;
+}
+
+// panels/attribution/answer.js
+var MEASURES = ["log-probability", "log-odds"];
+var ROWS = ["gained", "base", "adapter", "now", "now first"];
+function press(parent, label, title, action) {
+  const button2 = make("button", { type: "button", title }, parent, label);
+  button2.addEventListener("click", action);
+  return button2;
+}
+function answerStrip(root) {
+  const request = make("div", { class: "request" }, root);
+  const strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
+  onArrows(strip);
+  return { request, strip };
+}
+function drawAnswer({ request, strip }, panel) {
+  const { sample, choice } = panel, inAnswer = new Set(sample.positions);
+  request.replaceChildren();
+  strip.replaceChildren();
+  sample.tokens.forEach((token, n) => {
+    if (!inAnswer.has(n)) plainToken(request, token);
+  });
+  function chooseToken(token) {
+    choice.token = token;
+    panel.paint();
+  }
+  const names = make("div", { class: "card names" }, strip);
+  press(names, "whole answer", "What the modules contributed to all of its tokens", () => chooseToken(null));
+  for (const name of ROWS) make("span", { class: `${name} head` }, names, name);
+  sample.positions.forEach((position, i) => {
+    const card = make("div", { class: "card" }, strip);
+    const token = press(card, visible(sample.tokens[position]), "", () => chooseToken(choice.token === i ? null : i));
+    token.className = "token";
+    for (const name of ROWS) make("span", { class: name }, card);
+  });
+}
+function paintAnswer({ strip }, panel, now) {
+  const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
+  const [names, ...cards] = strip.children;
+  strip.classList.toggle("switched", now !== null);
+  names.firstChild.setAttribute("aria-pressed", choice.token === null);
+  cards.forEach((card, i) => paintCard(card, panel, i, now, (value2) => tint(value2 / most, dark)));
+}
+function paintCard(card, { sample, choice }, i, now, colorOf) {
+  const [token, gain, base, adapter, after, first] = card.children, { measure } = choice;
+  const rise = sample.adapter[measure][i] - sample.base[measure][i], p = (values) => probability(values[0][i]);
+  fill(token, colorOf(rise));
+  token.setAttribute("aria-pressed", choice.token === i);
+  const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
+  const text = quoted(sample.tokens[sample.positions[i]]);
+  token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
+  gain.textContent = nats(rise);
+  base.textContent = p(sample.base);
+  adapter.textContent = p(sample.adapter);
+  after.textContent = now === null ? "" : now ? p(now.values) : "\u2026";
+  if (now) fill(after, colorOf(now.values[measure][i] - sample.adapter[measure][i]));
+  else after.removeAttribute("style");
+  const another = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
+  first.textContent = another;
+  first.title = another && `first choice: ${another}`;
+}
+function fill(element, color) {
+  element.style.background = color.fill;
+  element.style.color = color.ink;
+}
+function writeAnswers(parent, { part, sample }, now) {
+  parent.replaceChildren();
+  const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
+  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  for (const [name, words] of lines) {
+    if (words !== void 0) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+  }
+}
+
+// panels/attribution/conclusion.js
+function conclude(panel, now) {
+  const { part, choice } = panel, off = changedModules(panel);
+  if (!off.length) return concludeLargest(panel);
+  const subject = nameOf(part, off);
+  if (!now) return `Leaving out ${subject} \u2026`;
+  const tokens = now.unchanged.filter((same) => !same).length;
+  const choices = tokens ? `The first choice changes at ${tokens} of ${now.unchanged.length} tokens.` : "No first choice changes.";
+  return `${sentence(panel, `${subject} contributed`, actOf(choice, off), off, now)} ${choices}`;
+}
+function actOf({ ranks }, off) {
+  const isCut = off.every((k) => ranks[k]);
+  if (!isCut) return `leaving ${off.length > 1 ? "them" : "it"} out`;
+  return off.length === 1 ? `cutting it to rank ${ranks[off[0]]}` : "cutting them";
+}
+function concludeLargest(panel) {
+  const { part, sample, choice } = panel, size = (k2) => Math.abs(contribution(panel, k2, choice.measure));
+  const order = part.names.map((_, k2) => k2).sort((a, b) => size(b) - size(a));
+  const k = order.find((module) => `${module}:0` in sample.switched);
+  if (k === void 0) return `The answer gained ${unsignedNats(gained(panel, choice.measure))} nats.`;
+  const subject = `${moduleName(part, k)} contributed`;
+  return sentence(panel, subject, "leaving it out alone", [k], sample.switched[`${k}:0`]);
+}
+function sentence(panel, subject, act3, modules, now) {
+  const { sample, choice } = panel;
+  const token = choice.token === null ? null : sample.tokens[sample.positions[choice.token]];
+  const of = token === null ? "" : ` of ${quoted(token.trim())}`;
+  const added = (measure) => sum(modules.map((k) => contribution(panel, k, measure)));
+  const share = (measure) => `${unsignedNats(added(measure))} of`, all = (m) => unsignedNats(gained(panel, m));
+  const lost = cost(panel, now, 0), rest = compare(panel, modules, added(0), lost);
+  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act3} costs ${unsignedNats(lost)}${rest}. In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
+}
+function compare({ choice }, modules, added, lost) {
+  const isWhole = modules.every((k) => !choice.ranks[k]);
+  const they = modules.length > 1 ? "they" : "it", them = modules.length > 1 ? "them" : "it";
+  if (lost < -5e-3) return ", so the answer is likelier that way";
+  if (isWhole && added - lost > 5e-3) return `, so the other modules make up for ${unsignedNats(added - lost)}`;
+  if (added <= 0 || added - lost >= -5e-3) return "";
+  return `, more than ${they} contributed: other modules build on ${them}`;
+}
+
+// panels/attribution/map.js
 var PULL = 6;
-function attributionPart(parent, part, { model, ask }) {
-  const choice = part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} };
-  const root = make("div", { class: "attribution" }, parent);
-  const samples = () => [...part.samples, ...model?.get("explained")?.samples ?? []];
-  const known = part.known ??= {};
-  let one = null, focus = 0, drag = null, timer = null, wasOnPage = false, refused = "";
-  const place = (k) => part.columns[part.column[k]] < 0 ? part.names[k] : `layer ${part.columns[part.column[k]]} ${part.rows[part.row[k]]}`;
-  const changed = () => Object.keys(choice.ranks).map(Number);
-  const key = () => changed().map((k) => `${k}:${choice.ranks[k]}`).join();
-  const answer = () => {
-    const of = key(), stored = one.switched[of], added = known[`${choice.sample} ${of}`];
-    return stored || added ? { ...stored, ...added } : void 0;
-  };
-  const sum = (values) => choice.token === null ? values.reduce((a, b) => a + b, 0) : values[choice.token];
-  const gained = (m = choice.measure) => one.adapter[m].map((v, i) => v - one.base[m][i]);
-  const contribution = (k, m = choice.measure) => sum(one.modules[m].map((token) => token[k]));
-  const cost = (now, m = choice.measure) => sum(one.adapter[m].map((v, i) => v - now.values[m][i]));
-  const isMeasured = (k) => part.live || `${k}:0` in one.switched;
-  const bar = make("div", { class: "bar" }, root);
-  const box = make("label", { class: "control" }, bar, "Answer"), select = make("select", { class: "sample" }, box);
-  select.addEventListener("change", () => {
-    choice.sample = Number(select.value);
-    choice.token = null;
-    drawSample();
+var LABEL = "Modules of the adapter: projections down, layers across. Arrow keys move, Enter switches a module off and on, minus and plus change its rank, Shift and space switches its row, Control and space its column";
+var WORDS = {
+  layer: (layer) => layer < 0 ? ["\u2013", "outside"] : [layer, `layer ${layer}`],
+  column: (name) => `Switch ${name} off or on`,
+  row: (name) => `Switch ${name} off or on in all layers`
+};
+function drawMap(panel, svg) {
+  const { part } = panel, w = part.columns.length > 40 ? 20 : 26, right = 60, letters = 24;
+  const left = LETTER * Math.min(letters, Math.max(...part.rows.map((row) => row.length))) + 12;
+  const shape = { left, right, top: 28, w, letters, font: 9.5, tall: 24, above: 2, inset: 3 };
+  const width = left + w * part.columns.length + right, height = bandHeight(part, shape, 18);
+  const size = { width, height, viewBox: `0 0 ${width} ${height}`, style: `min-width: ${Math.min(width, 560)}px` };
+  for (const [name, value2] of Object.entries({ ...size, role: "grid", "aria-label": LABEL })) {
+    svg.setAttribute(name, value2);
+  }
+  Object.assign(panel, moduleGrid(svg, part, shape, WORDS));
+  panel.titles = panel.cells.map(({ g }) => make("title", { svg: true }, g));
+}
+function paintMap(panel, legend) {
+  const { part, choice, bars, root, sample } = panel, dark = isDark(root);
+  const values = part.names.map((_, k) => contribution(panel, k, choice.measure)), most = largest(values);
+  panel.cells.forEach((_, k) => paintCell(panel, k, values[k], most, tint(values[k] / most, dark)));
+  const sums = bars.map(({ which, at }) => sum(membersOf(part, which, at).map((k) => values[k])));
+  const longestOf = (which) => largest(sums.filter((_, n) => bars[n].which === which));
+  const longest = { row: longestOf("row"), column: longestOf("column") };
+  bars.forEach((bar, n) => {
+    setLength(bar, Math.abs(sums[n]) / longest[bar.which]);
+    put(bar.rect, "class", sums[n] > 0 ? "total gain" : "total loss");
   });
-  const group = make("span", { class: "group", role: "group", "aria-label": "Measure" }, bar);
-  const measures = MEASURED.map(
-    (name2, m) => press(group, name2, m ? "log p \u2212 log(1 \u2212 p): has no ceiling" : "log p: ends at 0", () => {
-      choice.measure = m;
-      paint();
-    })
-  );
-  const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => {
-    choice.ranks = {};
-    change();
-  });
-  const text = make("div", { class: "request" }, root), strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
-  const scroll = make("div", { class: "scroll" }, root), svg = make("svg", { class: "chart" }, scroll), legend = make("div", { class: "legend" }, root);
-  const finding = make("p", { class: "finding", role: "status" }, root), written = make("div", { class: "written" }, root);
-  const cells = [], bars = [];
-  if (part.live) drawForm();
-  function press(parent2, label, title, action) {
-    const button = make("button", { type: "button", title }, parent2, label);
-    button.addEventListener("click", action);
-    return button;
-  }
-  function drawForm() {
-    const form = make("form", { class: "bar" }, root), fields = ["A request of your own", "Its answer (default: the adapter's)"].map((label) => {
-      const input = make("input", { type: "text" }, make("label", { class: "control" }, form, label));
-      return input;
-    });
-    const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (fields[0].value.trim()) {
-        ask("explain", { prompt: fields[0].value, answer: fields[1].value.trim() ? fields[1].value : null });
-      }
-    });
-    form.follow = () => {
-      const { running = false, said: words = "", bar: bar2, samples: own = [] } = model.get("explained") ?? {};
-      send.disabled = running;
-      said.replaceChildren(...running || !own.length ? [words] : []);
-      if (running) drawBar(make("div", {}, said), bar2);
-    };
-    form.follow();
-    root.form = form;
-  }
-  function build() {
-    const left = 6.3 * Math.min(24, Math.max(...part.rows.map((row) => row.length))) + 12, top = 28, w = part.columns.length > 40 ? 20 : 26, h = TALL, right = 60;
-    const width = left + w * part.columns.length + right, height = top + h * part.rows.length + 18, label = { svg: true, class: "label" };
-    svg.replaceChildren();
-    for (const [name2, v] of Object.entries({
-      width,
-      height,
-      viewBox: `0 0 ${width} ${height}`,
-      style: `min-width: ${Math.min(width, 560)}px`,
-      role: "grid",
-      "aria-label": "Modules of the adapter: projections down, layers across. Arrow keys move, Enter switches a module off and on, minus and plus change its rank, Shift and space switches its row, Control and space its column"
-    })) svg.setAttribute(name2, v);
-    const head = make("g", { role: "row" }, svg);
-    make("text", { ...label, x: left - 6, y: height - 4, "text-anchor": "end", role: "columnheader" }, head, "layer");
-    part.columns.forEach((layer, i) => {
-      bars.push({
-        members: members("column", i),
-        base: top - 2,
-        x: left + w * i + 3,
-        rect: make("rect", { width: w - 6 }, svg)
-      });
-      const name2 = layer < 0 ? "outside" : `layer ${layer}`;
-      make(
-        "title",
-        { svg: true },
-        make(
-          "text",
-          {
-            ...label,
-            x: left + w * (i + 0.5),
-            y: height - 4,
-            "text-anchor": "middle",
-            role: "columnheader",
-            "data-column": i,
-            "aria-label": name2
-          },
-          head,
-          layer < 0 ? "\u2013" : layer
-        ),
-        `Switch ${name2} off or on`
-      );
-    });
-    part.rows.forEach((name2, j) => {
-      const row = make("g", { role: "row" }, svg), short = name2.length > 24 ? "\u2026" + name2.slice(-22) : name2, y = top + h * j;
-      make(
-        "title",
-        { svg: true },
-        make(
-          "text",
-          { ...label, x: left - 6, y: y + h / 2 + 4, "text-anchor": "end", role: "rowheader", "data-row": j },
-          row,
-          short
-        ),
-        `Switch ${name2} off or on in all layers`
-      );
-      bars.push({
-        members: members("row", j),
-        x: left + w * part.columns.length + 4,
-        y: y + 4,
-        room: right - 8,
-        rect: make("rect", { height: h - 8 }, svg)
-      });
-      for (const k of members("row", j)) {
-        const g = make("g", {
-          class: "cell",
-          role: "gridcell",
-          "data-k": k,
-          transform: `translate(${left + w * part.column[k]} ${y})`
-        }, row);
-        const rect = make("rect", { x: 1, y: 1, width: w - 2, height: h - 2, rx: 2 }, g), text2 = make("text", { svg: true, x: w / 2, y: h / 2 + 4, "text-anchor": "middle", "font-size": 9.5 }, g);
-        cells[k] = {
-          g,
-          w,
-          h,
-          rect,
-          text: text2,
-          mark: make("path", { class: "mark" }, g),
-          title: make("title", { svg: true }, g)
-        };
-      }
-    });
-  }
-  const members = (which, at) => part[which].flatMap((one2, k) => one2 === at ? [k] : []);
-  function drawSample() {
-    const all = samples();
-    choice.sample = Math.min(choice.sample, all.length - 1);
-    one = all[choice.sample];
-    select.replaceChildren();
-    all.forEach((sample, n) => {
-      make("option", { value: n }, select, `${n + 1}: ${sample.prompt.slice(-60)}`).selected = n === choice.sample;
-    });
-    const inAnswer = new Set(one.positions);
-    text.replaceChildren();
-    one.tokens.forEach((token, n) => {
-      if (!inAnswer.has(n)) make("span", { class: `token${isSpecial(token) ? " special" : ""}` }, text, visible(token));
-    });
-    strip.replaceChildren();
-    const names = make("div", { class: "card names" }, strip);
-    press(names, "whole answer", "What the modules contributed to all of its tokens", () => {
-      choice.token = null;
-      paint();
-    });
-    for (const name2 of ["gained", "base", "adapter", "now", "now first"]) {
-      make("span", { class: `${name2} head` }, names, name2);
-    }
-    one.positions.forEach((position, i) => {
-      const card = make("div", { class: "card" }, strip);
-      const button = press(card, "", "", () => {
-        choice.token = choice.token === i ? null : i;
-        paint();
-      });
-      button.className = "token";
-      button.textContent = visible(one.tokens[position]);
-      for (const name2 of ["gained", "base", "adapter", "now", "now first"]) make("span", { class: name2 }, card);
-    });
-    change();
-  }
-  function change() {
-    clearTimeout(timer);
-    refused = "";
-    paint();
-    if (changed().length && !answer() && part.live) {
-      ask("switch", { sample: choice.sample, ranks: changed().map((k) => [k, choice.ranks[k]]) }, "switch");
-    } else regenerate();
-  }
-  function regenerate() {
-    const now = answer(), asked = key();
-    if (!part.live || !now || now.answer !== void 0 || drag) return;
-    timer = setTimeout(() => {
-      if (asked === key()) {
-        ask("regenerate", { sample: choice.sample, ranks: changed().map((k) => [k, choice.ranks[k]]) }, "regenerate");
-      }
-    }, PAUSE);
-  }
-  function paint() {
-    const dark = isDark(root), off = changed(), now = off.length ? answer() : null;
-    measures.forEach((button, m) => button.setAttribute("aria-pressed", m === choice.measure));
-    reset.disabled = !off.length;
-    const rise = gained(), most = largest(rise), fill = (element, share) => {
-      const c = tint(share, dark);
-      element.style.background = c.fill;
-      element.style.color = c.ink;
-    };
-    strip.classList.toggle("switched", off.length > 0);
-    strip.firstChild.firstChild.setAttribute("aria-pressed", choice.token === null);
-    [...strip.children].slice(1).forEach((card, i) => {
-      const [button, gain, base, adapter, at, first] = card.children, p = (values2) => probability(values2[0][i]);
-      fill(button, rise[i] / most);
-      button.setAttribute("aria-pressed", choice.token === i);
-      button.title = `${quoted(one.tokens[one.positions[i]])}: ${nats(rise[i])} nats of ${MEASURED[choice.measure]}; first choice of the base ${quoted(one.choices[0][i])}, of the adapter ${quoted(one.choices[1][i])}`;
-      gain.textContent = nats(rise[i]);
-      base.textContent = p(one.base);
-      adapter.textContent = p(one.adapter);
-      at.textContent = !off.length ? "" : now ? p(now.values) : "\u2026";
-      if (now) fill(at, (now.values[choice.measure][i] - one.adapter[choice.measure][i]) / most);
-      else at.removeAttribute("style");
-      const another = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
-      [first.textContent, first.title] = [another, another && `first choice: ${another}`];
-    });
-    written.replaceChildren();
-    const lines = {
-      "base answers": one.generated[0],
-      "adapter answers": one.generated[1],
-      ...now && part.live && { "now answers": now.answer ?? "\u2026" }
-    };
-    for (const [name2, words] of Object.entries(lines)) {
-      if (words !== void 0) {
-        make("code", {}, make("div", { class: name2.split(" ")[0] }, written, `${name2}: `), words);
-      }
-    }
-    const values = part.names.map((_, k) => contribution(k)), top = largest(values);
-    cells.forEach((cell, k) => {
-      const c = tint(values[k] / top, dark), left = choice.ranks[k], cut = left > 0;
-      put(cell.rect, "fill", c.fill);
-      put(cell.text, "fill", c.ink);
-      put(cell.mark, "stroke", c.ink);
-      put(cell.mark, "d", left === 0 ? `M5 5L${cell.w - 5} ${cell.h - 5}M5 ${cell.h - 5}L${cell.w - 5} 5` : "");
-      const written2 = left === 0 ? "" : cut ? `${left}/${part.ranks[k]}` : Math.abs(values[k]) >= 0.15 * top ? Math.abs(values[k]).toFixed(Math.abs(values[k]) < 9.95 ? 1 : 0).replace(/^0/, "") : "";
-      if (cell.text.textContent !== written2) cell.text.textContent = written2;
-      const words = `${place(k)}: contributed ${nats(values[k])} nats; ${left === 0 ? "switched off" : `rank ${left ?? part.ranks[k]} of ${part.ranks[k]}`}`;
-      put(cell.g, "aria-label", words);
-      put(cell.g, "aria-selected", left !== void 0);
-      put(cell.g, "tabindex", k === focus ? 0 : -1);
-      put(cell.g, "class", `cell${cut ? " hand" : ""}${isMeasured(k) ? "" : " unknown"}`);
-      const alone = one.switched[`${k}:0`] ?? known[`${choice.sample} ${k}:0`];
-      cell.title.textContent = words + (alone ? `; leaving it out alone costs ${size(cost(alone))}` : "") + (isMeasured(k) ? "" : "; leaving it out is not measured here");
-    });
-    const sums = bars.map((bar2) => bar2.members.reduce((total2, k) => total2 + values[k], 0)), isColumn = (bar2) => bar2.base !== void 0;
-    for (const kind of [true, false]) {
-      const longest = largest(bars.flatMap((bar2, n) => isColumn(bar2) === kind ? [sums[n]] : []));
-      bars.forEach((bar2, n) => {
-        if (isColumn(bar2) !== kind) return;
-        const long = Math.abs(sums[n]) / longest * (kind ? 24 : bar2.room), at = kind ? { x: bar2.x, y: bar2.base - long, height: long } : { x: bar2.x, y: bar2.y, width: long };
-        for (const [name2, v] of Object.entries(at)) put(bar2.rect, name2, v);
-        put(bar2.rect, "class", sums[n] > 0 ? "total gain" : "total loss");
-      });
-    }
-    legend.replaceChildren();
-    const token = choice.token === null ? "the whole answer" : quoted(one.tokens[one.positions[choice.token]]);
-    drawRamp(
-      legend,
-      top,
-      `nats of ${MEASURED[choice.measure]} contributed to ${token}; bars: sums${part.names.every((_, k) => isMeasured(k)) ? "" : "; dashed: leaving it out is not measured here"}`,
-      dark
-    );
-    finding.textContent = refused || conclude(off, now);
-  }
-  function conclude(off, now) {
-    const what = choice.token === null ? "" : ` of ${quoted(one.tokens[one.positions[choice.token]].trim())}`;
-    if (!off.length) {
-      const order = part.names.map((_, k2) => k2).sort((a, b) => Math.abs(contribution(b)) - Math.abs(contribution(a))), k = order.find((each) => `${each}:0` in one.switched);
-      if (k === void 0) return `The answer gained ${size(sum(gained()))} nats.`;
-      return sentence(`${place(k)} contributed`, "leaving it out alone", [k], one.switched[`${k}:0`], what);
-    }
-    const cut = off.filter((k) => choice.ranks[k]), subject = name(off);
-    if (!now) return `Leaving out ${subject} \u2026`;
-    const act = cut.length === off.length ? off.length === 1 ? `cutting it to rank ${choice.ranks[off[0]]}` : "cutting them" : `leaving ${off.length > 1 ? "them" : "it"} out`;
-    const tokens = now.unchanged.filter((same) => !same).length;
-    return `${sentence(`${subject} contributed`, act, off, now, what)} ${tokens ? `The first choice changes at ${tokens} of ${now.unchanged.length} tokens.` : "No first choice changes."}`;
-  }
-  function sentence(subject, act, modules, now, what) {
-    const added = (m) => modules.reduce((total2, k) => total2 + contribution(k, m), 0), lost = cost(now, 0), spared = added(0) - lost;
-    const isWhole = modules.every((k) => !choice.ranks[k]);
-    let rest = "";
-    if (lost < -5e-3) rest = ", so the answer is likelier that way";
-    else if (isWhole && spared > 5e-3) rest = `, so the other modules make up for ${size(spared)}`;
-    else if (added(0) > 0 && spared < -5e-3) {
-      rest = `, more than ${modules.length > 1 ? "they" : "it"} contributed: other modules build on ${modules.length > 1 ? "them" : "it"}`;
-    }
-    return `${subject[0].toUpperCase()}${subject.slice(1)} ${size(added(0))} of the ${size(sum(gained(0)))} nats${what}; ${act} costs ${size(lost)}${rest}. In log-odds, which have no ceiling: ${size(added(1))} of ${size(sum(gained(1)))}, cost ${size(cost(now, 1))}.`;
-  }
-  function name(modules) {
-    if (modules.length === 1) return place(modules[0]);
-    for (const [which, list] of [["row", part.rows], ["column", part.columns]]) {
-      const at = part[which][modules[0]];
-      if (members(which, at).join() === modules.join()) {
-        return which === "row" ? `${list[at]} of all layers` : `layer ${list[at]}`;
-      }
-    }
-    return `${modules.length} modules`;
-  }
-  function turn(modules, rank = null) {
-    const before = choice.ranks, isOff = modules.every((k) => before[k] === 0);
-    choice.ranks = { ...before };
-    for (const k of modules) {
-      const to = rank ?? (isOff ? part.ranks[k] : 0);
-      if (to === part.ranks[k]) delete choice.ranks[k];
-      else choice.ranks[k] = to;
-    }
-    if (part.live || !changed().length || answer()) return change();
-    const alone = choice.ranks;
-    choice.ranks = Object.fromEntries(modules.filter((k) => k in alone).map((k) => [k, alone[k]]));
-    if (changed().length && answer()) return change();
-    const asked = name(modules);
-    choice.ranks = before;
-    refused = `What leaving out ${asked} costs was not measured: tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.`;
-    paint();
-  }
-  const clamp = (k, rank) => Math.max(0, Math.min(part.ranks[k], rank)), rankOf = (k) => choice.ranks[k] ?? part.ranks[k];
+  legend.replaceChildren();
+  const token = choice.token === null ? "the whole answer" : quoted(sample.tokens[sample.positions[choice.token]]);
+  const isAllMeasured = part.names.every((_, k) => isMeasured(panel, k));
+  const unknown = isAllMeasured ? "" : "; dashed: leaving it out is not measured here";
+  drawRamp(legend, most, `nats of ${MEASURES[choice.measure]} contributed to ${token}; bars: sums${unknown}`, dark);
+}
+function paintCell(panel, k, value2, most, color) {
+  const { part, choice, sample, known, focus } = panel, cell = panel.cells[k];
+  const left = choice.ranks[k], isOff = left === 0, rank = part.ranks[k], isKnown = isMeasured(panel, k);
+  put(cell.rect, "fill", color.fill);
+  put(cell.text, "fill", color.ink);
+  put(cell.mark, "stroke", color.ink);
+  put(cell.mark, "d", isOff ? cross(cell.w, cell.h) : "");
+  write(cell.text, isOff ? "" : left ? `${left}/${rank}` : cellText(value2, most));
+  const state = isOff ? "switched off" : `rank ${left ?? rank} of ${rank}`;
+  const words = `${moduleName(part, k)}: contributed ${nats(value2)} nats; ${state}`;
+  put(cell.g, "aria-label", words);
+  put(cell.g, "aria-selected", left !== void 0);
+  put(cell.g, "tabindex", k === focus ? 0 : -1);
+  put(cell.g, "class", `cell${left ? " hand" : ""}${isKnown ? "" : " unknown"}`);
+  const alone = sample.switched[`${k}:0`] ?? known[`${choice.sample} ${k}:0`];
+  const price = alone ? `; leaving it out alone costs ${unsignedNats(cost(panel, alone, choice.measure))}` : "";
+  panel.titles[k].textContent = words + price + (isKnown ? "" : "; leaving it out is not measured here");
+}
+function cellText(value2, most) {
+  const size = Math.abs(value2);
+  return size >= 0.15 * most ? size.toFixed(size < 9.95 ? 1 : 0).replace(/^0/, "") : "";
+}
+var rankOf = ({ part, choice }, k) => choice.ranks[k] ?? part.ranks[k];
+var clamp = ({ part }, k, rank) => Math.max(0, Math.min(part.ranks[k], rank));
+function followPointer(panel, svg) {
+  const { part } = panel;
   svg.addEventListener("pointerdown", (event) => {
-    const { row, column } = event.target.dataset, k = event.target.closest(".cell")?.dataset.k;
-    if (row !== void 0) return turn(members("row", Number(row)));
-    if (column !== void 0) return turn(members("column", Number(column)));
-    if (k === void 0 || event.button) return;
+    const members = labelMembers(part, event), cell = event.target.closest(".cell");
+    if (members) return panel.turn(members);
+    if (!cell || event.button) return;
     event.preventDefault();
-    focus = Number(k);
-    cells[focus].g.focus({ preventScroll: true });
-    drag = { k: focus, y: event.clientY, rank: rankOf(focus), moved: false };
+    const k = panel.focus = Number(cell.dataset.k);
+    panel.cells[k].g.focus({ preventScroll: true });
+    panel.drag = { k, y: event.clientY, rank: rankOf(panel, k), isMoved: false };
     svg.setPointerCapture(event.pointerId);
   });
   svg.addEventListener("pointermove", (event) => {
-    if (!drag || !part.live) return;
-    const by = Math.round((drag.y - event.clientY) / PULL), rank = clamp(drag.k, drag.rank + by);
-    drag.moved ||= by !== 0;
-    if (drag.moved && rank !== rankOf(drag.k)) turn([drag.k], rank);
+    const { drag: drag2 } = panel;
+    if (!drag2 || !part.live) return;
+    const by = Math.round((drag2.y - event.clientY) / PULL), rank = clamp(panel, drag2.k, drag2.rank + by);
+    drag2.isMoved ||= by !== 0;
+    if (drag2.isMoved && rank !== rankOf(panel, drag2.k)) panel.turn([drag2.k], rank);
   });
   for (const end of ["pointerup", "pointercancel"]) {
     svg.addEventListener(end, () => {
-      if (!drag) return;
-      const { k, moved } = drag;
-      drag = null;
-      if (moved) regenerate();
-      else if (end === "pointerup") turn([k]);
+      const { drag: drag2 } = panel;
+      if (!drag2) return;
+      panel.drag = null;
+      if (drag2.isMoved) panel.regenerate();
+      else if (end === "pointerup") panel.turn([drag2.k]);
     });
   }
+}
+function followKeys(panel, svg) {
   svg.addEventListener("keydown", (event) => {
-    const move = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key], step = { "+": 1, "=": 1, "-": -1 }[event.key];
-    if (move) {
-      let [i, j] = [part.column[focus], part.row[focus]], k = -1;
-      while (k < 0 && i >= 0 && j >= 0 && i < part.columns.length && j < part.rows.length) {
-        [i, j] = [i + move[0], j + move[1]];
-        k = part.names.findIndex((_, each) => part.column[each] === i && part.row[each] === j);
-      }
-      if (k >= 0) {
-        focus = k;
-        paint();
-        cells[k].g.focus();
-      }
-    } else if (step && part.live) turn([focus], clamp(focus, rankOf(focus) + step));
-    else if (event.key === " " && (event.shiftKey || event.ctrlKey)) {
-      turn(event.shiftKey ? members("row", part.row[focus]) : members("column", part.column[focus]));
-    } else if (event.key === "Enter" || event.key === " ") turn([focus]);
-    else if (event.key === "Escape") {
-      choice.ranks = {};
-      change();
-    } else return;
+    if (!act(panel, event)) return;
     event.preventDefault();
     event.stopPropagation();
   });
-  onArrows(strip);
-  function follow() {
-    if (!root.isConnected && wasOnPage) return events.forEach((event) => model.off?.(event, follow));
-    wasOnPage = root.isConnected;
-    const { sample, key: of, ...found } = model.get("switched") ?? {};
-    if (of !== void 0) known[`${sample} ${of}`] = { ...known[`${sample} ${of}`], ...found };
-    root.form?.follow();
-    const all = samples();
-    if (select.children.length !== all.length) {
-      [choice.sample, choice.token, choice.ranks] = [all.length - 1, null, {}];
-      return drawSample();
+}
+function act(panel, event) {
+  const { part, focus } = panel, { key } = event, move = MOVES[key], step = STEPS[key];
+  if (move) walk(panel, move);
+  else if (step && part.live) panel.turn([focus], clamp(panel, focus, rankOf(panel, focus) + step));
+  else if (key === " " && (event.shiftKey || event.ctrlKey)) {
+    const which = event.shiftKey ? "row" : "column";
+    panel.turn(membersOf(part, which, part[which][focus]));
+  } else if (key === "Enter" || key === " ") panel.turn([focus]);
+  else if (key === "Escape") panel.switchAllOn();
+  else return false;
+  return true;
+}
+function walk(panel, move) {
+  const k = neighbor(panel.part, panel.focus, move);
+  if (k < 0) return;
+  panel.focus = k;
+  panel.paint();
+  panel.cells[k].g.focus();
+}
+
+// panels/attribution/attribution.js
+var PAUSE = 400;
+var MEANINGS = ["log p: ends at 0", "log p \u2212 log(1 \u2212 p): has no ceiling"];
+var EVENTS = ["change:switched", "change:explained"];
+var ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
+function attributionPart(parent, part, { model, ask }) {
+  const choice = part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} };
+  const known = part.known ??= {};
+  const root = make("div", { class: "attribution" }, parent);
+  const panel = { part, model, ask, root, choice, known, sample: null, focus: 0, drag: null, timer: 0, refused: "" };
+  const frame = drawFrame(panel);
+  Object.assign(panel, {
+    paint: () => paint(panel, frame),
+    turn: (modules, rank = null) => turn(panel, modules, rank),
+    regenerate: () => regenerate(panel),
+    switchAllOn() {
+      choice.ranks = {};
+      change(panel);
     }
-    paint();
-    if (of === key() && sample === choice.sample) regenerate();
+  });
+  if (part.live) frame.followForm = drawForm(panel);
+  followPointer(panel, frame.svg);
+  followKeys(panel, frame.svg);
+  if (model) followModel(panel, frame);
+  drawMap(panel, frame.svg);
+  drawSample(panel, frame);
+}
+function drawFrame(panel) {
+  const { root, choice } = panel, bar = make("div", { class: "bar" }, root);
+  const select2 = make("select", { class: "sample" }, labeled(bar, "Answer")), box = group(bar, "Measure");
+  select2.addEventListener("change", () => {
+    Object.assign(choice, { sample: Number(select2.value), token: null });
+    drawSample(panel, frame);
+  });
+  const measures = MEASURES.map(
+    (name, measure) => press(box, name, MEANINGS[measure], () => {
+      choice.measure = measure;
+      panel.paint();
+    })
+  );
+  const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => panel.switchAllOn());
+  const answer = answerStrip(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
+  const legend = make("div", { class: "legend" }, root);
+  const finding = make("p", { class: "finding", role: "status" }, root);
+  const written = make("div", { class: "written" }, root);
+  const frame = { select: select2, measures, reset, answer, svg, legend, finding, written, followForm: () => {
+  } };
+  return frame;
+}
+function drawForm({ root, model, ask }) {
+  const form = make("form", { class: "bar" }, root), field = (label) => make("input", { type: "text" }, labeled(form, label));
+  const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
+  const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!request.value.trim()) return;
+    ask("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
+  });
+  function follow2() {
+    const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
+    send.disabled = running;
+    said.replaceChildren(...running || !samples.length ? [words] : []);
+    if (running) drawBar(make("div", {}, said), bar);
   }
-  const events = ["change:switched", "change:explained"];
-  if (model) events.forEach((event) => model.on(event, follow));
-  build();
-  drawSample();
+  follow2();
+  return follow2;
+}
+var samplesOf = ({ part, model }) => [...part.samples, ...model?.get("explained")?.samples ?? []];
+function drawSample(panel, { select: select2, answer }) {
+  const samples = samplesOf(panel), { choice } = panel;
+  choice.sample = Math.min(choice.sample, samples.length - 1);
+  panel.sample = samples[choice.sample];
+  fillOptions(select2, samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]), choice.sample);
+  drawAnswer(answer, panel);
+  change(panel);
+}
+function change(panel) {
+  const { part, choice, ask } = panel, modules = changedModules(panel);
+  clearTimeout(panel.timer);
+  panel.refused = "";
+  panel.paint();
+  if (modules.length && !answerNow(panel, switchKey(panel)) && part.live) {
+    ask("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
+  } else regenerate(panel);
+}
+function regenerate(panel) {
+  const { part, choice, ask, drag: drag2 } = panel, key = switchKey(panel), now = answerNow(panel, key);
+  if (!part.live || !now || now.answer !== void 0 || drag2) return;
+  panel.timer = setTimeout(() => {
+    if (key !== switchKey(panel)) return;
+    const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);
+    ask("regenerate", { sample: choice.sample, ranks }, "regenerate");
+  }, PAUSE);
+}
+function paint(panel, { measures, reset, answer, legend, finding, written }) {
+  const isChanged = changedModules(panel).length > 0, now = isChanged ? answerNow(panel, switchKey(panel)) : null;
+  measures.forEach((button2, measure) => button2.setAttribute("aria-pressed", measure === panel.choice.measure));
+  reset.disabled = !isChanged;
+  paintAnswer(answer, panel, now);
+  writeAnswers(written, panel, now);
+  paintMap(panel, legend);
+  finding.textContent = panel.refused || conclude(panel, now);
+}
+function turn(panel, modules, rank) {
+  const { part, choice } = panel, before = choice.ranks, isOff = modules.every((k) => before[k] === 0);
+  const ranks = { ...before };
+  for (const k of modules) {
+    const to = rank ?? (isOff ? part.ranks[k] : 0);
+    if (to === part.ranks[k]) delete ranks[k];
+    else ranks[k] = to;
+  }
+  const isKnown = () => !changedModules(panel).length || answerNow(panel, switchKey(panel));
+  choice.ranks = ranks;
+  if (part.live || isKnown()) return change(panel);
+  choice.ranks = Object.fromEntries(modules.filter((k) => k in ranks).map((k) => [k, ranks[k]]));
+  if (changedModules(panel).length && isKnown()) return change(panel);
+  choice.ranks = before;
+  panel.refused = `What leaving out ${nameOf(part, modules)} costs was not measured: ${ALL}`;
+  panel.paint();
+}
+function followModel(panel, frame) {
+  const { model, root, choice, known } = panel;
+  let wasOnPage = false;
+  function follow2() {
+    if (!root.isConnected && wasOnPage) {
+      for (const event of EVENTS) model.off?.(event, follow2);
+      return;
+    }
+    wasOnPage = root.isConnected;
+    const { sample, key, ...answer } = model.get("switched") ?? {}, name = `${sample} ${key}`;
+    if (key !== void 0) known[name] = { ...known[name], ...answer };
+    frame.followForm();
+    const count2 = samplesOf(panel).length;
+    if (frame.select.children.length !== count2) {
+      Object.assign(choice, { sample: count2 - 1, token: null, ranks: {} });
+      return drawSample(panel, frame);
+    }
+    panel.paint();
+    if (key === switchKey(panel) && sample === choice.sample) regenerate(panel);
+  }
+  for (const event of EVENTS) model.on(event, follow2);
 }
 
 // panels/effects.js
 var OPENED = 6;
+var RAMP = "nats that a token gained or lost; beyond are 2\xA0% of the tokens; faint: not measured";
 function effectsPart(parent, part) {
-  const choice = part.choice ??= { set: "", all: false }, root = make("div", { class: "strips" }, parent), bar = make("div", { class: "bar" }, root);
-  const select = make("select", {}, make("label", { class: "control" }, bar, "Texts"));
-  for (const name of ["", ...part.sets]) {
-    make("option", { value: name }, select, name || "all sets").selected = name === choice.set;
-  }
-  select.addEventListener("change", () => {
-    Object.assign(choice, { set: select.value, all: false });
+  const choice = part.choice ??= { set: "", all: false };
+  const root = make("div", { class: "strips" }, parent), bar = make("div", { class: "bar" }, root);
+  const sets = ["", ...part.sets].map((name) => [name, name || "all sets"]);
+  choose(bar, "Texts", sets, choice.set, (set) => {
+    Object.assign(choice, { set, all: false });
     draw();
   });
   const list = make("div", {}, root);
-  const sizes = part.samples.flatMap(({ rise }) => rise.map(Math.abs)).sort((a, b) => a - b), most = Math.max(sizes[Math.floor(0.98 * sizes.length)], 1e-6);
+  const sizes2 = part.samples.flatMap(({ rise }) => rise.map(Math.abs)).sort((a, b) => a - b);
+  const most = Math.max(sizes2[Math.floor(0.98 * sizes2.length)], 1e-6);
   function draw() {
-    const found = part.samples.filter(({ set }) => !choice.set || set === choice.set), shown = choice.all ? found : found.slice(0, OPENED);
-    const dark = isDark(root);
+    const found = part.samples.filter(({ set }) => !choice.set || set === choice.set);
+    const shown = choice.all ? found : found.slice(0, OPENED), hidden = found.length - shown.length;
     list.replaceChildren();
-    drawRamp(
-      list,
-      most,
-      "nats that a token gained or lost; beyond are 2\xA0% of the tokens; faint: not measured",
-      dark
-    );
-    for (const { set, tokens, positions, base, rise } of shown) {
-      const line = make("div", { class: "sample" }, list), mean = rise.reduce((sum, v) => sum + v, 0) / rise.length;
-      make("span", { class: "set" }, line, `${set} ${signedNumber(-mean)}`).title = "change of the loss, nats per token";
-      const strip = make("span", { class: "strip" }, line), at = new Map(positions.map((place, k) => [place, k]));
-      tokens.forEach((text, place) => {
-        const k = at.get(place), token = coloredToken(strip, text, k === void 0 ? 0 : rise[k] / most, dark);
-        if (k === void 0) token.classList.add("faint");
-        else {
-          token.title = `${quoted(text)}: ${signedNumber(rise[k])} nats, from ${probability(base[k])} to ${probability(base[k] + rise[k])}`;
-        }
-        if (text.endsWith("\n")) make("br", {}, strip);
-      });
-    }
-    const hidden = found.length - shown.length, words = part.of > part.samples.length ? ` Of the ${part.of} texts, the worst ${part.samples.length} are here.` : "";
-    const foot = make(
-      "div",
-      { class: "key" },
-      list,
-      `${shown.length} of ${found.length} texts, the worst first; the number is the change of the loss, nats per token.${words}`
-    );
-    if (hidden) {
-      make("button", { type: "button" }, foot, `Show ${hidden} more`).addEventListener("click", () => {
-        choice.all = true;
-        draw();
-      });
-    }
-  }
-  draw();
-}
-
-// panels/reads.js
-var LISTED = 5;
-var WINDOW = 40;
-var STRONGEST = 8;
-var DRAWN_SAMPLES = 4;
-function readsPart(parent, part, { about, model, ask }) {
-  const choice = { open: null, need: false, whole: /* @__PURE__ */ new Set() };
-  const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
-  const root = make("div", { class: "reads strips" }, parent);
-  let values = null, wasOnPage = false;
-  const selected = () => model.get("selected").at(-1) ?? 0;
-  function follow() {
-    if (!root.isConnected && wasOnPage) return stop();
-    wasOnPage = root.isConnected;
-    const reading = model.get("reading"), k = selected();
-    if (reading?.module !== k) return ask("read", { module: k }, "read");
-    if (values?.module !== k) [values, choice.open] = [unpack(reading, part.need), null];
-    draw();
-  }
-  const events = ["change:selected", "change:reading", "change:current"];
-  const stop = () => events.forEach((event) => model.off?.(event, follow));
-  events.forEach((event) => model.on(event, follow));
-  function valuesOf(kind, direction) {
-    const z = values.row(kind * values.directions + direction);
-    return choice.need ? z.map((v, i) => v * values.need[i]) : z;
-  }
-  function draw() {
-    const k = selected(), tokens = sides[part.side[k]], rank = model.get("current").ranks[k], place = `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
-    const focused = root.contains(document.activeElement) || root.getRootNode().activeElement?.closest?.(".reads") === root ? root.getRootNode().activeElement?.dataset.key ?? null : null;
-    root.replaceChildren();
-    const bar = make("div", { class: "bar" }, root);
-    make("h3", {}, bar, place);
-    if (!tokens) return make("p", {}, root, "This module reads positions, not tokens.");
-    if (part.need) {
-      const box = make("span", { class: "group", role: "group", "aria-label": "Values" }, bar);
-      for (const [need, label] of [[false, "z: read"], [true, "z \xD7 need: read and needed"]]) {
-        make("button", { type: "button", "aria-pressed": choice.need === need, "data-key": `need ${need}` }, box, label).addEventListener("click", () => {
-          choice.need = need;
-          draw();
-        });
-      }
-    }
-    const key = make("span", { class: "key" }, bar);
-    part.parts.forEach((name, n) => {
-      const entry = make("span", {}, key);
-      make("span", { class: `part-sign p${n}` }, entry);
-      entry.append(name);
-    });
-    const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${shares[n] === null ? "\u2013" : percent(shares[n])}`).join(", ");
-    make(
-      "p",
-      {},
-      root,
-      `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ${part.samples < part.of ? `${part.samples} of the ${part.of} samples that were read are in this page.` : `${part.of} samples.`}` + (part.sinks.includes(k) ? " The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out." : "")
-    );
-    const scroll = make("div", { class: "scroll" }, root), table = make("table", { "aria-label": `Tokens at both ends of the directions of ${place}` }, scroll);
-    const head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
-    make("th", { scope: "col" }, head, "direction");
-    part.kinds.forEach(
-      (kind, n) => make("th", { scope: "col", class: "words" }, head, part.meanings[n] ? `${kind}: ${part.meanings[n]}` : kind)
-    );
-    for (let d = 0; d < values.directions; d++) {
-      if (d === rank) {
-        const cut = make("tr", { class: "cut" }, body);
-        make(
-          "td",
-          { colspan: part.kinds.length + 1 },
-          cut,
-          `rank ${rank}: directions above are kept, those below are cut off`
-        );
-      }
-      const row = make("tr", {}, body);
-      make("th", { scope: "row" }, row, d + 1);
-      part.kinds.forEach((_, n) => drawEnds(make("td", { class: "words" }, row), n, d, tokens));
-      if (choice.open?.d === d) {
-        drawSamples(
-          make("td", { colspan: part.kinds.length + 1, class: "words" }, make("tr", { class: "samples" }, body)),
-          choice.open.n,
-          d,
-          tokens
-        );
-      }
-    }
-    if (focused) root.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
-  }
-  function drawEnds(cell, n, d, tokens) {
-    const v = valuesOf(n, d), most = largest(v), isOpen = choice.open?.d === d && choice.open.n === n;
-    const button = make("button", {
-      type: "button",
-      class: "ends",
-      "aria-expanded": isOpen,
-      "data-key": `${d} ${n}`,
-      "data-row": d,
-      "data-column": n
-    }, cell);
-    const said = [];
-    for (const sign of [1, -1]) {
-      const line = make("span", { class: "line", "aria-hidden": "true" }, button), found = ends(v, sign, tokens);
-      make("b", {}, line, sign > 0 ? "+" : MINUS);
-      for (const { at, hits, all } of found.slice(0, LISTED)) {
-        const chip = make("span", {
-          class: `chip p${tokens.part[at]}`,
-          title: `${quoted(tokens.text(at))}: ${hits} of ${all} in the ${part.parts[tokens.part[at]]} part, up to ${signedNumber(v[at])}`
-        }, line);
-        make("span", { class: "ctx" }, chip, visible(tokens.before(at, 2)));
-        token(chip, tokens.text(at), v[at] / most);
-        make("span", { class: "times" }, chip, `\xD7${hits}`);
-      }
-      if (found.length > LISTED) make("span", { class: "times" }, line, `+ ${found.length - LISTED} more`);
-      if (!found.length) make("span", { class: "times" }, line, "nothing beyond a fifth of the other end");
-      said.push(
-        `${sign > 0 ? "high" : "low"} at ${found.slice(0, LISTED).map(({ at }) => quoted(tokens.text(at).trim() || tokens.text(at))).join(", ") || "nothing"}`
-      );
-    }
-    const squares = (isCounted) => v.reduce((sum, one, i) => sum + (isCounted(i) ? one * one : 0), 0);
-    make(
-      "span",
-      { class: "times", "aria-hidden": "true" },
-      button,
-      `${percent(squares((i) => tokens.part[i] === 0) / squares(() => true))} on constant tokens`
-    );
-    button.setAttribute("aria-label", `${part.kinds[n]}, direction ${d + 1}: ${said.join("; ")}`);
-    button.addEventListener("click", () => {
-      [choice.open, choice.whole] = [isOpen ? null : { d, n }, /* @__PURE__ */ new Set()];
+    const dark = isDark(root);
+    drawRamp(list, most, RAMP, dark);
+    for (const sample of shown) drawSample2(list, sample, most, dark);
+    const foot = make("div", { class: "key" }, list, count(shown, found, part));
+    if (!hidden) return;
+    make("button", { type: "button" }, foot, `Show ${hidden} more`).addEventListener("click", () => {
+      choice.all = true;
       draw();
     });
   }
-  function drawSamples(cell, n, d, tokens) {
-    const v = valuesOf(n, d), most = largest(v);
-    drawRamp(
-      cell,
-      most,
-      `${choice.need ? "z \xD7 need" : "z"}, direction ${d + 1} of ${part.kinds[n]}; narrow: constant tokens; click a number for the whole sample`,
-      isDark(root)
-    );
-    const peaks = tokens.spans.map(([start, end]) => largest(v.slice(start, end))), order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]);
-    const rest = order.slice(STRONGEST).sort((a, b) => (a * 7919 + 13) % 101 - (b * 7919 + 13) % 101);
-    const shown = rest.length > DRAWN_SAMPLES ? [...order.slice(0, STRONGEST), ...rest.slice(0, DRAWN_SAMPLES)] : order;
-    shown.forEach((s, i) => {
-      if (i === STRONGEST && rest.length > DRAWN_SAMPLES) {
-        make("div", { class: "key" }, cell, `${DRAWN_SAMPLES} of the other ${rest.length} samples, drawn at random`);
-      }
-      const isWhole = choice.whole.has(s) !== (i === 0);
-      const line = make("div", { class: "sample" }, cell);
-      const more = make(
-        "button",
-        {
-          type: "button",
-          "aria-expanded": isWhole,
-          "data-key": `sample ${s}`,
-          title: "largest value of the sample; click for the whole sample",
-          "aria-label": `sample ${s + 1}, up to ${peaks[s].toFixed(1)}`
-        },
-        line,
-        peaks[s].toFixed(1)
-      );
-      more.addEventListener("click", () => {
-        choice.whole[choice.whole.has(s) ? "delete" : "add"](s);
-        draw();
-      });
-      strip(make("span", { class: "strip" }, line), s, v, most, tokens, isWhole);
-    });
-  }
-  function strip(box, s, v, most, tokens, isWhole) {
-    const [start, end] = tokens.spans[s];
-    let peak = start;
-    for (let i = start; i < end; i++) if (Math.abs(v[i]) > Math.abs(v[peak])) peak = i;
-    for (let i = start; i < end; i++) {
-      if (!isWhole && Math.abs(i - peak) > WINDOW) {
-        if (Math.abs(i - peak) === WINDOW + 1) box.append("\u2026");
-        continue;
-      }
-      const narrow = !isWhole && i !== peak && tokens.part[i] === 0;
-      const one = token(box, narrow ? "" : tokens.text(i), v[i] / most);
-      one.title = `${quoted(tokens.text(i))} ${choice.need ? "z \xD7 need" : "z"} ${signedNumber(v[i])}${values.need && !choice.need ? `, need ${values.need[i].toFixed(2)}` : ""}, ${part.parts[tokens.part[i]]}`;
-      if (narrow) one.classList.add("narrow");
-      if (i === peak) one.classList.add("peak");
-      if (isWhole && tokens.text(i).endsWith("\n")) make("br", {}, box);
-    }
-  }
-  const token = (box, text, share) => coloredToken(box, text, share, isDark(root));
-  root.addEventListener("keydown", (event) => {
-    const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], at = event.target.dataset;
-    if (!move || at.column === void 0) return;
-    root.querySelector(`[data-row="${Number(at.row) + move[0]}"][data-column="${Number(at.column) + move[1]}"]`)?.focus();
-    event.preventDefault();
-  });
-  follow();
+  draw();
 }
+function drawSample2(list, { set, tokens, positions, base, rise }, most, dark) {
+  const line = make("div", { class: "sample" }, list), measured = new Map(positions.map((position, k) => [position, k]));
+  make("span", { class: "set" }, line, `${set} ${signedNumber(-mean(rise))}`).title = "change of the loss, nats per token";
+  const drawn = tokens.map((text, position) => {
+    const k = measured.get(position), ends2 = text.endsWith("\n");
+    if (k === void 0) return { text, share: 0, look: ["faint"], ends: ends2 };
+    const from = `from ${probability(base[k])} to ${probability(base[k] + rise[k])}`;
+    return { text, share: rise[k] / most, title: `${quoted(text)}: ${signedNumber(rise[k])} nats, ${from}`, ends: ends2 };
+  });
+  drawStrip(line, drawn, dark);
+}
+function count(shown, found, { of, samples }) {
+  const rest = of > samples.length ? ` Of the ${of} texts, the worst ${samples.length} are here.` : "";
+  const words = "texts, the worst first; the number is the change of the loss, nats per token.";
+  return `${shown.length} of ${found.length} ${words}${rest}`;
+}
+
+// panels/readings.js
 function unpack({ module, directions, scales, values }, hasNeed) {
   if (!values) return { module };
   const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
@@ -1349,176 +1101,348 @@ function readTokens({ texts, text, part, sample }) {
     if (isFirst[i]) spans[s] = [i, i];
     spans[s][1] = i + 1;
   });
-  const group = text.map((t, i) => `${parts[i]} ${t} ${parts[i] === 0 && !isFirst[i] ? text[i - 1] : ""}`), all = {};
-  for (const one of group) all[one] = (all[one] ?? 0) + 1;
+  const before = (i) => parts[i] === 0 && !isFirst[i] ? text[i - 1] : "";
+  const group2 = text.map((t, i) => `${parts[i]} ${t} ${before(i)}`), all = {};
+  for (const name of group2) all[name] = (all[name] ?? 0) + 1;
   return {
     part: parts,
     spans,
-    group,
+    group: group2,
     all,
     text: (i) => texts[text[i]],
     before: (i, most) => text.slice(Math.max(spans[sample[i]][0], i - most), i).map((t) => texts[t]).join("")
   };
 }
-function ends(v, sign, tokens) {
-  const far = v.map((one) => sign * one), limit = Math.max(far.reduce((a, b) => Math.max(a, b)) / 2, largest(v) / 5), found = {};
-  far.forEach((one, i) => {
-    if (one < limit) return;
+function ends(values, sign2, tokens) {
+  const far = values.map((value2) => sign2 * value2), peak = far.reduce((a, b) => Math.max(a, b));
+  const limit = Math.max(peak / 2, largest(values) / 5), found = {};
+  far.forEach((value2, i) => {
+    if (value2 < limit) return;
     const hit = found[tokens.group[i]] ??= { at: i, hits: 0, all: tokens.all[tokens.group[i]] };
     hit.hits++;
-    if (one > far[hit.at]) hit.at = i;
+    if (value2 > far[hit.at]) hit.at = i;
   });
   return Object.values(found).sort((a, b) => far[b.at] - far[a.at]);
 }
 
-// panels/rescaling.js
-function rescalingPart(parent, part) {
-  const choice = part.choice ??= { at: part.start, limit: part.limit ?? 0.05 }, { points } = part;
-  const of = (kind) => points.flatMap((point, k) => point.kind === kind ? [k] : []), scales = of("scale");
-  const root = make("div", { class: "rescaling" }, parent), bar = make("div", { class: "bar" }, root);
-  const label = (words) => make("label", { class: "control" }, bar, words);
-  const box = label("Scale"), slider = make("input", { type: "range", min: 0, max: scales.length - 1, step: 1 }, box), output = make("output", {}, box);
-  slider.addEventListener("input", () => {
-    choice.at = scales[Number(slider.value)];
+// panels/reads.js
+var LISTED = 5;
+var WINDOW = 40;
+var STRONGEST = 8;
+var DRAWN_SAMPLES = 4;
+var EVENTS2 = ["change:selected", "change:reading", "change:current"];
+var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
+var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
+function readsPart(parent, part, { about, model, ask }) {
+  const root = make("div", { class: "reads strips" }, parent);
+  const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
+  const panel = { root, part, about, sides, values: null, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
+  const selected = () => model.get("selected").at(-1) ?? 0;
+  function draw() {
+    const key = root.getRootNode().activeElement?.closest?.(".reads") === root ? root.getRootNode().activeElement.dataset.key : null;
+    root.replaceChildren();
+    drawModule(panel, selected(), model.get("current").ranks[selected()]);
+    if (key) root.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+  }
+  let wasOnPage = false;
+  function follow2() {
+    if (!root.isConnected && wasOnPage) {
+      for (const event of EVENTS2) model.off?.(event, follow2);
+      return;
+    }
+    wasOnPage = root.isConnected;
+    const reading = model.get("reading"), k = selected();
+    if (reading?.module !== k) return ask("read", { module: k }, "read");
+    if (panel.values?.module !== k) Object.assign(panel, { values: unpack(reading, part.need), open: null });
     draw();
+  }
+  for (const event of EVENTS2) model.on(event, follow2);
+  root.addEventListener("keydown", (event) => moveFocus(root, event));
+  follow2();
+}
+function moveFocus(root, event) {
+  const move = MOVES2[event.key], { row, column } = event.target.dataset;
+  if (!move || column === void 0) return;
+  root.querySelector(`[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`)?.focus();
+  event.preventDefault();
+}
+function valuesOf({ values, isNeed }, kind, direction) {
+  const z = values.row(kind * values.directions + direction);
+  return isNeed ? z.map((v, i) => v * values.need[i]) : z;
+}
+var valueName = ({ isNeed }) => isNeed ? "z \xD7 need" : "z";
+function drawModule(panel, k, rank) {
+  const { root, part, about, sides } = panel, tokens = sides[part.side[k]], place2 = placeOf(about, k);
+  const bar = make("div", { class: "bar" }, root);
+  make("h3", {}, bar, place2);
+  if (!tokens) return make("p", {}, root, "This module reads positions, not tokens.");
+  if (part.need) drawChoice(panel, bar);
+  const key = make("span", { class: "key" }, bar);
+  part.parts.forEach((name, n) => {
+    const entry = make("span", {}, key);
+    make("span", { class: `part-sign p${n}` }, entry);
+    entry.append(name);
   });
-  const out = points.length > scales.length ? make("select", {}, label("Left out")) : null;
-  if (out) {
-    make("option", { value: "" }, out, "nothing");
-    points.forEach((point, k) => {
-      if (point.kind !== "scale") make("option", { value: k }, out, point.label.replace("without ", ""));
-    });
-    out.addEventListener("change", () => {
-      choice.at = out.value === "" ? scales.at(-1) : Number(out.value);
-      draw();
+  make("p", {}, root, describeModule(part, k));
+  const scroll = make("div", { class: "scroll" }, root), label = `Tokens at both ends of the directions of ${place2}`;
+  drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
+}
+function drawChoice(panel, bar) {
+  const box = group(bar, "Values");
+  for (const [isNeed, label] of VALUES) {
+    const attributes = { "aria-pressed": panel.isNeed === isNeed, "data-key": `need ${isNeed}` };
+    make("button", { type: "button", ...attributes }, box, label).addEventListener("click", () => {
+      panel.isNeed = isNeed;
+      panel.draw();
     });
   }
-  const limit = make(
-    "input",
-    { type: "number", step: 0.01, min: 0, value: choice.limit },
-    label("Most that a text may lose, nats per token")
-  );
+}
+function describeModule(part, k) {
+  const share = (value2) => value2 === null ? "\u2013" : percent(value2);
+  const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${share(shares[n])}`).join(", ");
+  const samples = part.samples < part.of ? `${part.samples} of the ${part.of} samples that were read are in this page.` : `${part.of} samples.`;
+  return `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
+}
+function drawDirections(panel, table, tokens, rank) {
+  const { kinds, meanings } = panel.part, whole2 = { colspan: kinds.length + 1 };
+  const head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
+  make("th", { scope: "col" }, head, "direction");
+  kinds.forEach((kind, n) => {
+    make("th", { scope: "col", class: "words" }, head, meanings[n] ? `${kind}: ${meanings[n]}` : kind);
+  });
+  for (let d = 0; d < panel.values.directions; d++) {
+    if (d === rank) {
+      const words = `rank ${rank}: directions above are kept, those below are cut off`;
+      make("td", whole2, make("tr", { class: "cut" }, body), words);
+    }
+    const row = make("tr", {}, body);
+    make("th", { scope: "row" }, row, d + 1);
+    kinds.forEach((_, n) => drawEnds(panel, make("td", { class: "words" }, row), n, d, tokens));
+    if (panel.open?.d !== d) continue;
+    const cell = make("td", { ...whole2, class: "words" }, make("tr", { class: "samples" }, body));
+    drawSamples(panel, cell, panel.open.n, d, tokens);
+  }
+}
+function drawEnds(panel, cell, n, d, tokens) {
+  const values = valuesOf(panel, n, d), isOpen = panel.open?.d === d && panel.open.n === n;
+  const at = { "data-key": `${d} ${n}`, "data-row": d, "data-column": n };
+  const button2 = make("button", { type: "button", class: "ends", "aria-expanded": isOpen, ...at }, cell);
+  const said = [1, -1].map((sign2) => drawEnd(panel, button2, values, sign2, tokens));
+  const squares = sum(values.map((v) => v * v));
+  const constant = sum(values.map((v, i) => tokens.part[i] === 0 ? v * v : 0));
+  const words = `${percent(constant / squares)} on constant tokens`;
+  make("span", { class: "times", "aria-hidden": "true" }, button2, words);
+  button2.setAttribute("aria-label", `${panel.part.kinds[n]}, direction ${d + 1}: ${said.join("; ")}`);
+  button2.addEventListener("click", () => {
+    Object.assign(panel, { open: isOpen ? null : { d, n }, whole: /* @__PURE__ */ new Set() });
+    panel.draw();
+  });
+}
+function drawEnd({ root, part }, parent, values, sign2, tokens) {
+  const found = ends(values, sign2, tokens), listed = found.slice(0, LISTED), most = largest(values);
+  const line = make("span", { class: "line", "aria-hidden": "true" }, parent), dark = isDark(root);
+  make("b", {}, line, sign2 > 0 ? "+" : MINUS);
+  for (const { at, hits, all } of listed) {
+    const kind = tokens.part[at], times = `${hits} of ${all} in the ${part.parts[kind]} part`;
+    const title = `${quoted(tokens.text(at))}: ${times}, up to ${signedNumber(values[at])}`;
+    const chip = make("span", { class: `chip p${kind}`, title }, line);
+    make("span", { class: "ctx" }, chip, visible(tokens.before(at, 2)));
+    coloredToken(chip, tokens.text(at), values[at] / most, dark);
+    make("span", { class: "times" }, chip, `\xD7${hits}`);
+  }
+  if (found.length > LISTED) make("span", { class: "times" }, line, `+ ${found.length - LISTED} more`);
+  if (!found.length) make("span", { class: "times" }, line, "nothing beyond a fifth of the other end");
+  const names = listed.map(({ at }) => quoted(tokens.text(at).trim() || tokens.text(at)));
+  return `${sign2 > 0 ? "high" : "low"} at ${names.join(", ") || "nothing"}`;
+}
+function drawSamples(panel, cell, n, d, tokens) {
+  const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
+  const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
+  drawRamp(cell, most, `${what}; narrow: constant tokens; click a number for the whole sample`, dark);
+  const peaks = tokens.spans.map(([start, end]) => largest(values.slice(start, end)));
+  const order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]), rest = shuffled(order.slice(STRONGEST));
+  const isDrawn = rest.length > DRAWN_SAMPLES;
+  const shown = isDrawn ? [...order.slice(0, STRONGEST), ...rest.slice(0, DRAWN_SAMPLES)] : order;
+  shown.forEach((s, i) => {
+    if (i === STRONGEST && isDrawn) {
+      make("div", { class: "key" }, cell, `${DRAWN_SAMPLES} of the other ${rest.length} samples, drawn at random`);
+    }
+    const isWhole = panel.whole.has(s) !== (i === 0);
+    const line = make("div", { class: "sample" }, cell);
+    drawPeak(panel, line, s, peaks[s].toFixed(1), isWhole);
+    drawStrip(line, sampleTokens(panel, s, values, most, tokens, isWhole), dark);
+  });
+}
+var shuffled = (samples) => samples.sort((a, b) => (a * 7919 + 13) % 101 - (b * 7919 + 13) % 101);
+function drawPeak(panel, line, s, peak, isWhole) {
+  const title = "largest value of the sample; click for the whole sample";
+  const attributes = { "aria-expanded": isWhole, "data-key": `sample ${s}`, title };
+  const label = `sample ${s + 1}, up to ${peak}`;
+  make("button", { type: "button", ...attributes, "aria-label": label }, line, peak).addEventListener("click", () => {
+    panel.whole[panel.whole.has(s) ? "delete" : "add"](s);
+    panel.draw();
+  });
+}
+function sampleTokens(panel, s, values, most, tokens, isWhole) {
+  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need, strip = [];
+  let peak = start;
+  for (let i = start; i < end; i++) if (Math.abs(values[i]) > Math.abs(values[peak])) peak = i;
+  for (let i = start; i < end; i++) {
+    if (!isWhole && Math.abs(i - peak) > WINDOW) {
+      if (Math.abs(i - peak) === WINDOW + 1) strip.push("\u2026");
+      continue;
+    }
+    const text = tokens.text(i), value2 = `${valueName(panel)} ${signedNumber(values[i])}`;
+    const title = `${quoted(text)} ${value2}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` + panel.part.parts[tokens.part[i]];
+    const narrow = !isWhole && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole && text.endsWith("\n") });
+  }
+  return strip;
+}
+
+// panels/rescaling.js
+var LINES = [
+  ["scale", "the adapter scaled", { dots: true }],
+  ["left out", "several parts left out", { dots: true, dash: true }],
+  ["part", "one part left out", { dots: true, name: "lone" }]
+];
+function rescalingPart(parent, part) {
+  const choice = part.choice ??= { at: part.start, limit: part.limit ?? 0.05 }, { points } = part;
+  const scales = numbers(points, "scale");
+  const root = make("div", { class: "rescaling" }, parent), bar = make("div", { class: "bar" }, root);
+  function choosePoint(k) {
+    choice.at = k ?? choice.at;
+    draw();
+  }
+  const toBest = () => choosePoint(best(points, choice.limit));
+  const box = labeled(bar, "Scale"), range = { type: "range", min: 0, max: scales.length - 1, step: 1 };
+  const slider = make("input", range, box), output = make("output", {}, box);
+  slider.addEventListener("input", () => choosePoint(scales[Number(slider.value)]));
+  const parts = points.flatMap(({ kind, label }, k) => kind === "scale" ? [] : [[k, label.replace("without ", "")]]);
+  const leaveOut = (value2) => choosePoint(value2 === "" ? scales.at(-1) : Number(value2));
+  const out = parts.length ? choose(bar, "Left out", [["", "nothing"], ...parts], null, leaveOut) : null;
+  const field = { type: "number", step: 0.01, min: 0, value: choice.limit };
+  const limit = make("input", field, labeled(bar, "Most that a text may lose, nats per token"));
   limit.addEventListener("change", () => {
     if (limit.value !== "" && limit.validity.valid) choice.limit = Number(limit.value);
     toBest();
   });
   make("button", { type: "button" }, bar, "Best within the limit").addEventListener("click", toBest);
-  const below = make("div", { class: "pair" }, root), curve = make("div", {}, below), at = make("div", {}, below);
-  const finding = make("p", { class: "finding", role: "status" }, root), line = copyable(make("div", { class: "copied" }, root));
-  function best() {
-    const within = points.flatMap((point, k) => point.lost <= choice.limit ? [k] : []);
-    return within.reduce((a, k) => a === null || points[k].task < points[a].task ? k : a, null);
-  }
-  function toBest() {
-    choice.at = best() ?? choice.at;
-    draw();
-  }
+  const below = make("div", { class: "pair" }, root), curve = make("div", {}, below), table = make("div", {}, below);
+  const finding = make("p", { class: "finding", role: "status" }, root);
+  const line = copyable(make("div", { class: "copied" }, root));
   function draw() {
-    const point = points[choice.at], isScale = point.kind === "scale", top = best();
+    const point = points[choice.at], isScale = point.kind === "scale";
     if (isScale) slider.value = scales.indexOf(choice.at);
     output.textContent = isScale ? point.scale : "1";
     if (out) out.value = isScale ? "" : choice.at;
-    const lines = [["scale", "the adapter scaled", { dots: true }], ["left out", "several parts left out", {
-      dots: true,
-      dash: true
-    }], ["part", "one part left out", { dots: true, name: "lone" }]].map(([kind, name, look]) => ({
-      label: name,
-      points: of(kind).map((k) => [points[k].lost, points[k].task]),
-      ...look
-    })).filter((one) => one.points.length);
     curve.replaceChildren();
-    at.replaceChildren();
-    chart(curve, {
-      title: "Loss on the task by what other text loses",
-      lines: [...lines, { label: "chosen", points: [[point.lost, point.task]], color: 6, name: "chosen" }],
-      cursor: choice.limit,
-      width: 520,
-      height: 240,
-      x: { label: "largest change of other text, nats per token" },
-      y: { label: "task loss, nats per token", log: true }
-    });
-    const title = `${point.label[0].toUpperCase()}${point.label.slice(1)}`;
-    drawTable(at, {
-      caption: [title, ...point.without.length ? [point.without.join(", ")] : []].join(": "),
-      head: ["set", "loss", "change", "95 % interval over texts"],
-      rows: point.rows
-    });
-    const words = top === choice.at ? "the lowest task loss within the limit" : top === null ? "no point is within the limit" : `within the limit, ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
-    finding.textContent = `${title}: task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats per token; ${words}.`;
+    table.replaceChildren();
+    drawPoints(curve, points, point, choice.limit);
+    drawPoint(table, point);
+    finding.textContent = conclude2(points, choice);
     line.textContent = isScale && !point.scale ? "# scale 0 is the base model: there is nothing to write" : `rescaling.save_adapter("milder", rescaling.points[${choice.at}])  # ${point.label}`;
   }
   draw();
+}
+var numbers = (points, kind) => points.flatMap((point, k) => point.kind === kind ? [k] : []);
+function best(points, limit) {
+  const within = points.flatMap((point, k) => point.lost <= limit ? [k] : []);
+  return within.reduce((a, k) => a === null || points[k].task < points[a].task ? k : a, null);
+}
+function drawPoints(parent, points, chosen, limit) {
+  const lines = LINES.map(([kind, label, look]) => {
+    const members = numbers(points, kind).map((k) => [points[k].lost, points[k].task]);
+    return { label, points: members, ...look };
+  });
+  const mark = { label: "chosen", points: [[chosen.lost, chosen.task]], color: 6, name: "chosen" };
+  chart(parent, {
+    title: "Loss on the task by what other text loses",
+    lines: [...lines.filter((line) => line.points.length), mark],
+    cursor: limit,
+    width: 520,
+    height: 240,
+    x: { label: "largest change of other text, nats per token" },
+    y: { label: "task loss, nats per token", log: true }
+  });
+}
+function drawPoint(parent, { label, without, rows }) {
+  const caption = [capitalized(label), ...without.length ? [without.join(", ")] : []].join(": ");
+  drawTable(parent, { caption, head: ["set", "loss", "change", "95 % interval over texts"], rows });
+}
+function conclude2(points, { at, limit }) {
+  const point = points[at], top = best(points, limit);
+  const other = top === null ? "no point is within the limit" : `within the limit, ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
+  const judgment = top === at ? "the lowest task loss within the limit" : other;
+  const losses = `task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats per token`;
+  return `${capitalized(point.label)}: ${losses}; ${judgment}.`;
 }
 
 // panels/panels.js
 var KINDS = {
   text: (parent, part) => make("p", {}, parent, part.text),
   table: drawTable,
-  code(parent, part) {
-    make("div", { class: "key" }, parent, part.caption);
-    make("pre", { tabindex: 0, role: "region", "aria-label": part.caption }, parent, part.code);
-  },
-  chart: (parent, part) => chart(parent, {
-    ...part,
-    title: part.caption,
-    width: 560,
-    height: 220,
-    y: part.y.percent ? { min: 0, max: 1, ...part.y } : part.y
-  }),
-  alignment: (parent, part, context) => alignmentPart(parent, part, context),
-  reads: (parent, part, context) => readsPart(parent, part, context),
-  attribution: (parent, part, context) => attributionPart(parent, part, context),
-  effects: (parent, part) => effectsPart(parent, part),
-  rescaling: (parent, part) => rescalingPart(parent, part)
+  code: drawCode,
+  chart: drawChart,
+  alignment: alignmentPart,
+  reads: readsPart,
+  attribution: attributionPart,
+  effects: effectsPart,
+  rescaling: rescalingPart
 };
+function drawCode(parent, { caption, code }) {
+  make("div", { class: "key" }, parent, caption);
+  make("pre", { tabindex: 0, role: "region", "aria-label": caption }, parent, code);
+}
+function drawChart(parent, part) {
+  const y = part.y.percent ? { min: 0, max: 1, ...part.y } : part.y;
+  chart(parent, { ...part, title: part.caption, width: 560, height: 220, y });
+}
 function drawParts(parent, parts, context) {
   for (const part of parts) {
     KINDS[part.kind](make("div", { class: `part ${part.folded ? "folded" : part.kind}` }, parent), part, context);
   }
 }
 function panelSections(parent, about, current, model, ask) {
-  const drawn = {};
+  const drawn = {}, context = { about, model, ask };
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
     drawn[panel.name] = make("div", { class: "parts" }, section);
-    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, { about, model, ask });
+    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, context);
   }
-  return (now) => {
+  return (current2) => {
     drawn.allocation?.replaceChildren();
-    if (drawn.allocation) drawParts(drawn.allocation, now.allocation, { about, model });
+    if (drawn.allocation) drawParts(drawn.allocation, current2.allocation, context);
   };
 }
 function panelTabs(parent, about, model, ask) {
-  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent), box = make("div", { class: "panel" }, parent);
+  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
+  const box = make("div", { class: "panel" }, parent);
   const open = (name) => {
     model.set("panel", name);
     model.save_changes();
     draw();
   };
-  about.panels.forEach((panel) => {
-    const button = describe(
-      make("button", { type: "button", role: "tab", "data-panel": panel.name }, list, panel.title),
-      panel.about.split(/(?<=\.) /)[0]
-    );
-    button.addEventListener("click", () => open(model.get("panel") === panel.name ? "" : panel.name));
-  });
+  for (const { name, title, about: words } of about.panels) {
+    const toggle = () => open(model.get("panel") === name ? "" : name);
+    button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
+  }
   onArrows(list, (target) => open(target.dataset.panel));
   function draw() {
-    const name = model.get("panel"), panel = about.panels.find((one) => one.name === name);
-    for (const button of list.children) {
-      button.setAttribute("aria-selected", button.dataset.panel === name);
-      button.setAttribute("tabindex", button.dataset.panel === (panel ? name : about.panels[0].name) ? 0 : -1);
+    const panel = about.panels.find(({ name }) => name === model.get("panel"));
+    const reached = (panel ?? about.panels[0]).name;
+    for (const tab of list.children) {
+      tab.setAttribute("aria-selected", tab.dataset.panel === panel?.name);
+      tab.setAttribute("tabindex", tab.dataset.panel === reached ? 0 : -1);
     }
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(
-      make("div", { class: "parts" }, box),
-      name === "allocation" ? model.get("current").allocation ?? [] : panel.parts,
-      { about, model, ask }
-    );
+    const parts = panel.name === "allocation" ? model.get("current").allocation ?? [] : panel.parts;
+    drawParts(make("div", { class: "parts" }, box), parts, { about, model, ask });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);
@@ -1529,132 +1453,843 @@ function panelTabs(parent, about, model, ask) {
 }
 
 // race.js
+var SAVE = "Save the adapter with the lower held-out loss to the folder workbench-winner.";
+var PAST = "The map shows other ranks than those that were trained:";
 function racePanel(parent, { about, model, ask, width }) {
-  const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
-  const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root), basis = make("div", { class: "basis" }, root);
-  const head = make("div", { class: "bar" }, root), given = about.training;
-  const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
-  const field = (label, attributes) => make(
-    "input",
-    { type: "number", ...attributes },
-    explained(make("label", { class: "control" }, head, label), label)
-  );
-  const steps = field("steps", { min: 1, step: 1, placeholder: "auto", value: given.steps ?? "" });
-  const rate = field("learning rate", {
-    min: 0,
-    step: "any",
-    value: typeof given.learning_rate === "number" ? given.learning_rate : ""
-  });
-  const stops = make("span", { class: "group" }, head), winner = describe(
-    make("button", { type: "button" }, head, "Save winner"),
-    "Save the adapter with the lower held-out loss to the folder workbench-winner."
-  );
-  const lines = make("div", { class: "arms" }, root), shown = make("div", { class: "outcome" }, root);
-  const curves = make("div", { class: "curves" }, shown), answers = make("div", { class: "answers" }, shown);
-  let obstacle = "", running = false;
-  begin.addEventListener("click", () => {
-    if (obstacle || running || !steps.validity.valid || !rate.validity.valid) return;
-    const options = {};
-    if (steps.value) options.steps = Number(steps.value);
-    if (rate.value) options.learning_rate = Number(rate.value);
-    ask("train", options);
-  });
-  winner.addEventListener("click", () => ask("save_winner"));
-  function ready() {
-    begin.setAttribute("aria-disabled", Boolean(obstacle) || running);
-    describe(
-      begin,
-      obstacle || `Train ${current.arms.join(" and ")} on the same batches, and say which is better on held-out samples.`
-    );
-  }
-  let current = { arms: [], obstacle: "", is_shown: false };
-  function tell(now) {
-    current = now.race;
-    obstacle = current.obstacle;
-    place();
-    for (const input of [steps, rate]) {
-      input.parentElement.hidden = !given.learning_rate && !given.steps && !given.seconds;
-    }
-    plan.textContent = obstacle || `${current.arms.join(" and ")}, ` + (steps.value || !given.seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(given.seconds / 60)} minutes`);
-    ready();
-  }
-  function place() {
-    const isOther = Object.keys(model.get("training")?.arms ?? {}).length > 0 && !current.is_shown;
-    root.classList.toggle("past", isOther);
-    other.textContent = isOther ? "The map shows other ranks than those that were trained:" : "";
-  }
-  function follow() {
-    const state = model.get("training") ?? {}, names = Object.keys(state.arms ?? {});
-    running = Boolean(state.running);
-    place();
-    ready();
-    winner.hidden = !state.winner;
-    verdict.textContent = state.said ?? "";
-    basis.textContent = state.basis ?? "";
-    if (stops.children.length !== (running ? names.length : 0) || [...stops.children].some((stop, i) => stop.dataset.arm !== names[i])) {
-      stops.replaceChildren();
-      for (const name of running ? names : []) {
-        const stop = describe(
-          make("button", { type: "button", "data-arm": name }, stops, `Stop ${name}`),
-          `End the training of ${name} after this step; the other goes on.`
-        );
-        stop.addEventListener("click", () => ask("stop", { name }));
-      }
-    }
-    for (const stop of stops.children) {
-      stop.disabled = !state.arms[stop.dataset.arm].running || state.arms[stop.dataset.arm].stopped;
-    }
-    lines.replaceChildren();
-    if (running && state.bar?.words) drawBar(make("div", {}, lines), state.bar);
-    names.forEach((name, i) => {
-      const arm = state.arms[name], loss = arm.losses.at(-1)?.[1], held = arm.held.at(-1)?.[1];
-      const row = make("div", { class: `arm arm${i}`, "data-arm": name }, lines);
-      make(
-        "div",
-        { class: "ranks" },
-        row,
-        `${name}: ${arm.ranks}; ${arm.parameters.toLocaleString("en-US")} trained parameters`
-      );
-      if (!arm.planned) return;
-      make("progress", { max: arm.planned, value: arm.step, "aria-label": `training of ${name}` }, row);
-      row.append(
-        `step ${arm.step} of ${arm.planned}` + (loss === void 0 ? "" : `, training loss ${loss.toPrecision(3)}`) + (held === void 0 ? "" : `, held-out loss ${held.toPrecision(4)}`) + (arm.stopped ? ", stopped" : "")
-      );
+  const panel = drawPanel(parent, about.training);
+  let race = { arms: [], obstacle: "", is_shown: false };
+  const training = () => model.get("training") ?? {};
+  const isRunning = () => Boolean(training().running);
+  panel.begin.addEventListener("click", () => {
+    const { steps, rate } = panel;
+    if (race.obstacle || isRunning() || !steps.validity.valid || !rate.validity.valid) return;
+    ask("train", {
+      ...steps.value && { steps: Number(steps.value) },
+      ...rate.value && { learning_rate: Number(rate.value) }
     });
-    curves.replaceChildren();
-    if (names.some((name) => state.arms[name].losses.length)) {
-      lossCurves(curves, state.arms, Math.max(280, Math.min(430, width())));
-    }
-    answers.replaceChildren();
-    if (state.answers?.length) drawAnswers(answers, state.answers, names);
+  });
+  panel.winner.addEventListener("click", () => ask("save_winner"));
+  function tell(current) {
+    race = current.race;
+    sayWhatIsShown(panel, race, training());
+    sayPlan(panel, race, about.training);
+    sayWhetherReady(panel, race, isRunning());
   }
-  root.addEventListener("input", () => tell({ race: current }));
-  model.on("change:training", follow);
-  follow();
+  function follow2() {
+    sayWhatIsShown(panel, race, training());
+    sayWhetherReady(panel, race, isRunning());
+    followTraining(panel, training(), ask, width);
+  }
+  panel.root.addEventListener("input", () => tell({ race }));
+  model.on("change:training", follow2);
+  follow2();
   return tell;
 }
+function drawPanel(parent, defaults) {
+  const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
+  const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root);
+  const basis = make("div", { class: "basis" }, root), head = make("div", { class: "bar" }, root);
+  const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
+  const field = (label, attributes) => make("input", { type: "number", ...attributes }, explained(labeled(head, label), label));
+  const steps = field("steps", { min: 1, step: 1, placeholder: "auto", value: defaults.steps ?? "" });
+  const given = typeof defaults.learning_rate === "number" ? defaults.learning_rate : "";
+  const rate = field("learning rate", { min: 0, step: "any", value: given });
+  const stops = make("span", { class: "group" }, head);
+  const winner = describe(make("button", { type: "button" }, head, "Save winner"), SAVE);
+  const arms = make("div", { class: "arms" }, root), outcome = make("div", { class: "outcome" }, root);
+  const curves = make("div", { class: "curves" }, outcome), answers = make("div", { class: "answers" }, outcome);
+  return { root, other, verdict, basis, begin, plan, steps, rate, stops, winner, arms, curves, answers };
+}
+function sayWhatIsShown({ root, other }, race, training) {
+  const isPast = Object.keys(training.arms ?? {}).length > 0 && !race.is_shown;
+  root.classList.toggle("past", isPast);
+  other.textContent = isPast ? PAST : "";
+}
+function sayPlan({ steps, rate, plan }, { obstacle, arms }, { learning_rate, steps: planned, seconds }) {
+  for (const input of [steps, rate]) input.parentElement.hidden = !learning_rate && !planned && !seconds;
+  const length = steps.value || !seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(seconds / 60)} minutes`;
+  plan.textContent = obstacle || `${arms.join(" and ")}, ${length}`;
+}
+function sayWhetherReady({ begin }, { obstacle, arms }, isRunning) {
+  begin.setAttribute("aria-disabled", Boolean(obstacle) || isRunning);
+  const does = `Train ${arms.join(" and ")} on the same batches, and say which is better on held-out samples.`;
+  describe(begin, obstacle || does);
+}
+function followTraining(panel, training, ask, width) {
+  const names = Object.keys(training.arms ?? {});
+  panel.winner.hidden = !training.winner;
+  panel.verdict.textContent = training.said ?? "";
+  panel.basis.textContent = training.basis ?? "";
+  drawStops(panel.stops, training, ask);
+  panel.arms.replaceChildren();
+  if (training.running && training.bar?.words) drawBar(make("div", {}, panel.arms), training.bar);
+  names.forEach((name, i) => drawArm(panel.arms, name, i, training.arms[name]));
+  panel.curves.replaceChildren();
+  if (names.some((name) => training.arms[name].losses.length)) {
+    lossCurves(panel.curves, training.arms, Math.max(280, Math.min(430, width())));
+  }
+  panel.answers.replaceChildren();
+  if (training.answers?.length) drawAnswers(panel.answers, training.answers, names);
+}
+function drawStops(stops, { arms = {}, running }, ask) {
+  const names = running ? Object.keys(arms) : [];
+  if ([...stops.children].map((stop) => stop.dataset.arm).join() !== names.join()) {
+    stops.replaceChildren();
+    for (const name of names) {
+      const does = `End the training of ${name} after this step; the other goes on.`;
+      button(stops, `Stop ${name}`, does, () => ask("stop", { name }), { "data-arm": name });
+    }
+  }
+  for (const stop of stops.children) {
+    const arm = arms[stop.dataset.arm];
+    stop.disabled = !arm.running || arm.stopped;
+  }
+}
+function drawArm(parent, name, i, arm) {
+  const row = make("div", { class: `arm arm${i}`, "data-arm": name }, parent);
+  const parameters = `${arm.parameters.toLocaleString("en-US")} trained parameters`;
+  make("div", { class: "ranks" }, row, `${name}: ${arm.ranks}; ${parameters}`);
+  if (!arm.planned) return;
+  make("progress", { max: arm.planned, value: arm.step, "aria-label": `training of ${name}` }, row);
+  const loss = arm.losses.at(-1)?.[1], held = arm.held.at(-1)?.[1];
+  const said = [`step ${arm.step} of ${arm.planned}`];
+  if (loss !== void 0) said.push(`training loss ${loss.toPrecision(3)}`);
+  if (held !== void 0) said.push(`held-out loss ${held.toPrecision(4)}`);
+  if (arm.stopped) said.push("stopped");
+  row.append(said.join(", "));
+}
 function drawAnswers(parent, entries, names) {
-  const arms = names.filter((name) => name in entries[0].by), right = (name) => entries.filter((one) => one.by[name].right).length;
-  const counted = arms.filter((name) => entries[0].by[name].right !== null).map(
-    (name) => `${name} ${right(name)} of ${entries.length} right`
-  );
-  const mark = ({ text, right: right2 }) => `${right2 === null ? "" : right2 ? "\u2713 " : "\u2717 "}${text}`;
+  const arms = names.filter((name) => name in entries[0].by);
+  const counted = arms.filter((name) => entries[0].by[name].right !== null).map((name) => {
+    const right = entries.filter((entry) => entry.by[name].right).length;
+    return `${name} ${right} of ${entries.length} right`;
+  });
+  const mark = ({ text, right }) => `${right === null ? "" : right ? "\u2713 " : "\u2717 "}${text}`;
   drawTable(parent, {
     caption: `Answers to held-out requests${counted.length ? `: ${counted.join(", ")}` : ""}`,
     head: ["request", "right answer", ...arms],
-    rows: entries.map((one) => [one.request, one.right, ...arms.map((name) => mark(one.by[name]))]),
+    rows: entries.map((entry) => [entry.request, entry.right, ...arms.map((name) => mark(entry.by[name]))]),
     text: [0, 1, 2, 3]
   });
 }
 
-// workbench.js
+// workbench/values.js
+var change2 = ({ current }, k) => current.ranks[k] - current.kept[k];
+var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
+function isOffered(bench, { trained, run }) {
+  return (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
+}
+function currentTab(bench) {
+  const { tabs } = bench.about, name = bench.model.get("tab");
+  return tabs.find((tab) => tab.name === name && (!tab.run || isOfRun(bench))) ?? tabs[1];
+}
+function value(bench, tab, k) {
+  const { model, current } = bench;
+  if (tab.run && !isOfRun(bench)) return null;
+  if (tab.of === "change") return change2(bench, k);
+  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
+  if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
+  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values[k]) ?? null;
+}
+function valueText(bench, tab, k) {
+  const v = value(bench, tab, k);
+  if (v === null) return "";
+  if (tab.kind === "change") return v ? signed(v) : "";
+  if (!["percent", "signed"].includes(tab.kind)) return number(v);
+  return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
+}
+
+// workbench/bar.js
+function drawControls(bench, bar) {
+  const { about, page, requests } = bench, controls = {};
+  const add = (name, label, tag, attributes, options) => {
+    controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
+  };
+  if (!page) {
+    add("budget", "Budget", "select", {}, ["ranks", "parameters"]);
+    add("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
+  }
+  add("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
+  if (!page) {
+    add("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
+    add("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
+    const presets = group(bar, "Presets");
+    for (const [name, meaning] of Object.entries(about.presets)) {
+      button(presets, name, String(meaning), () => requests.ask("preset", { name }));
+    }
+  }
+  const steps = group(bar, "History");
+  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
+  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
+  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  return () => {
+    for (const [name, control] of Object.entries(controls)) follow(control, bench.current.controls[name]);
+    undo.disabled = !bench.current.undo;
+    redo.disabled = !bench.current.redo;
+  };
+}
+function follow({ input, output, isHeld }, value2) {
+  if (isHeld) return;
+  input.disabled = value2 === null;
+  input.value = value2 ?? "";
+  if (output) output.textContent = value2;
+}
+function drawControl({ requests, tell }, bar, name, label, tag, attributes, options = []) {
+  const box = explained(labeled(bar, label)), input = make(tag, attributes, box);
+  const isRange = attributes.type === "range", isNumber = attributes.type === "number";
+  for (const option of options) make("option", {}, input, option);
+  const control = { input, output: isRange ? make("output", {}, box) : null, isHeld: false };
+  let gesture = requests.gesture();
+  input.addEventListener(isNumber || tag === "select" ? "change" : "input", () => {
+    if (isNumber && (input.value === "" || !input.validity.valid)) return tell();
+    control.isHeld = isRange;
+    if (control.output) control.output.textContent = input.value;
+    const value2 = tag === "select" ? input.value : Number(input.value);
+    requests.ask("set", { [name]: value2 }, `control ${gesture}`);
+  });
+  input.addEventListener("change", () => {
+    gesture = requests.gesture();
+    control.isHeld = false;
+    if (requests.isIdle) tell();
+  });
+  input.addEventListener("blur", () => {
+    control.isHeld = false;
+  });
+  return control;
+}
+function drawTabs(bench) {
+  const { about, page, model, tablist } = bench;
+  function show(name) {
+    model.set("tab", name);
+    model.save_changes();
+    bench.paint();
+  }
+  for (const tab of about.tabs) {
+    if (page && tab.trained) continue;
+    const element = make("button", { type: "button", role: "tab", "data-tab": tab.name }, tablist, tab.title);
+    explained(element, tab.of === "ranks" ? "rank" : tab.name === "overlap" ? "overlap" : tab.title);
+    element.addEventListener("click", () => show(tab.name));
+  }
+  onArrows(tablist, (target) => show(target.dataset.tab));
+}
+function markTab(bench) {
+  const { name } = currentTab(bench);
+  for (const tab of bench.tablist.children) {
+    tab.setAttribute("aria-selected", tab.dataset.tab === name);
+    tab.setAttribute("tabindex", tab.dataset.tab === name ? 0 : -1);
+  }
+}
+function offerTabs(bench) {
+  for (const button2 of bench.tablist.children) {
+    const tab = bench.about.tabs.find(({ name }) => name === button2.dataset.tab);
+    button2.hidden = !isOffered(bench, tab);
+  }
+}
+
+// module_charts.js
+var COLORS = { energy: 0, variance: 1 };
+function moduleCharts(about) {
+  const root = make("div", { class: "module" });
+  let chosen = 0;
+  function draw(module) {
+    root.replaceChildren();
+    if (about.spectra.length > 1) {
+      const spectra = about.spectra.map((spectrum, i) => [i, spectrum.label]);
+      choose(root, "Spectrum", spectra, chosen, (i) => {
+        chosen = Number(i);
+        draw(module);
+        root.querySelector("select")?.focus();
+      });
+    }
+    if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
+    drawShares(root, about, module);
+    if (module.counts?.length > 1) drawResamples(root, module);
+  }
+  return { root, draw };
+}
+function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
+  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
+  const mine = spectrum.index[k], measures = Object.keys(spectrum.curves);
+  const alike = about.names.flatMap((_, n) => about.row[n] === about.row[k] ? [spectrum.index[n]] : []);
+  const others = [...new Set(alike)].filter((i) => i !== mine);
+  const points = (measure, i, values) => {
+    const curve = spectrum.curves[measure];
+    return curve.at[i].map((direction, n) => [direction, curve[values][i][n]]);
+  };
+  const lines = (values) => [
+    ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
+    ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) }))
+  ];
+  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1)));
+  const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
+  chart(root, {
+    title: `Cumulative shares of the directions of ${place2}`,
+    lines: lines("sums"),
+    cursor,
+    height: 158,
+    x: { ...x, label: "first directions taken" },
+    y: { label: "cumulative share", percent: true, min: 0, max: 1 }
+  });
+  const shares = measures.flatMap((measure) => spectrum.curves[measure].each.flat().filter((share) => share > 0));
+  chart(root, {
+    title: `Share of each direction of ${place2}`,
+    lines: lines("each"),
+    cursor,
+    height: 124,
+    legend: false,
+    x,
+    y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...shares)) }
+  });
+  drawTable(root, {
+    caption: "What they hold, and how many hold",
+    head: ["", `first\xA0${rank}`, "90\xA0%", "95\xA0%", "99\xA0%"],
+    rows: measures.map((measure) => [measure, ...heldAndNeeded(spectrum.curves[measure], mine, rank)])
+  });
+}
+function heldAndNeeded(curve, i, rank) {
+  const last = curve.at[i].findLastIndex((direction) => direction <= rank);
+  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`);
+  return [rank ? percent(last < 0 ? 0 : curve.sums[i][last]) : "", ...needed];
+}
+function drawShares(root, about, { k, place: place2, rank }) {
+  const lines = Object.entries(about.by_rank).map(([name, label], i) => {
+    const shares = about.tabs.find((tab) => tab.name === name).curves[k];
+    const points = shares.map((share, n) => [n + 1, share]);
+    return { label, term: name === "overlap" ? "overlap" : label, points, color: i + 2 };
+  });
+  if (!lines.length) return;
+  chart(root, {
+    title: `Shares by rank, ${place2}`,
+    lines,
+    cursor: rank || null,
+    height: 116,
+    x: { label: "rank", min: 0, max: Math.max(...lines.map((line) => line.points.length)) + 1 },
+    y: { label: "share", percent: true, min: 0, max: 1 }
+  });
+}
+function drawResamples(root, { place: place2, rank, counts }) {
+  const all = counts.reduce((sum2, [, count2]) => sum2 + count2, 0), ranks = counts.map(([r]) => r);
+  const words = `Rank from resampled scores: ${ranks[0]} to ${ranks.at(-1)}`;
+  explained(make("div", { class: "key" }, root, words), "resamples");
+  chart(root, {
+    title: `Ranks from resampled scores, ${place2}`,
+    lines: [],
+    bars: counts.map(([r, count2]) => [r, count2 / all]),
+    cursor: rank || null,
+    height: 100,
+    x: { label: "rank", min: 0, max: 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...ranks)))) },
+    y: { label: "resamples", percent: true, min: 0, max: 1 }
+  });
+}
+
+// workbench/picture.js
+var LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"];
+function picture({ svg, root }) {
+  const copy = svg.cloneNode(true);
+  const from = [svg, ...svg.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+  from.forEach((element, i) => {
+    const look = getComputedStyle(element);
+    for (const name of LOOK) to[i].style[name] = look[name];
+  });
+  copy.prepend(make("rect", { width: "100%", height: "100%", fill: `rgb(${groundOf(isDark(root))})` }));
+  return new XMLSerializer().serializeToString(copy);
+}
+function downloadSvg(bench) {
+  download("allocation.svg", new Blob([picture(bench)], { type: "image/svg+xml" }));
+}
+function downloadPng(bench) {
+  const image = new Image(), scale = 2, { clientWidth, clientHeight } = bench.svg;
+  image.onload = () => {
+    const canvas = make("canvas", { width: scale * clientWidth, height: scale * clientHeight });
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => download("allocation.png", blob));
+  };
+  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture(bench));
+}
+
+// workbench/sentences.js
+var REASONS = {
+  score: "by its score",
+  captured: "by the gradient that its directions capture",
+  uniform: "the same for all",
+  ceiling: "the most allowed",
+  floor: "the least allowed"
+};
+var SHOWN_ELSEWHERE = ["sensitivity", "rank", "change", "scaling"];
+var reasonOf = ({ current }, k) => REASONS[current.reasons[k]] ?? current.reasons[k];
+var kept = (bench, k) => change2(bench, k) ? ` (kept: ${bench.current.kept[k]})` : "";
+function brief(bench, k) {
+  const rank = bench.current.ranks[k];
+  if (!rank) return `Left out: no adapter${kept(bench, k)}`;
+  return `Rank ${rank}${kept(bench, k)}, ${reasonOf(bench, k)}`;
+}
+function why(bench, k) {
+  const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
+  const score = scoreText(bench, k), instead = `${rank} instead of ${current.rank}`;
+  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
+  const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
+  const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
+  const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
+  const sentence2 = {
+    score: byRule,
+    captured: byRule,
+    uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
+    ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
+    floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
+    "by hand": `Set by hand to ${instead}${score && `; ${score}`}`
+  }[reason] ?? `${reason}: ${instead}`;
+  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence2)}.`;
+}
+var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
+function scoreText(bench, k) {
+  const scores = tabOf(bench, "sensitivity").values;
+  const middle = scores.reduce((all, score) => all + (score ?? 0), 0) / scores.length;
+  return scores[k] === null || !middle ? "" : `score ${number(scores[k] / middle)} \xD7 the mean`;
+}
+function rangeText({ model }, k) {
+  const counts = model.get("resampled")?.[k] ?? [];
+  if (!counts.length) return "";
+  return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts.at(-1)[0]])].join(" to ")} on other samples`;
+}
+function describeModule2(bench, k) {
+  const { about, current } = bench, lines = [why(bench, k)];
+  if (current.ranks[k]) {
+    const isByScore = current.controls.scaling === "nominal" && current.scalings[k] !== 1;
+    lines.push(`Scaling ${number(current.scalings[k])}${isByScore ? ", by the score, whatever the rank" : ""}`);
+  }
+  const { values, low, high } = tabOf(bench, "sensitivity");
+  const interval = low ? `, 95 % interval ${percent(low[k])} to ${percent(high[k])}` : "";
+  if (values[k] !== null) lines.push(`${percent(values[k])} of all scores${interval}`);
+  for (const tab of about.tabs) {
+    const v = value(bench, tab, k);
+    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
+    lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
+  }
+  return lines;
+}
+function headline({ about, current }) {
+  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
+  const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
+  const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs;
+  const spent = sum(price.map((cost2, k) => cost2 * current.ranks[k])), budget = current.rank * sum(price);
+  const which = adapted.length < about.names.length ? "that is adapted " : "";
+  const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
+  const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+}
+function changes(bench) {
+  const { about, current, page } = bench, by = (k) => change2(bench, k);
+  const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
+  if (!moved.length) return "no rank changed";
+  const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
+  const more = sum(moved.map((k) => Math.max(0, by(k)))), fewer = -sum(moved.map((k) => Math.min(0, by(k))));
+  const grown = sum(moved.map((k) => by(k) * about.outs[k]));
+  const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
+  const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
+  return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
+}
+function costs({ about, current }) {
+  const loraRanks = current.ranks.map(() => current.rank);
+  const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const lora = sizes(about, loraRanks, true);
+  const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
+  if (about.peak) names.push("peak memory of training");
+  return names.map((name, i) => {
+    const text = i ? sizeText : whole;
+    return [name, text(kept2[i]), text(now[i]), percent(now[i] / kept2[i]), text(lora[i])];
+  });
+}
+function sizes({ outs, ins, peak }, ranks, trainsA) {
+  const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
+  const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
+  return [trained, adapter, 8 * trained, peak?.[Number(trainsA)] + adapter + 12 * trained];
+}
+function warning({ current }) {
+  const adapted = current.ranks.filter((rank) => rank).length;
+  const full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
+  if (2 * full < adapted) return "";
+  const decides = current.is_captured ? "gradient decides" : "scores decide";
+  return `${full} of ${adapted} modules have the highest rank allowed, so the ${decides} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
+}
+
+// workbench/details.js
 var OTHER_RUN = "The run was trained with other ranks than these: what it used of them is in the panels Training and Rank use, not on the map.";
 var TEXTS_ASKED = "Include the panels with the text of samples in the page?";
+var WITH_TEXTS = ["reads", "attribution", "effects"];
+var SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
+function drawSelected(bench, side) {
+  const { about, model } = bench, said = make("div", { class: "said", "aria-live": "polite" }, side);
+  const charts = moduleCharts(about);
+  side.appendChild(charts.root);
+  return () => {
+    const selected = model.get("selected"), k = selected.at(-1), rest = selected.length - 1;
+    said.replaceChildren();
+    if (k === void 0) return;
+    const place2 = placeOf(about, k);
+    make("h2", {}, said, place2 + (rest ? `, and ${rest} more selected` : ""));
+    make("div", { class: "name" }, said, about.names[k]);
+    describeModule2(bench, k).forEach((line, i) => make("div", i ? {} : { class: "why" }, said, line));
+    charts.draw({ k, place: place2, rank: bench.current.ranks[k], counts: model.get("resampled")?.[k] });
+  };
+}
+function drawAllocation(bench, foot, message) {
+  const finding = make("div", { class: "finding" }, foot), line = copyable(make("div", { class: "copied" }, foot));
+  const downloads = make("span", { class: "group" }, foot), table = make("table", {}, foot);
+  const moved = make("div", { class: "moved" }, foot);
+  drawDownloads(bench, downloads);
+  return () => {
+    const { about, current } = bench;
+    message.textContent = current.message || warning(bench);
+    message.classList.toggle("note", Boolean(current.note));
+    finding.textContent = headline(bench);
+    table.replaceChildren();
+    const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
+    fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
+    moved.textContent = `Since it was kept: ${changes(bench)}.`;
+    if (about.run && !isOfRun(bench)) make("div", {}, moved, OTHER_RUN);
+    line.textContent = current.code;
+  };
+}
+function drawDownloads(bench, parent) {
+  const { about, page, requests } = bench;
+  button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
+  button(parent, "PNG", "Download the map as a picture", () => downloadPng(bench));
+  if (page) return;
+  const hasTexts = about.panels.some(({ parts }) => parts.some(({ kind }) => WITH_TEXTS.includes(kind)));
+  button(parent, "Page", "Download a page that shows the map without a kernel", () => {
+    requests.ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) });
+  });
+  button(parent, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
+}
+
+// workbench/gestures.js
+var PULL2 = 4;
+function select(bench, modules, last = modules.at(-1)) {
+  if (last === void 0) return;
+  bench.focus = last;
+  bench.model.set("selected", [...modules.filter((k) => k !== last), last]);
+  bench.model.save_changes();
+  bench.paint();
+}
+var selectedOf = (bench) => bench.model.get("selected");
+function moduleAt({ el, svg }, event) {
+  const cell = el.getRootNode().elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
+  return cell && svg.contains(cell) ? Number(cell.dataset.k) : null;
+}
+function followPointer2(bench) {
+  const { svg, tip, requests } = bench;
+  const hide = () => {
+    tip.style.display = "none";
+  };
+  svg.addEventListener("pointerdown", (event) => press2(bench, event));
+  svg.addEventListener("pointermove", (event) => {
+    if (bench.drag) return drag(bench, event);
+    const k = moduleAt(bench, event);
+    if (k === null) hide();
+    else inform(bench, k, event.clientX, event.clientY);
+  });
+  svg.addEventListener("pointerleave", hide);
+  function release() {
+    const { drag: drag2 } = bench;
+    if (drag2 && drag2.last === drag2.rank && selectedOf(bench).length > 1) select(bench, [drag2.k]);
+    bench.drag = null;
+    requests.rest();
+  }
+  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, release);
+  svg.addEventListener("dblclick", (event) => {
+    const k = moduleAt(bench, event);
+    if (k !== null) requests.ask("release", { modules: [k] });
+  });
+}
+function press2(bench, event) {
+  const { about, svg, cells, current, requests } = bench, members = labelMembers(about, event);
+  if (members) return select(bench, members);
+  const k = moduleAt(bench, event);
+  if (k === null || event.button) return;
+  event.preventDefault();
+  cells[k].g.focus({ preventScroll: true });
+  const before = selectedOf(bench);
+  if (event.shiftKey) return select(bench, membersOf(about, "row", about.row[k]), k);
+  if (event.ctrlKey || event.metaKey) {
+    return select(bench, before.includes(k) ? before.filter((module) => module !== k) : [...before, k]);
+  }
+  select(bench, before.includes(k) ? before : [k], k);
+  const rank = current.ranks[k];
+  bench.drag = { k, y: event.clientY, rank, last: rank, gesture: `drag ${requests.gesture()}` };
+  svg.setPointerCapture(event.pointerId);
+  bench.tip.style.display = "none";
+}
+function drag(bench, event) {
+  const { about, drag: drag2, requests } = bench, by = Math.round((drag2.y - event.clientY) / PULL2);
+  const rank = by ? Math.max(1, Math.min(about.most, drag2.rank + by)) : drag2.rank;
+  if (rank === drag2.last) return;
+  drag2.last = rank;
+  requests.ask("set_rank", { modules: selectedOf(bench), rank }, drag2.gesture);
+}
+function inform(bench, k, x, y) {
+  const { about, root, tip } = bench, box = root.getBoundingClientRect();
+  tip.replaceChildren();
+  make("b", {}, tip, placeOf(about, k));
+  make("div", {}, tip, brief(bench, k));
+  tip.style.display = "block";
+  tip.style.left = `${Math.max(0, Math.min(x - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${y - box.top + 16}px`;
+}
+function followKeys2(bench) {
+  const { root, svg, requests } = bench;
+  svg.addEventListener("keydown", (event) => {
+    if (act2(bench, event)) event.preventDefault();
+  });
+  root.addEventListener("keydown", (event) => {
+    const key = event.key.toLowerCase();
+    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
+      requests.ask(key === "y" || event.shiftKey ? "redo" : "undo");
+      event.preventDefault();
+    }
+    event.stopPropagation();
+  });
+}
+function act2(bench, event) {
+  const { about, current, focus, requests } = bench, modules = selectedOf(bench), { key } = event;
+  const move = MOVES[key], step = STEPS[key] ?? (event.altKey && move ? -move[1] : 0);
+  if (step) requests.ask("set_rank", { modules, rank: Math.max(1, current.ranks[focus] + step) });
+  else if (move && !event.altKey) walk2(bench, move, event.shiftKey);
+  else if (key === " " && (event.shiftKey || event.ctrlKey)) {
+    const which = event.shiftKey ? "row" : "column";
+    select(bench, membersOf(about, which, about[which][focus]), focus);
+  } else if (key === "Escape") select(bench, [focus]);
+  else if (["Delete", "Backspace"].includes(key)) requests.ask("release", { modules });
+  else if (key === "x") requests.ask("leave_out", { modules });
+  else return false;
+  return true;
+}
+function walk2(bench, move, extends_) {
+  const k = neighbor(bench.about, bench.focus, move);
+  if (k < 0) return;
+  select(bench, extends_ ? [.../* @__PURE__ */ new Set([...selectedOf(bench), k])] : [k], k);
+  bench.cells[k].g.focus();
+}
+
+// workbench/map.js
 var NARROWEST = 14;
+var WIDEST = 34;
+var DIVERGING = ["ratio", "change", "signed"];
+var LABEL2 = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out";
+var WORDS2 = {
+  layer: (layer) => [layer, `layer ${layer}`],
+  column: (name) => `Select ${name}`,
+  row: (name) => `Select ${name} of all layers`
+};
+var MARKS = {
+  // a line above or below, a cross where there is no adapter, a small one beside a number
+  ceiling: (w) => `M3 3.5H${w - 3}`,
+  floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`,
+  "left out": (w, h, isBeside) => isBeside ? `M${w - 6} 2l4 4m0-4l-4 4` : cross(w, h)
+};
+var SIGNS2 = [
+  ["dashed", "by hand", "by hand"],
+  ["over", "the most allowed", "ceiling"],
+  ["under", "the least allowed", "floor"],
+  ["cross", "left out", "left out"]
+];
+function layOut(bench, width) {
+  const { about, svg } = bench, wide = Math.max(320, width), shape = shapeOf(about, wide);
+  const attributes = {
+    width: wide,
+    height: shape.bands * bandHeight(about, shape, 20),
+    role: "grid",
+    "aria-multiselectable": "true",
+    "aria-label": LABEL2
+  };
+  for (const [name, setting] of Object.entries(attributes)) svg.setAttribute(name, setting);
+  Object.assign(bench, moduleGrid(svg, about, shape, WORDS2));
+}
+function shapeOf({ rows, columns }, wide) {
+  const longest = Math.max(...rows.map((row) => row.length)), right = 46;
+  const left = Math.min(LETTER * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
+  const bands = Math.ceil(columns.length * NARROWEST / room);
+  const w = Math.min(WIDEST, room / Math.ceil(columns.length / bands));
+  const stack = (row) => row.includes(".") ? row.split(".")[0] : "", gaps = [0];
+  for (let j = 1; j < rows.length; j++) gaps.push(gaps[j - 1] + (stack(rows[j]) === stack(rows[j - 1]) ? 0 : 8));
+  const font = w < 17 ? 8.5 : w < 22 ? 9.5 : 11;
+  return { left, right, top: 34, w, letters: left / LETTER, font, tall: 26, above: 3, inset: 1, bands, gaps };
+}
+function paintMap2(bench) {
+  const { about, cells, bars, root, model } = bench, tab = currentTab(bench);
+  const values = about.names.map((_, k) => value(bench, tab, k)), palette = paletteOf(bench, tab, values, isDark(root));
+  const selected = new Set(model.get("selected"));
+  cells.forEach((_, k) => paintCell2(bench, tab, k, palette.fill(values[k]), selected.has(k)));
+  const means = { row: meansOf(about, "row", values), column: meansOf(about, "column", values) };
+  for (const bar of bars) setLength(bar, means[bar.which][bar.at] / (Math.max(...means[bar.which]) || 1));
+  drawLegend(bench, tab, palette);
+}
+function meansOf(about, which, values) {
+  const length = { row: about.rows, column: about.columns }[which].length;
+  const sizes2 = (at) => membersOf(about, which, at).map((k) => Math.abs(values[k] ?? 0));
+  return Array.from({ length }, (_, at) => mean(sizes2(at)));
+}
+function paintCell2(bench, tab, k, fill2, isSelected) {
+  const cell = bench.cells[k], reason = bench.current.reasons[k], ink = inkOn(fill2);
+  const text = cell.w < 12 ? "" : valueText(bench, tab, k);
+  put(cell.rect, "fill", `rgb(${fill2})`);
+  write(cell.text, text);
+  put(cell.text, "fill", ink);
+  put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h, text !== "") ?? "");
+  put(cell.mark, "stroke", ink);
+  put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${isSelected ? " on" : ""}`);
+  put(cell.g, "tabindex", k === bench.focus ? 0 : -1);
+  put(cell.g, "aria-selected", isSelected);
+  const words = `${placeOf(bench.about, k)}, rank ${bench.current.ranks[k]}, ${reasonOf(bench, k)}`;
+  put(cell.g, "aria-label", `${words}${tab.of === "ranks" ? "" : `, ${text}`}`);
+}
+function paletteOf({ current }, tab, values, dark) {
+  const ground = groundOf(dark), isDiverging = DIVERGING.includes(tab.kind), middle = current.middles[tab.name] ?? 1;
+  function scaled(v) {
+    if (tab.kind === "ratio") return Math.log2(v / middle);
+    return tab.kind === "percent" ? Math.sqrt(v) : v;
+  }
+  const known = values.filter((v) => v !== null).map((v) => Math.abs(scaled(v)));
+  const most = { ratio: 3, change: current.rank }[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  function fill2(v) {
+    if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
+    const share = scaled(v) / most;
+    return blend(ground, isDiverging ? share > 0 ? RED : BLUE : GREEN, share);
+  }
+  const ramp = isDiverging ? [BLUE, ground, RED] : [ground, GREEN];
+  return { fill: fill2, ramp, ends: endsOf(tab.kind, middle, most) };
+}
+function endsOf(kind, middle, most) {
+  return {
+    ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
+    change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`],
+    percent: ["0", percent((most / 2) ** 2), percent(most ** 2)],
+    number: ["0", "", number(most)],
+    signed: [`${MINUS}${percent(most)}`, "0", `+${percent(most)}`]
+  }[kind];
+}
+function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
+  legend.replaceChildren();
+  make("span", {}, legend, ends2[0]);
+  const gradient = ramp.map((color) => `rgb(${color})`);
+  make("span", { class: "ramp", style: `background: linear-gradient(to right, ${gradient})` }, legend, ends2[1]);
+  const bars = ["change", "signed"].includes(tab.kind) ? "mean size" : "means";
+  make("span", {}, legend, `${ends2[2]} (${tab.unit}; bars: ${bars})`);
+  for (const [sign2, meaning, reason] of SIGNS2) {
+    if (!current.reasons.includes(reason)) continue;
+    const entry = make("span", { class: "entry" }, legend);
+    make("span", { class: `sign ${sign2}` }, entry, sign2 === "cross" ? "\xD7" : "");
+    entry.append(meaning);
+    explained(entry, meaning);
+  }
+}
+
+// workbench/requests.js
+var REST = 400;
+var Requests = class {
+  /** @type {{call: string, args: object, gesture: string | null}[]} */
+  queue = [];
+  isBusy = false;
+  hasMore = false;
+  // resamples of this version
+  version = 1;
+  // of the ranks
+  resampled = 0;
+  // the version whose resamples were asked for
+  gestures = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  timer = void 0;
+  /**
+   * @param {any} model
+   * @param {() => boolean} resamples Whether ranks are resampled at all.
+   * @param {() => boolean} isDragging
+   */
+  constructor(model, resamples, isDragging) {
+    this.model = model;
+    this.resamples = resamples;
+    this.isDragging = isDragging;
+  }
+  get isIdle() {
+    return !this.isBusy && !this.queue.length;
+  }
+  /** The number of a new gesture. */
+  gesture() {
+    return ++this.gestures;
+  }
+  /**
+   * @param {string} call
+   * @param {object} args
+   * @param {string | null} gesture Which gesture it is part of.
+   */
+  ask(call, args = {}, gesture = null) {
+    if (gesture !== null && this.queue.at(-1)?.gesture === gesture) this.queue.pop();
+    this.queue.push({ call, args, gesture });
+    this.next();
+  }
+  next() {
+    if (this.isBusy) return;
+    if (!this.queue.length) return this.rest();
+    this.isBusy = true;
+    this.model.send({ ...this.queue.shift(), id: this.version });
+  }
+  /** When the user rests, asks for ranks from resampled scores, in parts: the next request does not wait for all. */
+  rest() {
+    if (!this.resamples()) return;
+    this.stop();
+    if (!this.hasMore && this.resampled >= this.version || this.isDragging()) return;
+    this.timer = setTimeout(() => {
+      this.resampled = this.version;
+      this.ask("resample");
+    }, this.hasMore ? 0 : REST);
+  }
+  /** The ranks have changed. */
+  changed() {
+    this.version++;
+    this.hasMore = false;
+    this.rest();
+  }
+  answered(more) {
+    this.isBusy = false;
+    this.hasMore = more;
+    this.next();
+  }
+  stop() {
+    clearTimeout(this.timer);
+  }
+};
+
+// workbench/workbench.js
 function renderWorkbench({ model, el }) {
-  const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasTexts = about.panels.some(
-    ({ parts }) => parts.some(({ kind }) => ["reads", "attribution", "effects"].includes(kind))
-  );
+  const { bench, bar, message, map, side, body, foot } = drawFrame2(model, el), { about, page, requests } = bench;
+  const ask = (...request) => requests.ask(...request), follow2 = [];
+  bench.tell = () => follow2.forEach((draw) => draw(bench.current));
+  bench.paint = () => {
+    if (!bench.cells.length) return;
+    paintMap2(bench);
+    markTab(bench);
+    offerTabs(bench);
+    bench.tell();
+  };
+  const drawnControls = drawControls(bench, bar);
+  drawTabs(bench);
+  follow2.push(drawSelected(bench, side), drawAllocation(bench, foot, message), drawnControls);
+  if (!page) follow2.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
+  model.on("msg:custom", (content) => receive(requests, content));
+  const panels = make("div", { class: "panels" }, bench.root);
+  if (about.panels.length && page) follow2.push(panelSections(panels, about, bench.current, model, ask));
+  else if (about.panels.length) follow2.push(panelTabs(panels, about, model, ask));
+  followPointer2(bench);
+  followKeys2(bench);
+  followModel2(bench);
+  const stop = followPage(bench, map);
+  requests.rest();
+  return () => {
+    stop();
+    requests.stop();
+  };
+}
+function drawFrame2(model, el) {
+  const about = model.get("about"), page = Boolean(about.page);
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
   const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
   guide(root, page, Boolean(about.names.length));
@@ -1665,598 +2300,49 @@ function renderWorkbench({ model, el }) {
   const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
   explainer(root);
-  let current = model.get("current"), cells = [], bars = [], drag = null, focus = model.get("selected").at(-1) ?? 0;
-  const queue = [];
-  let busy = false, more = false, gestures = 0, version = 1, resampled = 0, timer = null;
-  function ask(call, args = {}, gesture = null) {
-    if (gesture !== null && queue.at(-1)?.gesture === gesture) queue.pop();
-    queue.push({ call, args, gesture });
-    next();
-  }
-  function next() {
-    if (busy) return;
-    if (!queue.length) return idle();
-    busy = true;
-    model.send({ ...queue.shift(), id: version });
-  }
-  function idle() {
-    if (page || !about.resamples || current.is_captured) return;
-    clearTimeout(timer);
-    if ((more || resampled < version) && !drag) {
-      timer = setTimeout(() => {
-        resampled = version;
-        ask("resample");
-      }, more ? 0 : 400);
-    }
-  }
-  const changed = () => {
-    version++;
-    more = false;
-    idle();
+  const bench = { model, el, about, page, root, tablist, svg, legend, tip, cells: [], bars: [], drag: null };
+  bench.current = model.get("current");
+  bench.focus = model.get("selected").at(-1) ?? 0;
+  const resamples = () => !page && about.resamples && !bench.current.is_captured;
+  bench.requests = new Requests(model, resamples, () => bench.drag !== null);
+  bench.paint = bench.tell = () => {
   };
-  function receive(content) {
-    if ("answer" in content) {
-      busy = false;
-      more = content.more;
-      next();
-    }
-    if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
-  }
-  const tab = () => about.tabs.find((one) => one.name === model.get("tab") && (!one.run || isOfRun())) ?? about.tabs[1];
-  const change = (k) => current.ranks[k] - current.kept[k];
-  const isOfRun = () => about.run?.every((rank, k) => rank === current.ranks[k]);
-  function value(t, k) {
-    if (t.run && !isOfRun()) return null;
-    if (t.of === "change") return change(k);
-    if (t.trained) return model.get("training")?.arms?.[t.trained]?.updates[k] ?? null;
-    if (t.of) return t.of === "ranks" && !current.ranks[k] ? null : current[t.of][k];
-    return (t.curves ? t.curves[k][current.ranks[k] - 1] : t.values[k]) ?? null;
-  }
-  function text(t, k) {
-    const v = value(t, k);
-    if (v === null) return "";
-    if (t.kind === "change") return v ? signed(v) : "";
-    if (["percent", "signed"].includes(t.kind)) {
-      return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
-    }
-    return number(v);
-  }
-  const REASONS = {
-    score: "by its score",
-    captured: "by the gradient that its directions capture",
-    uniform: "the same for all",
-    ceiling: "the most allowed",
-    floor: "the least allowed"
-  };
-  const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
-  const held = (k) => change(k) ? ` (kept: ${current.kept[k]})` : "";
-  const brief = (k) => current.ranks[k] ? `Rank ${current.ranks[k]}${held(k)}, ${REASONS[current.reasons[k]] ?? current.reasons[k]}` : `Left out: no adapter${held(k)}`;
-  function why(k) {
-    const rank = current.ranks[k], reason = current.reasons[k], uniform = current.rank, ideal = current.ideals[k];
-    const scores = about.tabs.find((one) => one.name === "sensitivity").values, mean = scores.reduce((sum, v) => sum + (v ?? 0), 0) / count;
-    const score = scores[k] === null || !mean ? "" : `score ${number(scores[k] / mean)} \xD7 the mean`;
-    const drawn = model.get("resampled")?.[k] ?? [], range = drawn.length ? `; ${[.../* @__PURE__ */ new Set([drawn[0][0], drawn.at(-1)[0]])].join(" to ")} on other samples` : "";
-    const most = `; at most ${current.most[k]}`;
-    if (!rank) return `Left out: no adapter${held(k)}${score && `, ${score}`}.`;
-    const asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
-    const lead = current.is_captured ? REASONS.captured : score, byRule = `${lead}: ${rank} instead of ${uniform}${range}${most}`;
-    const sentence = {
-      score: byRule,
-      captured: byRule,
-      uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
-      ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
-      floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
-      "by hand": `Set by hand to ${rank} instead of ${uniform}${score && `; ${score}`}`
-    }[reason] ?? `${reason}: ${rank} instead of ${uniform}`;
-    return `Rank ${rank}${held(k)}. ${sentence[0].toUpperCase()}${sentence.slice(1)}.`;
-  }
-  function words(k) {
-    const rank = current.ranks[k], lines = [why(k)], of = (name) => about.tabs.find((one) => one.name === name);
-    if (rank) {
-      lines.push(
-        `Scaling ${number(current.scalings[k])}${current.controls.scaling === "nominal" && current.scalings[k] !== 1 ? ", by the score, whatever the rank" : ""}`
-      );
-    }
-    const s = of("sensitivity"), ends2 = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
-    if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends2}`);
-    for (const t of about.tabs) {
-      if (["sensitivity", "rank", "change", "scaling"].includes(t.name) || value(t, k) === null) continue;
-      lines.push(`${["percent", "signed"].includes(t.kind) ? percent(value(t, k)) : number(value(t, k))} ${t.unit}`);
-    }
-    return lines;
-  }
-  function build() {
-    const wide = Math.max(320, map.clientWidth), named = Math.max(...about.rows.map((r) => r.length));
-    const left = Math.min(6.3 * Math.min(named, 24) + 12, 0.3 * wide), right = 46, columns = about.columns.length;
-    const bands = Math.ceil(columns * NARROWEST / (wide - left - right)), each = Math.ceil(columns / bands);
-    const w = Math.min(34, (wide - left - right) / each), h = TALL, top = 34, rows = about.rows.length;
-    const stack = (row) => row.includes(".") ? row.split(".")[0] : "", gaps = [];
-    about.rows.forEach(
-      (row, j) => gaps.push(j && stack(row) !== stack(about.rows[j - 1]) ? gaps[j - 1] + 8 : gaps[j - 1] ?? 0)
-    );
-    const tall = top + rows * h + gaps[rows - 1] + 20;
-    const labels = { svg: true, class: "label" }, every = Math.ceil(18 / w);
-    svg.replaceChildren();
-    for (const [name, v] of Object.entries({
-      width: wide,
-      height: bands * tall,
-      role: "grid",
-      "aria-multiselectable": "true",
-      "aria-label": "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out"
-    })) svg.setAttribute(name, v);
-    cells = [];
-    bars = [];
-    for (let b = 0; b < bands; b++) {
-      const y0 = b * tall + top, first = b * each, here = about.columns.slice(first, first + each);
-      const x = (i) => left + w * (i - first), y = (j) => y0 + h * j + gaps[j];
-      const head = make("g", { role: "row" }, svg);
-      make(
-        "text",
-        { ...labels, x: left - 6, y: y0 + rows * h + gaps[rows - 1] + 14, "text-anchor": "end", role: "columnheader" },
-        head,
-        "layer"
-      );
-      here.forEach((layer, i) => {
-        bars.push({
-          column: first + i,
-          rect: make("rect", { class: "total", x: x(first + i) + 1, width: w - 2 }, svg),
-          base: y0 - 3
-        });
-        const label = make(
-          "text",
-          {
-            ...labels,
-            x: x(first + i) + w / 2,
-            y: y0 + rows * h + gaps[rows - 1] + 14,
-            "text-anchor": "middle",
-            role: "columnheader",
-            "data-column": first + i,
-            "aria-label": `layer ${layer}`
-          },
-          head,
-          (first + i) % every ? "\xB7" : layer
-        );
-        make("title", { svg: true }, label, `Select layer ${layer}`);
-      });
-      about.rows.forEach((name, j) => {
-        const row = make("g", { role: "row" }, svg), short = name.length > left / 6.3 ? "\u2026" + name.slice(-Math.floor(left / 6.3) + 2) : name;
-        const label = make(
-          "text",
-          { ...labels, x: left - 6, y: y(j) + h / 2 + 4, "text-anchor": "end", role: "rowheader", "data-row": j },
-          row,
-          short
-        );
-        make("title", { svg: true }, label, `Select ${name} of all layers`);
-        bars.push({
-          row: j,
-          rect: make("rect", { class: "total", x: left + w * here.length + 4, y: y(j) + 2, height: h - 4 }, svg),
-          room: right - 8
-        });
-        for (let k = 0; k < count; k++) {
-          const i = about.column[k];
-          if (about.row[k] !== j || i < first || i >= first + each) continue;
-          const g = make("g", {
-            class: "cell",
-            role: "gridcell",
-            tabindex: -1,
-            "data-k": k,
-            transform: `translate(${x(i)} ${y(j)})`
-          }, row);
-          make("rect", { x: 1, y: 1, width: w - 2, height: h - 2, rx: 2 }, g);
-          make("text", {
-            svg: true,
-            x: w / 2,
-            y: h / 2 + 4,
-            "text-anchor": "middle",
-            "font-size": w < 17 ? 8.5 : w < 22 ? 9.5 : 11
-          }, g);
-          make("path", { class: "mark" }, g);
-          cells[k] = { g, w, h, rect: g.childNodes[0], text: g.childNodes[1], mark: g.childNodes[2] };
-        }
-      });
-    }
-    paint();
-  }
-  const MARKS = {
-    // at the ceiling a line above, at the floor one below, a cross where there is no adapter, beside a number a small one
-    ceiling: (w) => `M3 3.5H${w - 3}`,
-    floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`,
-    "left out": (w, h, beside) => beside ? `M${w - 6} 2l4 4m0-4l-4 4` : `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`
-  };
-  function paint() {
-    if (!cells.length) return;
-    const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
-    const dark = isDark(root), ground = groundOf(dark);
-    const diverges = ["ratio", "change", "signed"].includes(t.kind), selected = new Set(model.get("selected"));
-    const middle = current.middles[t.name] ?? 1, scaled = (v) => t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v;
-    const most = { ratio: 3, change: current.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map((v) => Math.abs(scaled(v))), 1e-9));
-    cells.forEach((cell, k) => {
-      const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? s > 0 ? RED : BLUE : GREEN;
-      const fill = v === null ? dark ? [58, 58, 58] : [220, 220, 220] : blend(ground, hue, s);
-      const written = cell.w < 12 ? "" : text(t, k), reason = current.reasons[k];
-      put(cell.rect, "fill", `rgb(${fill})`);
-      if (cell.text.textContent !== written) cell.text.textContent = written;
-      const ink = inkOn(fill);
-      put(cell.text, "fill", ink);
-      put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h, written) ?? "");
-      put(cell.mark, "stroke", ink);
-      put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
-      put(cell.g, "tabindex", k === focus ? 0 : -1);
-      put(cell.g, "aria-selected", selected.has(k));
-      put(
-        cell.g,
-        "aria-label",
-        `${place(k)}, rank ${current.ranks[k]}, ${REASONS[reason] ?? reason}${t.of === "ranks" ? "" : `, ${written}`}`
-      );
-    });
-    const mean = (which, place2) => {
-      const in_ = values.filter((_, k) => about[which][k] === place2);
-      return in_.reduce((a, v) => a + Math.abs(v ?? 0), 0) / (in_.length || 1);
-    };
-    const columns = about.columns.map((_, i) => mean("column", i)), rows = about.rows.map((_, j) => mean("row", j));
-    for (const bar2 of bars) {
-      const size2 = bar2.base ? 26 * columns[bar2.column] / (Math.max(...columns) || 1) : bar2.room * rows[bar2.row] / (Math.max(...rows) || 1);
-      bar2.rect.setAttribute(bar2.base ? "height" : "width", size2);
-      if (bar2.base) bar2.rect.setAttribute("y", bar2.base - size2);
-    }
-    const ends2 = {
-      ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
-      change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`],
-      percent: ["0", percent((most / 2) ** 2), percent(most ** 2)],
-      number: ["0", "", number(most)],
-      signed: [`${MINUS}${percent(most)}`, "0", `+${percent(most)}`]
-    }[t.kind];
-    legend.replaceChildren();
-    make("span", {}, legend, ends2[0]);
-    const ramp = [...diverges ? [BLUE] : [], ground, diverges ? RED : GREEN].map((c) => `rgb(${c})`);
-    make("span", { class: "ramp", style: `background: linear-gradient(to right, ${ramp})` }, legend, ends2[1]);
-    make(
-      "span",
-      {},
-      legend,
-      `${ends2[2]} (${t.unit}; bars: ${["change", "signed"].includes(t.kind) ? "mean size" : "means"})`
-    );
-    for (const [sign, meaning] of [["dashed", "by hand"], ["over", "the most allowed"], ["under", "the least allowed"], [
-      "cross",
-      "left out"
-    ]]) {
-      if (!current.reasons.includes({ over: "ceiling", under: "floor" }[sign] ?? meaning)) continue;
-      const entry = make("span", { class: "entry" }, legend);
-      make("span", { class: `sign ${sign}` }, entry, sign === "cross" ? "\xD7" : "");
-      entry.append(meaning);
-      explained(entry, meaning);
-    }
-    for (const button2 of tablist.children) {
-      button2.setAttribute("aria-selected", button2.dataset.tab === t.name);
-      button2.setAttribute("tabindex", button2.dataset.tab === t.name ? 0 : -1);
-    }
-    offer();
-    tell();
-  }
-  function offer() {
-    for (const button2 of tablist.children) {
-      const { trained, run } = about.tabs.find((one) => one.name === button2.dataset.tab);
-      button2.hidden = trained && !model.get("training")?.arms?.[trained] || run && !isOfRun();
-    }
-  }
-  const whole = (n) => Math.abs(n).toLocaleString("en-US"), plus = (n) => (n < 0 ? MINUS : "+") + whole(n);
-  function headline() {
-    const adapted = current.ranks.filter((rank) => rank), [low, high] = [Math.min(...adapted), Math.max(...adapted)];
-    const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
-    const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs, spent = price.reduce((sum, cost, k) => sum + cost * current.ranks[k], 0);
-    const ranks = low === high ? `Every module ${adapted.length < count ? "that is adapted " : ""}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${top.length > 1 ? `${top.length} modules` : place(top[0])}`;
-    return `${ranks}. ${whole(spent)} of ${whole(current.rank * price.reduce((sum, cost) => sum + cost, 0))} ${unit === "ranks" ? unit : "trainable parameters"}.`;
-  }
-  function changes() {
-    const moved2 = about.names.flatMap((_, k) => change(k) ? [k] : []).sort(
-      (a, b) => Math.abs(change(b)) - Math.abs(change(a))
-    );
-    if (!moved2.length) return "no rank changed";
-    const sum = (of) => moved2.reduce((all2, k) => all2 + of(k), 0), adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
-    const more2 = sum((k) => Math.max(0, change(k))), fewer = -sum((k) => Math.min(0, change(k))), grown = sum((k) => change(k) * about.outs[k]);
-    const why2 = grown && more2 === fewer ? " (a rank costs more in modules with more outputs)" : "";
-    const judge = `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
-    return `${moved2.length} of ${adapted} modules changed, ${whole(more2)} ranks more and ${whole(fewer)} fewer, ${plus(grown)} trainable parameters${why2}; most: ${moved2.slice(0, 3).map((k) => `${plus(change(k))} ${place(k)}`).join(", ")}. ${judge}`;
-  }
-  function costs() {
-    const sizes = (ranks, trainsA) => {
-      const b = ranks.reduce((sum, rank, k) => sum + rank * about.outs[k], 0), a = ranks.reduce((sum, rank, k) => sum + rank * about.ins[k], 0), trained = trainsA ? a + b : b;
-      return [trained, 4 * (a + b), 8 * trained, about.peak?.[Number(trainsA)] + 4 * (a + b) + 12 * trained];
-    };
-    const [kept, now, lora] = [
-      sizes(current.kept, false),
-      sizes(current.ranks, false),
-      sizes(current.ranks.map(() => current.rank), true)
-    ];
-    const names = [
-      "trainable parameters",
-      "adapter, float32",
-      "AdamW states, float32",
-      ...about.peak ? ["peak memory of training"] : []
-    ];
-    return names.map((name, i) => {
-      const write = i ? sizeText : whole;
-      return [name, write(kept[i]), write(now[i]), percent(now[i] / kept[i]), write(lora[i])];
-    });
-  }
-  function warning() {
-    const adapted = current.ranks.filter((rank) => rank).length, full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
-    return 2 * full < adapted ? "" : `${full} of ${adapted} modules have the highest rank allowed, so the ${current.is_captured ? "gradient decides" : "scores decide"} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
-  }
-  function tell() {
-    const k = model.get("selected").at(-1), many = model.get("selected").length;
-    said.replaceChildren();
-    if (k !== void 0) {
-      make("h2", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
-      make("div", { class: "name" }, said, about.names[k]);
-      words(k).forEach((line2, i) => make("div", i ? {} : { class: "why" }, said, line2));
-      charts.draw({ k, place: place(k), rank: current.ranks[k], counts: model.get("resampled")?.[k] });
-    }
-    message.textContent = current.message || warning();
-    message.classList.toggle("note", Boolean(current.note));
-    finding.textContent = headline();
-    table.replaceChildren();
-    const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
-    for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`]) {
-      explained(make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name), name.replace(/^LoRA.*/, "lora"));
-    }
-    for (const cells2 of costs()) {
-      cells2.reduce(
-        (tr, cell, i) => (explained(make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), i ? "" : cell), tr),
-        make("tr", {}, rows)
-      );
-    }
-    moved.textContent = `Since it was kept: ${changes()}.`;
-    if (about.run && !isOfRun()) make("div", {}, moved, OTHER_RUN);
-    line.textContent = current.code;
-    for (const [name, control2] of Object.entries(controls)) {
-      const now = current.controls[name];
-      if (control2.held) continue;
-      control2.disabled = now === null;
-      control2.value = now ?? "";
-      if (control2.output) control2.output.textContent = now;
-    }
-    [undo.disabled, redo.disabled] = [!current.undo, !current.redo];
-    race?.(current);
-    refresh?.(current);
-  }
-  const controls = {};
-  function control(name, label, tag, attributes, options = []) {
-    const box = explained(make("label", { class: "control" }, bar, label)), input = make(tag, attributes, box);
-    for (const option of options) make("option", {}, input, option);
-    if (attributes.type === "range") input.output = make("output", {}, box);
-    let gesture = ++gestures;
-    input.addEventListener(attributes.type === "number" || tag === "select" ? "change" : "input", () => {
-      const now = tag === "select" ? input.value : Number(input.value);
-      if (attributes.type === "number" && (input.value === "" || !input.validity.valid)) return tell();
-      input.held = attributes.type === "range";
-      if (input.output) input.output.textContent = input.value;
-      ask("set", { [name]: now }, `control ${gesture}`);
-    });
-    input.addEventListener("change", () => {
-      gesture = ++gestures;
-      input.held = false;
-      if (!busy && !queue.length) tell();
-    });
-    input.addEventListener("blur", () => {
-      input.held = false;
-    });
-    controls[name] = input;
-  }
-  function button(parent, label, title, action) {
-    const element = describe(make("button", { type: "button" }, parent, label), title);
-    element.addEventListener("click", action);
-    return element;
-  }
-  if (!page) {
-    control("budget", "Budget", "select", {}, ["ranks", "parameters"]);
-    control("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
-  }
-  control("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
-  control("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
-  if (!page) {
-    control("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
-    control("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
-    const presets = make("span", { class: "group", role: "group", "aria-label": "Presets" }, bar);
-    for (const [name, meaning] of Object.entries(about.presets)) {
-      button(presets, name, meaning, () => ask("preset", { name }));
-    }
-  }
-  const steps = make("span", { class: "group", role: "group", "aria-label": "History" }, bar);
-  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => ask("undo"));
-  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => ask("redo"));
-  if (!page) button(steps, "Keep", "Count changes from here on", () => ask("keep"));
-  for (const t of about.tabs) {
-    if (page && t.trained) continue;
-    const element = explained(
-      make("button", { type: "button", role: "tab", "data-tab": t.name }, tablist, t.title),
-      t.of === "ranks" ? "rank" : t.name === "overlap" ? "overlap" : t.title
-    );
-    element.addEventListener("click", () => show(t.name));
-  }
-  onArrows(tablist, (target) => show(target.dataset.tab));
-  function show(name) {
-    model.set("tab", name);
-    model.save_changes();
-    paint();
-  }
-  const said = make("div", { class: "said", "aria-live": "polite" }, side), charts = moduleCharts(about, { spectrum: 0 });
-  side.appendChild(charts.root);
-  const finding = make("div", { class: "finding" }, foot), copied = make("div", { class: "copied" }, foot);
-  const line = copyable(copied), out = make("span", { class: "group" }, foot);
-  const table = make("table", {}, foot), moved = make("div", { class: "moved" }, foot);
-  button(
-    out,
-    "SVG",
-    "Download the map as a vector picture",
-    () => download("allocation.svg", new Blob([picture()], { type: "image/svg+xml" }))
-  );
-  button(out, "PNG", "Download the map as a picture", png);
-  if (!page) {
-    button(
-      out,
-      "Page",
-      "Download a page that shows the map without a kernel",
-      () => ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) })
-    );
-    button(
-      out,
-      `Save session, ${about.session}`,
-      "Write the results and the allocation to the folder workbench-session; covariances are not in it",
-      () => ask("save")
-    );
-  }
-  const race = page ? null : racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 });
-  let refresh = null;
-  model.on("msg:custom", receive);
-  const panels = make("div", { class: "panels" }, root);
-  if (about.panels.length) {
-    refresh = page ? panelSections(panels, about, current, model, ask) : panelTabs(panels, about, model, ask);
-  }
-  const at = (event) => {
-    const g = el.getRootNode().elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
-    return g && svg.contains(g) ? Number(g.dataset.k) : null;
-  };
-  const all = (which, place2) => about[which].flatMap((p, k) => p === place2 ? [k] : []);
-  function select(modules, last = modules.at(-1)) {
-    if (last === void 0) return;
-    focus = last;
-    model.set("selected", [...modules.filter((k) => k !== last), last]);
-    model.save_changes();
-    paint();
-  }
-  function inform(k, x, y) {
-    tip.replaceChildren();
-    make("b", {}, tip, place(k));
-    make("div", {}, tip, brief(k));
-    const box = root.getBoundingClientRect();
-    tip.style.display = "block";
-    tip.style.left = `${Math.max(0, Math.min(x - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
-    tip.style.top = `${y - box.top + 16}px`;
-  }
-  svg.addEventListener("pointerdown", (event) => {
-    const { row, column } = event.target.dataset;
-    if (row !== void 0) return select(all("row", Number(row)));
-    if (column !== void 0) return select(all("column", Number(column)));
-    const k = at(event);
-    if (k === null || event.button) return;
-    event.preventDefault();
-    cells[k].g.focus({ preventScroll: true });
-    const before = model.get("selected");
-    if (event.shiftKey) return select(all("row", about.row[k]), k);
-    if (event.ctrlKey || event.metaKey) {
-      return select(before.includes(k) ? before.filter((one) => one !== k) : [...before, k]);
-    }
-    if (!before.includes(k)) select([k]);
-    else select(before, k);
-    drag = { k, y: event.clientY, rank: current.ranks[k], last: current.ranks[k], gesture: `drag ${++gestures}` };
-    svg.setPointerCapture(event.pointerId);
-    tip.style.display = "none";
-  });
-  svg.addEventListener("pointermove", (event) => {
-    if (drag) {
-      const by = Math.round((drag.y - event.clientY) / 4);
-      const rank = by ? Math.max(1, Math.min(about.most, drag.rank + by)) : drag.rank;
-      if (rank === drag.last) return;
-      drag.last = rank;
-      return ask("set_rank", { modules: model.get("selected"), rank }, drag.gesture);
-    }
-    const k = at(event);
-    if (k === null) tip.style.display = "none";
-    else inform(k, event.clientX, event.clientY);
-  });
-  svg.addEventListener("pointerleave", () => {
-    tip.style.display = "none";
-  });
-  for (const end of ["pointerup", "pointercancel"]) {
-    svg.addEventListener(end, () => {
-      if (drag && drag.last === drag.rank && model.get("selected").length > 1) select([drag.k]);
-      drag = null;
-      idle();
-    });
-  }
-  svg.addEventListener("dblclick", (event) => {
-    if (at(event) !== null) ask("release", { modules: [at(event)] });
-  });
-  svg.addEventListener("keydown", (event) => {
-    const move = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
-    const step = { "+": 1, "=": 1, "-": -1 }[event.key] ?? (event.altKey && move ? -move[1] : 0), modules = model.get("selected");
-    if (step) ask("set_rank", { modules, rank: Math.max(1, current.ranks[focus] + step) });
-    else if (move && !event.altKey) {
-      let [i, j] = [about.column[focus], about.row[focus]], k = -1;
-      while (k < 0 && i >= 0 && j >= 0 && i < about.columns.length && j < about.rows.length) {
-        [i, j] = [i + move[0], j + move[1]];
-        k = cells.findIndex((_, one) => about.column[one] === i && about.row[one] === j);
-      }
-      if (k >= 0) {
-        select(event.shiftKey ? [.../* @__PURE__ */ new Set([...modules, k])] : [k], k);
-        cells[k].g.focus();
-      }
-    } else if (event.key === " " && (event.shiftKey || event.ctrlKey)) {
-      select(event.shiftKey ? all("row", about.row[focus]) : all("column", about.column[focus]), focus);
-    } else if (event.key === "Escape") select([focus]);
-    else if (["Delete", "Backspace"].includes(event.key)) ask("release", { modules });
-    else if (event.key === "x") ask("leave_out", { modules });
-    else return;
-    event.preventDefault();
-  });
-  root.addEventListener("keydown", (event) => {
-    const key = event.key.toLowerCase();
-    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
-      ask(key === "y" || event.shiftKey ? "redo" : "undo");
-      event.preventDefault();
-    }
-    event.stopPropagation();
-  });
-  function picture() {
-    const copy = svg.cloneNode(true), from = [svg, ...svg.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
-    from.forEach((one, i) => {
-      const look = getComputedStyle(one);
-      for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"]) {
-        to[i].style[name] = look[name];
-      }
-    });
-    const ground = `rgb(${groundOf(isDark(root))})`;
-    copy.prepend(make("rect", { width: "100%", height: "100%", fill: ground }));
-    return new XMLSerializer().serializeToString(copy);
-  }
-  function png() {
-    const drawn = new Image(), scale = 2;
-    drawn.onload = () => {
-      const canvas = make("canvas", { width: scale * svg.clientWidth, height: scale * svg.clientHeight });
-      canvas.getContext("2d").drawImage(drawn, 0, 0, canvas.width, canvas.height);
-      canvas.toBlob((blob) => download("allocation.png", blob));
-    };
-    drawn.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture());
-  }
+  return { bench, bar, message, map, side, body, foot };
+}
+function receive(requests, content) {
+  if ("answer" in content) requests.answered(content.more);
+  if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
+}
+function followModel2(bench) {
+  const { model, requests } = bench;
   model.on("change:current", () => {
-    const ranks = current.ranks;
-    current = model.get("current");
-    paint();
-    if (ranks.some((r, k) => r !== current.ranks[k])) changed();
+    const { ranks } = bench.current;
+    bench.current = model.get("current");
+    bench.paint();
+    if (ranks.some((rank, k) => rank !== bench.current.ranks[k])) requests.changed();
   });
-  model.on("change:tab", paint);
+  model.on("change:tab", () => bench.paint());
   model.on("change:selected", () => {
-    focus = model.get("selected").at(-1) ?? focus;
-    paint();
+    bench.focus = model.get("selected").at(-1) ?? bench.focus;
+    bench.paint();
   });
-  model.on("change:resampled", tell);
-  model.on("change:training", () => tab().trained ? paint() : offer());
+  model.on("change:resampled", () => bench.tell());
+  model.on("change:training", () => currentTab(bench).trained ? bench.paint() : offerTabs(bench));
+}
+function followPage(bench, map) {
   let width = 0;
   const resized = new ResizeObserver(() => {
-    if (map.clientWidth && map.clientWidth !== width) {
-      width = map.clientWidth;
-      build();
-    }
+    if (!map.clientWidth || map.clientWidth === width) return;
+    width = map.clientWidth;
+    layOut(bench, width);
+    bench.paint();
   });
-  const themed = new MutationObserver(paint);
+  const themed = new MutationObserver(() => bench.paint());
   resized.observe(map);
   themed.observe(document.body, { attributes: true });
-  idle();
   return () => {
     resized.disconnect();
     themed.disconnect();
-    clearTimeout(timer);
   };
 }
 
@@ -2264,64 +2350,65 @@ function renderWorkbench({ model, el }) {
 function refuse() {
   throw new RangeError("the limits cannot be met");
 }
-var total = (units, costs) => units.reduce((sum, count, i) => sum + count * costs[i], 0);
+var total = (units, costs2) => units.reduce((sum2, count2, i) => sum2 + count2 * costs2[i], 0);
 function integers(values) {
-  const bits = values.map((value) => new DataView(new Float64Array([value]).buffer).getBigUint64(0, true));
-  const powers = bits.map((b) => Math.max(1, Number(b >> 52n))), least = Math.min(...powers.filter((_, i) => values[i]), 2046);
-  return {
-    least,
-    numerators: bits.map((b, i) => values[i] ? (b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n)) << BigInt(powers[i] - least) : 0n)
-  };
+  const bits = values.map((value2) => new DataView(new Float64Array([value2]).buffer).getBigUint64(0, true));
+  const powers = bits.map((b) => Math.max(1, Number(b >> 52n)));
+  const least = Math.min(...powers.filter((_, i) => values[i]), 2046);
+  const fraction = (b) => b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n);
+  return { least, numerators: bits.map((b, i) => values[i] ? fraction(b) << BigInt(powers[i] - least) : 0n) };
 }
 function exactSum(values) {
   const { least, numerators } = integers(values);
   return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
 }
 var roundEven = (x) => Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
-function apportion(weights, budget, low, high, costs = weights.map(() => 1)) {
-  if (total(low, costs) > budget) refuse();
-  budget = Math.min(budget, total(high, costs));
+function apportion(weights, budget, low, high, costs2 = ones(weights)) {
+  if (total(low, costs2) > budget) refuse();
+  budget = Math.min(budget, total(high, costs2));
   const full = weights.map((weight, i) => weight ? high[i] : low[i]);
-  if (total(full, costs) <= budget) [low, weights] = [full, weights.map(() => 1)];
-  const { numerators } = integers(weights), [floor, ceiling, cost] = [low, high, costs].map((column) => column.map(BigInt));
-  const sum = (members, of) => members.reduce((all, i) => all + of(i), 0n);
-  let free = [...weights.keys()], rest = BigInt(budget), scale;
-  for (; ; ) {
-    scale = sum(free, (i) => numerators[i] * cost[i]);
-    const beyond = (limit2) => (i) => numerators[i] * rest - limit2[i] * scale, over = beyond(ceiling), under = beyond(floor);
-    const cut = free.filter((i) => over(i) > 0n), raised = free.filter((i) => under(i) < 0n);
-    const surplus = sum(cut, (i) => over(i) * cost[i]) + sum(raised, (i) => under(i) * cost[i]);
-    if (!surplus) break;
-    const [fixed, limit] = surplus > 0n ? [new Set(cut), ceiling] : [new Set(raised), floor];
-    rest -= sum([...fixed], (i) => limit[i] * cost[i]);
-    free = free.filter((i) => !fixed.has(i));
-  }
-  const units = numerators.map(
-    (numerator, i) => Math.min(Math.max(Number(numerator * rest / scale), low[i]), high[i])
-  );
+  if (total(full, costs2) <= budget) [low, weights] = [full, ones(weights)];
+  const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
+  const ideal = (i) => Number(numerators[i] * rest / scale);
+  const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
   const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest, lacks = units.map((_, i) => lack(i));
-  for (let left = budget - total(units, costs); ; ) {
+  for (let left = budget - total(units, costs2); ; ) {
     let next = -1;
-    units.forEach((count, i) => {
-      if (count < high[i] && costs[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
+    units.forEach((count2, i) => {
+      if (count2 < high[i] && costs2[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
     });
     if (next < 0) return units;
     units[next]++;
-    left -= costs[next];
+    left -= costs2[next];
     lacks[next] = lack(next);
   }
 }
-function apportionByGain(gains, budget, low, high, costs) {
-  const units = [...low], open = new Set(units.flatMap((count, i) => count < high[i] ? [i] : []));
-  for (let rest = budget - total(units, costs); rest && open.size; ) {
+function level(numerators, budget, low, high, costs2) {
+  const [floor, ceiling, cost2] = [low, high, costs2].map((column) => column.map(BigInt));
+  const sum2 = (members, of) => members.reduce((all, i) => all + of(i), 0n);
+  let free = [...numerators.keys()], rest = BigInt(budget);
+  for (; ; ) {
+    const scale = sum2(free, (i) => numerators[i] * cost2[i]);
+    const beyond = (limit2, i) => numerators[i] * rest - limit2[i] * scale;
+    const cut = free.filter((i) => beyond(ceiling, i) > 0n), raised = free.filter((i) => beyond(floor, i) < 0n);
+    const surplus = sum2(cut, (i) => beyond(ceiling, i) * cost2[i]) + sum2(raised, (i) => beyond(floor, i) * cost2[i]);
+    if (!surplus) return { rest, scale };
+    const fixed = surplus > 0n ? cut : raised, limit = surplus > 0n ? ceiling : floor, isFixed = new Set(fixed);
+    rest -= sum2(fixed, (i) => limit[i] * cost2[i]);
+    free = free.filter((i) => !isFixed.has(i));
+  }
+}
+function apportionByGain(gains2, budget, low, high, costs2) {
+  const units = [...low], open = new Set(units.flatMap((count2, i) => count2 < high[i] ? [i] : []));
+  for (let rest = budget - total(units, costs2); rest && open.size; ) {
     let next = -1, most = -1;
     for (const i of open) {
-      const gain = gains[i][units[i]] / costs[i];
+      const gain = gains2[i][units[i]] / costs2[i];
       if (gain > most || gain === most && units[i] < units[next]) [next, most] = [i, gain];
     }
-    if (costs[next] <= rest) {
+    if (costs2[next] <= rest) {
       units[next]++;
-      rest -= costs[next];
+      rest -= costs2[next];
       if (units[next] < high[next]) continue;
     }
     open.delete(next);
@@ -2329,143 +2416,182 @@ function apportionByGain(gains, budget, low, high, costs) {
   return units;
 }
 function allocate(rule, about) {
-  const { rank, edits, scores, temperature } = rule, kept = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
-  const price = rule.budget === "ranks" ? scores.map(() => 1) : about.outs, budget = rank * price.reduce((a, b) => a + b, 0);
-  const [costs, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept.map((k) => column[k]));
-  const low = kept.map((k, i) => edits[k] ?? floors[i]), high = kept.map((k, i) => edits[k] ?? ceilings[i]);
-  if (!kept.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
-  if (total(low, costs) > budget || budget - total(high, costs) >= Math.max(...costs)) refuse();
-  const powers = kept.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : kept.map(() => 1);
-  const energies = rule.energies && kept.map((k) => rule.energies[k]), known = energies?.map((one) => one.length);
-  const shares = energies ? apportionByGain(energies, budget, low, high, costs) : apportion(weights, budget, low, high, costs);
-  const alpha = rule.alpha ?? rank, sum = exactSum(powers), cost = exactSum(weights.map((weight, i) => weight * costs[i]));
-  const asked = energies ? apportionByGain(energies, budget, kept.map(() => 0), known, costs) : weights.map((weight) => budget * weight / cost);
-  const alphas = powers.map((power) => rule.adapt_scales ? Math.max(alpha, roundEven(alpha * powers.length * power / sum)) : alpha);
-  const found = {
-    rank,
-    ranks: scores.map(() => 0),
-    scalings: scores.map(() => null),
-    ideals: scores.map(() => null),
-    most: scores.map(() => 0),
-    reasons: scores.map(() => "left out")
-  };
-  kept.forEach((k, i) => {
-    found.most[k] = high[i];
+  const { rank, edits, scores, temperature, energies } = rule;
+  const kept2 = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
+  const price = rule.budget === "ranks" ? scores.map(() => 1) : about.outs, budget = rank * total(price, ones(price));
+  const [costs2, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept2.map((k) => column[k]));
+  const low = kept2.map((k, i) => edits[k] ?? floors[i]), high = kept2.map((k, i) => edits[k] ?? ceilings[i]);
+  if (!kept2.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
+  if (total(low, costs2) > budget || budget - total(high, costs2) >= Math.max(...costs2)) refuse();
+  const powers = kept2.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : ones(kept2);
+  const gains2 = energies && kept2.map((k) => energies[k]);
+  const shares = gains2 ? apportionByGain(gains2, budget, low, high, costs2) : apportion(weights, budget, low, high, costs2);
+  const ideals = gains2 ? idealsByGain(gains2, budget, costs2, kept2, about) : idealsByScore(weights, budget, costs2);
+  const alpha = rule.alpha ?? rank, sum2 = exactSum(powers);
+  const share = (power) => Math.max(alpha, roundEven(alpha * powers.length * power / sum2));
+  const alphas = powers.map((power) => rule.adapt_scales ? share(power) : alpha);
+  const result = leftOut(rank, scores.length), byRule = nameOfRule(rule);
+  kept2.forEach((k, i) => {
+    result.most[k] = high[i];
     if (!shares[i]) return;
-    const isOpen = energies && asked[i] === known[i] && known[i] < Math.min(about.outs[k], about.ins[k]);
-    const ideal = isOpen ? Infinity : asked[i], byRule = energies ? "captured" : temperature && rule.adapt_ranks ? "score" : "uniform";
-    found.ranks[k] = shares[i];
-    found.ideals[k] = isOpen ? null : ideal;
-    found.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
-    found.reasons[k] = k in edits ? "by hand" : shares[i] === high[i] && high[i] < ideal ? "ceiling" : shares[i] === low[i] && low[i] > ideal ? "floor" : byRule;
+    result.ranks[k] = shares[i];
+    result.ideals[k] = ideals[i] === Infinity ? null : ideals[i];
+    result.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
+    result.reasons[k] = k in edits ? "by hand" : limitOf(shares[i], low[i], high[i], ideals[i]) ?? byRule;
   });
-  return { ...found, middles: { rank, scaling: alpha / rank } };
+  return { ...result, middles: { rank, scaling: alpha / rank } };
+}
+var ones = (values) => values.map(() => 1);
+var idealsByScore = (weights, budget, costs2) => {
+  const cost2 = exactSum(weights.map((weight, i) => weight * costs2[i]));
+  return weights.map((weight) => budget * weight / cost2);
+};
+function idealsByGain(gains2, budget, costs2, kept2, about) {
+  const known = gains2.map((gain) => gain.length);
+  const asked = apportionByGain(gains2, budget, gains2.map(() => 0), known, costs2);
+  const full = (k) => Math.min(about.outs[k], about.ins[k]);
+  return asked.map((units, i) => units === known[i] && known[i] < full(kept2[i]) ? Infinity : units);
+}
+function limitOf(share, low, high, ideal) {
+  if (share === high && high < ideal) return "ceiling";
+  return share === low && low > ideal ? "floor" : null;
+}
+function nameOfRule({ energies, temperature, adapt_ranks }) {
+  if (energies) return "captured";
+  return temperature && adapt_ranks ? "score" : "uniform";
+}
+function leftOut(rank, count2) {
+  const all = (value2) => Array(count2).fill(value2);
+  return { rank, ranks: all(0), scalings: all(null), ideals: all(null), most: all(0), reasons: all("left out") };
 }
 
 // offline.js
-function allocationCode(rule, about) {
-  const quoted2 = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits), values = {
-    ...rule.code,
-    rank: rule.rank,
-    temperature: Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature
-  };
-  if (rule.temperature === 1) delete values.temperature;
-  if (rule.changed) values.exclude_modules = `[${rule.excluded.map(quoted2).join(", ")}]`;
-  if (!rule.excluded.length) delete values.exclude_modules;
-  const call = `tlora.allocate(${["calibration.sensitivity", ...Object.entries(values).map(([name, value]) => `${name}=${value}`)].join(", ")})`;
-  return call + (edits.length ? `.edit({${edits.map(([k, rank]) => `${quoted2(k)}: ${rank}`).join(", ")}})` : "");
-}
 var WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
 var REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
-function offline(data) {
-  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {}, past = [], future = [];
-  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
-  let rule = data.rule, last = null;
-  function show(now, message = "") {
-    const found = allocate(now, about);
-    rule = now;
-    values.resampled = [];
-    values.current = {
+function allocationCode(rule, about) {
+  const quote = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits);
+  const temperature = Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature;
+  const options = { ...rule.code, rank: rule.rank, temperature };
+  if (rule.temperature === 1) delete options.temperature;
+  if (rule.changed) options.exclude_modules = `[${rule.excluded.map(quote).join(", ")}]`;
+  if (!rule.excluded.length) delete options.exclude_modules;
+  const given = Object.entries(options).map(([name, value2]) => `${name}=${value2}`);
+  const call = `tlora.allocate(${["calibration.sensitivity", ...given].join(", ")})`;
+  if (!edits.length) return call;
+  return `${call}.edit({${edits.map(([k, rank]) => `${quote(k)}: ${rank}`).join(", ")}})`;
+}
+function decide(rule, modules, { rank = null, out = false } = {}) {
+  const edits = Object.fromEntries(Object.entries(rule.edits).filter(([k]) => !modules.includes(Number(k))));
+  if (rank) {
+    for (const k of modules) edits[k] = rank;
+  }
+  const kept2 = rule.excluded.filter((k) => !modules.includes(k));
+  const excluded = kept2.concat(out ? modules : []).sort((a, b) => a - b);
+  const changed = rule.changed || out || excluded.length < rule.excluded.length;
+  return { ...rule, edits, excluded, changed };
+}
+function isRefused(rule, about) {
+  try {
+    allocate(rule, about);
+    return false;
+  } catch (error) {
+    if (error instanceof RangeError) return true;
+    throw error;
+  }
+}
+function nearestRank(rule, about, modules, present, rank) {
+  const step = Math.sign(rank - present);
+  let [low, high] = [0, Math.abs(rank - present)];
+  while (low < high) {
+    const middle = low + high >> 1;
+    if (isRefused(decide(rule, modules, { rank: present + step * middle }), about)) high = middle;
+    else low = middle + 1;
+  }
+  return low ? present + step * (low - 1) : refuse();
+}
+var OfflineWorkbench = class {
+  past = [];
+  future = [];
+  gesture = null;
+  constructor(data, about, tell) {
+    this.data = data;
+    this.about = about;
+    this.rule = data.rule;
+    this.current = data.current;
+    this.tell = tell;
+  }
+  show(rule, message = "") {
+    const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
+    this.rule = rule;
+    const temperature = controls.temperature === null ? null : rule.temperature;
+    this.current = {
       ...data.current,
       ...found,
       message,
       code: allocationCode(rule, about),
-      undo: past.length,
-      redo: future.length,
-      controls: {
-        ...data.current.controls,
-        rank: rule.rank,
-        temperature: data.current.controls.temperature === null ? null : rule.temperature
-      },
+      undo: this.past.length,
+      redo: this.future.length,
+      controls: { ...controls, rank: rule.rank, temperature },
       allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation]
     };
-    tell("change:current");
+    this.tell(this.current);
   }
-  function move(now, gesture = null, message = "") {
-    allocate(now, about);
-    if (gesture === null || gesture !== last) past.push(rule);
-    last = gesture;
-    future.length = 0;
-    show(now, message);
+  /** Goes to a rule; within one gesture the step to undo grows. */
+  move(rule, gesture = null, message = "") {
+    allocate(rule, this.about);
+    if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
+    this.gesture = gesture;
+    this.future.length = 0;
+    this.show(rule, message);
   }
-  function decide(modules, { rank = null, out = false } = {}) {
-    const edits = Object.fromEntries(Object.entries(rule.edits).filter(([k]) => !modules.includes(Number(k))));
-    if (rank) {
-      for (const k of modules) edits[k] = rank;
-    }
-    const excluded = rule.excluded.filter((k) => !modules.includes(k)).concat(out ? modules : []).sort((a, b) => a - b);
-    return { ...rule, edits, excluded, changed: rule.changed || out || excluded.length < rule.excluded.length };
-  }
-  function drag(modules, rank, gesture) {
-    const present = values.current.ranks[modules[0]] || 1, step = Math.sign(rank - present);
-    const isRefused = (one) => {
-      try {
-        allocate(decide(modules, { rank: one }), about);
-      } catch (error) {
-        if (error instanceof RangeError) return true;
-        throw error;
-      }
-      return false;
-    };
-    if (!isRefused(rank)) return move(decide(modules, { rank }), gesture);
-    let [low, high] = [0, Math.abs(rank - present)];
-    while (low < high) {
-      const middle = low + high >> 1;
-      if (isRefused(present + step * middle)) high = middle;
-      else low = middle + 1;
-    }
-    if (!low) refuse();
-    const nearest = present + step * (low - 1);
-    move(
-      decide(modules, { rank: nearest }),
-      gesture,
-      `Rank ${rank} does not fit the budget and the limits: ${nearest} is the nearest that does.`
-    );
-  }
-  function back(from, to) {
+  back(from, to) {
     if (!from.length) return;
-    to.push(rule);
-    last = null;
-    show(from.pop());
+    to.push(this.rule);
+    this.gesture = null;
+    this.show(from.pop());
   }
-  const answers = {
-    read: ({ module }) => {
-      values.reading = data.readings[module];
-      tell("change:reading");
-    },
-    set: (options, gesture) => move({ ...rule, ...options }, gesture),
-    set_rank: ({ modules, rank }, gesture) => drag(modules, rank, gesture),
-    release: ({ modules }) => move(decide(modules)),
-    leave_out: ({ modules }) => move(decide(modules, { out: true })),
-    undo: () => back(past, future),
-    redo: () => back(future, past)
-  };
+  set(options, gesture) {
+    this.move({ ...this.rule, ...options }, gesture);
+  }
+  set_rank({ modules, rank }, gesture) {
+    const wished = decide(this.rule, modules, { rank });
+    if (!isRefused(wished, this.about)) return this.move(wished, gesture);
+    const present = this.current.ranks[modules[0]] || 1;
+    const nearest = nearestRank(this.rule, this.about, modules, present, rank);
+    const message = `Rank ${rank} does not fit the budget and the limits: ${nearest} is the nearest that does.`;
+    this.move(decide(this.rule, modules, { rank: nearest }), gesture, message);
+  }
+  release({ modules }) {
+    this.move(decide(this.rule, modules));
+  }
+  leave_out({ modules }) {
+    this.move(decide(this.rule, modules, { out: true }));
+  }
+  undo() {
+    this.back(this.past, this.future);
+  }
+  redo() {
+    this.back(this.future, this.past);
+  }
+};
+function offline(data) {
+  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {};
+  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  function change3(name, value2) {
+    values[name] = value2;
+    tell(`change:${name}`);
+  }
+  const workbench = new OfflineWorkbench(data, about, (current) => {
+    values.resampled = [];
+    change3("current", current);
+  });
+  function answer(call, args, gesture) {
+    if (call === "read") return change3("reading", data.readings[args.module]);
+    workbench[call](args, gesture);
+  }
   return {
     get: (name) => values[name],
-    set: (name, value) => {
-      values[name] = value;
-      tell(`change:${name}`);
-    },
+    set: change3,
     save_changes: () => {
     },
     on: (name, listener) => {
@@ -2473,10 +2599,10 @@ function offline(data) {
     },
     send: ({ call, args, gesture = null, id }) => {
       try {
-        answers[call](args, gesture);
+        answer(call, args, gesture);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
-        show(rule, REFUSED);
+        workbench.show(workbench.rule, REFUSED);
       }
       tell("msg:custom", { answer: id });
     }

@@ -1,34 +1,43 @@
+// The panels of the workbench: sections of text, tables, charts, and parts that answer the reader.
+
 import { chart } from "../chart.js";
-import { make, onArrows } from "../elements.js";
-import { describe } from "../explain.js";
+import { button, onArrows } from "../controls.js";
+import { make } from "../elements.js";
+import { drawTable } from "../table.js";
 import { alignmentPart } from "./alignment.js";
-import { attributionPart } from "./attribution.js";
+import { attributionPart } from "./attribution/attribution.js";
 import { effectsPart } from "./effects.js";
 import { readsPart } from "./reads.js";
 import { rescalingPart } from "./rescaling.js";
-import { drawTable } from "../table.js";
 
+/**
+ * What a part may use: `about`, the model of the widget if there is one, and `ask`, which sends a request.
+ *
+ * @typedef {{about: any, model: any, ask?: (call: string, args?: object, gesture?: string | null) => void}} Context
+ */
+
+/** @type {Record<string, (parent: Element, part: any, context: any) => void>} */
 const KINDS = {
   text: (parent, part) => make("p", {}, parent, part.text),
   table: drawTable,
-  code(parent, part) {
-    make("div", { class: "key" }, parent, part.caption);
-    make("pre", { tabindex: 0, role: "region", "aria-label": part.caption }, parent, part.code);
-  },
-  chart: (parent, part) =>
-    chart(parent, {
-      ...part,
-      title: part.caption,
-      width: 560,
-      height: 220,
-      y: part.y.percent ? { min: 0, max: 1, ...part.y } : part.y,
-    }),
-  alignment: (parent, part, context) => alignmentPart(parent, part, context),
-  reads: (parent, part, context) => readsPart(parent, part, context),
-  attribution: (parent, part, context) => attributionPart(parent, part, context),
-  effects: (parent, part) => effectsPart(parent, part),
-  rescaling: (parent, part) => rescalingPart(parent, part),
+  code: drawCode,
+  chart: drawChart,
+  alignment: alignmentPart,
+  reads: readsPart,
+  attribution: attributionPart,
+  effects: effectsPart,
+  rescaling: rescalingPart,
 };
+
+function drawCode(parent, { caption, code }) {
+  make("div", { class: "key" }, parent, caption);
+  make("pre", { tabindex: 0, role: "region", "aria-label": caption }, parent, code);
+}
+
+function drawChart(parent, part) {
+  const y = part.y.percent ? { min: 0, max: 1, ...part.y } : part.y;
+  chart(parent, { ...part, title: part.caption, width: 560, height: 220, y });
+}
 
 function drawParts(parent, parts, context) {
   for (const part of parts) {
@@ -36,53 +45,56 @@ function drawParts(parent, parts, context) {
   }
 }
 
-// All panels one below another, for the page.
+/**
+ * All panels one below another, for the page.
+ *
+ * @returns {(current: any) => void} What has the panel of the allocation follow it.
+ */
 export function panelSections(parent, about, current, model, ask) {
-  const drawn = {};
+  const drawn = {}, context = { about, model, ask };
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
     drawn[panel.name] = make("div", { class: "parts" }, section);
-    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, { about, model, ask });
+    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, context);
   }
-  return (now) => { // the one that follows the state
+  return (current) => {
     drawn.allocation?.replaceChildren();
-    if (drawn.allocation) drawParts(drawn.allocation, now.allocation, { about, model });
+    if (drawn.allocation) drawParts(drawn.allocation, current.allocation, context);
   };
 }
 
-// One panel at a time behind tabs, for the widget; a second click on a tab closes it.
+/**
+ * One panel at a time behind tabs, for the widget; a second click on a tab closes it.
+ *
+ * @returns {() => void} What has the panel of the allocation follow it.
+ */
 export function panelTabs(parent, about, model, ask) {
-  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent),
-    box = make("div", { class: "panel" }, parent);
+  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
+  const box = make("div", { class: "panel" }, parent);
   const open = (name) => {
     model.set("panel", name);
     model.save_changes();
     draw();
   };
-  about.panels.forEach((panel) => {
-    const button = describe(
-      make("button", { type: "button", role: "tab", "data-panel": panel.name }, list, panel.title),
-      panel.about.split(/(?<=\.) /)[0],
-    );
-    button.addEventListener("click", () => open(model.get("panel") === panel.name ? "" : panel.name));
-  });
+  for (const { name, title, about: words } of about.panels) {
+    const toggle = () => open(model.get("panel") === name ? "" : name);
+    button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
+  }
   onArrows(list, (target) => open(target.dataset.panel));
   function draw() {
-    const name = model.get("panel"), panel = about.panels.find((one) => one.name === name);
-    for (const button of list.children) {
-      button.setAttribute("aria-selected", button.dataset.panel === name);
-      button.setAttribute("tabindex", button.dataset.panel === (panel ? name : about.panels[0].name) ? 0 : -1);
+    const panel = about.panels.find(({ name }) => name === model.get("panel"));
+    const reached = (panel ?? about.panels[0]).name; // by Tab
+    for (const tab of list.children) {
+      tab.setAttribute("aria-selected", tab.dataset.panel === panel?.name);
+      tab.setAttribute("tabindex", tab.dataset.panel === reached ? 0 : -1);
     }
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(
-      make("div", { class: "parts" }, box),
-      name === "allocation" ? model.get("current").allocation ?? [] : panel.parts,
-      { about, model, ask },
-    );
+    const parts = panel.name === "allocation" ? model.get("current").allocation ?? [] : panel.parts;
+    drawParts(make("div", { class: "parts" }, box), parts, { about, model, ask });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);
