@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+DENO = cd viz/browser && $(abspath $(BIN))/deno
 OLDEST := .venv-oldest
 # The first of these that runs, is 3.11 or later and can make a venv. `make test PYTHON=/path/to/python` picks another.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -25,7 +26,7 @@ MODELS := $(VENV)/.models
 # Threads slow tiny models down, several times on a busy machine.
 unit changed test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo unit changed test test-rest test-lab test-long slowest test-oldest mutation integrations serving versions lint docs dist lock format lab notebooks models install browser clean
+.PHONY: help demo unit changed test test-rest test-lab test-long slowest test-oldest mutation integrations serving versions bundle lint docs dist lock format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -88,11 +89,19 @@ serving: runs/served/adapter_config.json $(SERVING)/.engines  ## Serve one adapt
 versions: $(INSTALLED)  ## Print the versions of torch, transformers, peft and datasets, and the newer ones that pip finds
 	@$(BIN)/python -m tests.helpers.versions
 
-lint: $(INSTALLED)  ## Check style, types and the direction of imports
+bundle: $(INSTALLED)  ## Bundle viz/browser/ into the one file that Python reads, viz/widgets/widgets.js
+	$(BIN)/python -m tests.helpers.bundle
+
+lint: $(INSTALLED)  ## Check style, types and the direction of imports, and the browser code with its tests and bundle
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(DENO) fmt --quiet --check
+	$(DENO) lint --quiet
+	$(DENO) check --quiet
+	$(DENO) test --quiet
+	$(BIN)/python -m tests.helpers.bundle --check
 
 docs: $(INSTALLED)  ## Build the site, without a network or a model: docs/_build/html/index.html
 	rm -rf docs/_build docs/reference docs/notebooks docs/pages docs/gallery/pictures
@@ -109,14 +118,20 @@ lock: $(INSTALLED)  ## Write dev.lock, the newest versions that work together: p
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(DENO) fmt --quiet
 
+# The bundle is made again after every edit, and anywidget hands it to the widgets that are shown; make bundle comes after.
+ifdef TLORA_DEV
+lab: export ANYWIDGET_HMR := 1
+lab: WATCH = (exec $(BIN)/python -m tests.helpers.bundle --watch) & trap "kill $$!" EXIT;
+endif
 # Threads that wait leave their core to other processes sooner, as in the commands: tlora/cli/threads.py.
 ifndef OMP_WAIT_POLICY
 lab: export GOMP_SPINCOUNT ?= 10000
 endif
-lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
+lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab; with TLORA_DEV=1 widgets follow edits of viz/browser/
 	$(BIN)/jupyter trust notebooks/*.ipynb  # else their widgets do not come back when the page is loaded again
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(WATCH) $(BIN)/jupyter lab --notebook-dir notebooks
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

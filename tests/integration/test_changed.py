@@ -46,7 +46,7 @@ def project(tmp_path: Path) -> Path:
         ("tlora/__init__.pyi", ["tests/unit/test_init.py"]),
         ("viz/style.py", ["tests/unit/viz/test_style.py"]),
         ("viz/widgets/panels/reads.py", ["tests/unit/viz/widgets"]),
-        ("viz/widgets/panels.js", ["tests/unit/viz/widgets"]),
+        ("viz/browser/panels/panels.js", ["tests/unit/viz"]),
         ("tests/slow/test_kills.py", ["tests/slow/test_kills.py"]),
         ("tests/slow/test_deleted.py", []),
         ("tests/unit/viz/conftest.py", ["tests/unit/viz"]),

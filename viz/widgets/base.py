@@ -16,13 +16,11 @@ from matplotlib.figure import Figure
 from tlora.utils.front_end import has_front_end, kernel, shell
 
 FOLDER = Path(__file__).parent
+SCRIPT, LOOK = FOLDER / "widgets.js", FOLDER / "widgets.css"
+"""What runs in the browser, bundled from ``viz/browser``, and its style. Widgets are given the files, not their text:
+while one works on them, an edit is seen without a new kernel."""
 DPI = 144
 """Pixels per inch of a picture: one and a half of what a browser shows, so that text is sharp on dense screens too."""
-
-
-def read_browser_file(name: str) -> str:
-    """A script, style or page of the part in the browser."""
-    return (FOLDER / name).read_text("utf-8")
 
 
 def hears_while_busy() -> bool:

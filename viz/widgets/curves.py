@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Any
 
@@ -10,11 +9,7 @@ import anywidget
 import traitlets
 
 from tlora.training.callbacks import ModuleRecorder
-from viz.glossary import explanations
-from viz.widgets.base import read_browser_file
-
-GLOSSARY = f"const GLOSSARY = {json.dumps(explanations(), ensure_ascii=True)};\n"
-CHARTS, LOOK = GLOSSARY + read_browser_file("charts.js"), read_browser_file("widgets.css")
+from viz.widgets.base import LOOK, SCRIPT
 
 
 class TrainingFollower(ModuleRecorder):
@@ -69,5 +64,5 @@ class Curves(anywidget.AnyWidget):
     ``cells`` (row, column, share) of the updates.
     """
 
-    _esm, _css = CHARTS + read_browser_file("monitor.js"), LOOK
+    _esm, _css = SCRIPT, LOOK
     state: Any = traitlets.Dict().tag(sync=True)

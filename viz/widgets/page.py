@@ -7,12 +7,8 @@ import json
 from string import Template
 from typing import Any
 
-from viz.widgets.base import read_browser_file
-from viz.widgets.curves import CHARTS, LOOK
+from viz.widgets.base import FOLDER, LOOK, SCRIPT
 from viz.widgets.results import Results
-
-SCRIPTS = ("allocate", "panels", "reads", "attribution", "effects", "race", "workbench")
-SCRIPT = CHARTS + "".join(read_browser_file(f"{name}.js") for name in SCRIPTS)
 
 MAP = """<p>Each cell is a linear layer of the model, and its number the rank of its adapter: how many directions of its
 input it can read. Red cells have more than a uniform allocation would give them, blue ones less, by how much the loss
@@ -24,6 +20,8 @@ depends on the layer. Drag a cell up or down, or move a slider: the others share
 def page_html(results: Results, **state: Any) -> str:
     """The page of a state: the traits of the widget and the ``rule`` of its allocation, as JSON values."""
     data = json.dumps(state, separators=(",", ":")).replace("<", "\\u003c")
-    template = Template(read_browser_file("workbench.html"))
+    template, style, script = (file.read_text("utf-8") for file in (FOLDER / "workbench.html", LOOK, SCRIPT))
     words = MAP if state["about"]["names"] else ""
-    return template.substitute(STYLE=LOOK, SCRIPT=SCRIPT, TITLE=html.escape(results.title), ABOUT=words, DATA=data)
+    return Template(template).substitute(
+        STYLE=style, SCRIPT=script, TITLE=html.escape(results.title), ABOUT=words, DATA=data
+    )

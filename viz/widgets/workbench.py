@@ -47,9 +47,8 @@ from tlora.utils.text import size_text
 from tlora.utils.validation import check_arguments
 from viz.plots.allocation import allocation_headline
 from viz.widgets.attribution import LiveAttribution
-from viz.widgets.base import PicturedWidget
-from viz.widgets.curves import LOOK
-from viz.widgets.page import SCRIPT, page_html
+from viz.widgets.base import LOOK, SCRIPT, PicturedWidget
+from viz.widgets.page import page_html
 from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
 from viz.widgets.panels.allocation import allocation_parts

@@ -1,0 +1,171 @@
+// Lines and bars on axes.
+
+import { make } from "./elements.js";
+import { explained } from "./explain.js";
+import { MINUS } from "./text.js";
+
+const LEFT = 50, RIGHT = 8, TOP = 6, BOTTOM = 32; // pixels around the lines
+const RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
+
+/**
+ * A line. `name` is its class, `color` the index of one, `term` the words by which it is explained.
+ *
+ * @typedef {{label?: string, points: number[][], name?: string, color?: number, term?: string, dots?: boolean,
+ *   dash?: boolean, thin?: boolean, gray?: boolean}} Line
+ */
+
+/**
+ * An axis.
+ *
+ * @typedef {{label: string, log?: boolean, percent?: boolean, min?: number, max?: number}} Axis
+ */
+
+/**
+ * Values of ticks: 1, 2, 5, 10 ..., thinned to powers of ten if there are more than `most`.
+ *
+ * @returns {number[]}
+ */
+export function ticks(low, high, log, most) {
+  if (log) return logTicks(low, high, most);
+  const ticks = [], power = 10 ** Math.floor(Math.log10((high - low) / most || 1));
+  const step = ([1, 2, 5].find((f) => f * power >= (high - low) / most) ?? 10) * power;
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) ticks.push(+v.toPrecision(12));
+  return ticks;
+}
+
+function logTicks(low, high, most) {
+  const all = [];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) {
+    for (const f of [1, 2, 5]) all.push(+`${f}e${p}`);
+  }
+  const inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+  if (inside.length < 2) return ticks(low, high, false, most);
+  if (inside.length <= most) return inside;
+  const powers = inside.filter((v) => v.toExponential().startsWith("1e")), every = Math.ceil(powers.length / most);
+  return powers.filter((_, i) => i % every === 0);
+}
+
+/** The text of a tick; on a logarithmic axis small and large ones are powers of ten. */
+export function tickText(axis, v) {
+  if (axis.percent) return `${+(100 * v).toFixed(4)}\u00a0%`;
+  if (!axis.log || (v >= 0.01 && v <= 99999)) return String(+v.toPrecision(6)).replace("-", MINUS);
+  const [digits, power] = v.toExponential().split("e");
+  const raised = [...String(Number(power))].map((c) => (c === "-" ? "\u207b" : RAISED[Number(c)])).join("");
+  return `${digits === "1" ? "" : `${digits}\u00b7`}10${raised}`;
+}
+
+/**
+ * The ends of an axis, apart even if all values are the same.
+ *
+ * @returns {[number, number]}
+ */
+function span(axis, values) {
+  const low = axis.min ?? Math.min(...values), high = axis.max ?? Math.max(...values);
+  if (low !== high) return [low, high];
+  return axis.log ? [low / 2, high * 2] : [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
+}
+
+function place(v, [low, high], log) {
+  return log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
+}
+
+/**
+ * A chart.
+ *
+ * @param {Element} parent
+ * @param {{title: string, lines: Line[], bars?: number[][], x: Axis, y: Axis, cursor?: number | null,
+ *   width?: number, height?: number, legend?: boolean}} contents
+ */
+export function chart(parent, contents) {
+  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
+  /** @type {(point: any[]) => boolean} */
+  const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
+  const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
+  if (legend) drawKey(parent, lines);
+  const size = { width, height, viewBox: `0 0 ${width} ${height}` };
+  const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
+  if (!points.length) return svg;
+  const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
+  const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
+  const frame = { svg, x, y, xs, ys, at, up, width, height };
+  drawAxes(frame);
+  drawBars(frame, bars, contents.cursor ?? null);
+  let color = 0;
+  for (const line of lines) {
+    const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
+    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12));
+  }
+  return svg;
+}
+
+function drawKey(parent, lines) {
+  const inColor = lines.filter((line) => !line.gray), named = inColor.filter((line) => line.label);
+  if (!named.length) return;
+  const key = make("div", { class: "key" }, parent);
+  for (const line of named) {
+    const entry = make("span", { class: `c${line.color ?? inColor.indexOf(line)} ${line.name ?? ""}` }, key);
+    make("span", { class: `swatch${line.dash ? " dash" : ""}${line.thin ? " thin" : ""}` }, entry);
+    entry.append(line.label);
+    explained(entry, line.term ?? line.label);
+  }
+}
+
+function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
+  const right = width - RIGHT, bottom = height - BOTTOM;
+  const line = (look, ends) => make("line", { class: look, ...ends }, svg);
+  const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
+  for (const v of ticks(ys[0], ys[1], y.log, 4)) {
+    line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
+    tick({ x: LEFT - 5, y: up(v) + 3.5, "text-anchor": "end" }, tickText(y, v));
+  }
+  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((width - LEFT) / 38))) {
+    line("axis", { x1: at(v), x2: at(v), y1: bottom, y2: bottom + 4 });
+    tick({ x: at(v), y: bottom + 14, "text-anchor": "middle" }, tickText(x, v));
+  }
+  line("axis", { x1: LEFT, x2: right, y1: bottom, y2: bottom });
+  line("axis", { x1: LEFT, x2: LEFT, y1: TOP, y2: bottom });
+  explained(tick({ x: (LEFT + right) / 2, y: height - 3, "text-anchor": "middle" }, x.label));
+  const turned = `translate(10 ${(TOP + bottom) / 2}) rotate(-90)`;
+  explained(tick({ transform: turned, "text-anchor": "middle" }, y.label));
+}
+
+function drawBars({ svg, xs, ys, at, up, height }, bars, cursor) {
+  const wide = bars.length ? Math.max(1, 0.8 * (at(xs[0] + 1) - at(xs[0]))) : 0;
+  for (const [a, b] of bars) {
+    make("rect", { class: "bar", x: at(a) - wide / 2, width: wide, y: up(b), height: up(ys[0]) - up(b) }, svg);
+  }
+  if (cursor !== null && cursor >= xs[0] && cursor <= xs[1]) {
+    make("line", { class: "cursor", x1: at(cursor), x2: at(cursor), y1: TOP, y2: height - BOTTOM }, svg);
+  }
+}
+
+function drawLine({ svg, at, up }, line, look, points) {
+  const path = points.map(([a, b], k) => `${k ? "L" : "M"}${at(a).toFixed(1)} ${up(b).toFixed(1)}`).join("");
+  make("path", { class: `curve ${look}${line.thin ? " thin" : ""}${line.dash ? " dash" : ""}`, d: path }, svg);
+  if (!line.dots && (points.length !== 1 || line.gray)) return;
+  for (const [a, b] of points) make("circle", { class: look, cx: at(a), cy: up(b), r: 2.8 }, svg);
+}
+
+/** The curves of one or several trainings: training losses thin, held-out losses with dots. */
+export function lossCurves(parent, arms, width) {
+  const names = Object.keys(arms), isAlone = names.length === 1;
+  const lines = names.flatMap((name, i) => {
+    const { losses, held } = arms[name], label = (what) => (isAlone ? what : `${name}, ${what}`);
+    const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 }; // a later curve hides no earlier one
+    const heldLabel = label(isAlone ? "validation" : "held out");
+    return [
+      { label: label("training"), term: "training loss", points: losses, thin: true, ...look, color: i },
+      { label: heldLabel, term: "held-out loss", points: held, dots: true, ...look, color: isAlone ? 1 : i },
+    ];
+  });
+  const steps = Math.max(1, ...names.map((name) => arms[name].planned));
+  return chart(parent, {
+    title: `Losses of ${names.join(" and ")} over the optimizer steps`,
+    lines: lines.filter((line) => line.points.length || !isAlone),
+    x: { label: "optimizer step", min: 0, max: steps },
+    y: { label: "loss, nats" },
+    width,
+    height: 150,
+  });
+}

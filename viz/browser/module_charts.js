@@ -1,0 +1,115 @@
+// Beside the map: spectra with a line at the rank, shares by rank, and ranks from resampled scores of the module.
+
+import { chart } from "./chart.js";
+import { choose } from "./controls.js";
+import { make } from "./elements.js";
+import { explained } from "./explain.js";
+import { drawTable } from "./table.js";
+import { capitalized, percent } from "./text.js";
+
+const COLORS = { energy: 0, variance: 1 };
+
+/**
+ * The charts of the selected module, in an element that is drawn again for each module.
+ *
+ * @returns {{root: HTMLElement, draw: (module: {k: number, place: string, rank: number, counts: number[][]}) => void}}
+ */
+export function moduleCharts(about) {
+  const root = make("div", { class: "module" });
+  let chosen = 0;
+  function draw(module) {
+    root.replaceChildren();
+    if (about.spectra.length > 1) {
+      const spectra = about.spectra.map((spectrum, i) => [i, spectrum.label]);
+      choose(root, "Spectrum", spectra, chosen, (i) => {
+        chosen = Number(i);
+        draw(module);
+        root.querySelector("select")?.focus();
+      });
+    }
+    if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
+    drawShares(root, about, module);
+    if (module.counts?.length > 1) drawResamples(root, module);
+  }
+  return { root, draw };
+}
+
+function drawSpectrum(root, about, spectrum, { k, place, rank }) {
+  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
+  const mine = spectrum.index[k], measures = Object.keys(spectrum.curves);
+  const alike = about.names.flatMap((_, n) => (about.row[n] === about.row[k] ? [spectrum.index[n]] : []));
+  const others = [...new Set(alike)].filter((i) => i !== mine);
+  const points = (measure, i, values) => {
+    const curve = spectrum.curves[measure];
+    return curve.at[i].map((direction, n) => [direction, curve[values][i][n]]);
+  };
+  const lines = (values) => [
+    ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
+    ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) })),
+  ];
+  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1)));
+  const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
+  chart(root, {
+    title: `Cumulative shares of the directions of ${place}`,
+    lines: lines("sums"),
+    cursor,
+    height: 158,
+    x: { ...x, label: "first directions taken" },
+    y: { label: "cumulative share", percent: true, min: 0, max: 1 },
+  });
+  const shares = measures.flatMap((measure) => spectrum.curves[measure].each.flat().filter((share) => share > 0));
+  chart(root, {
+    title: `Share of each direction of ${place}`,
+    lines: lines("each"),
+    cursor,
+    height: 124,
+    legend: false,
+    x,
+    y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...shares)) },
+  });
+  drawTable(root, {
+    caption: "What they hold, and how many hold",
+    head: ["", `first\u00a0${rank}`, "90\u00a0%", "95\u00a0%", "99\u00a0%"],
+    rows: measures.map((measure) => [measure, ...heldAndNeeded(spectrum.curves[measure], mine, rank)]),
+  });
+}
+
+/** What the directions within the rank hold, and how many directions hold 90, 95 and 99 percent. */
+function heldAndNeeded(curve, i, rank) {
+  const last = curve.at[i].findLastIndex((direction) => direction <= rank); // the last that is drawn within the rank
+  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`);
+  return [rank ? percent(last < 0 ? 0 : curve.sums[i][last]) : "", ...needed];
+}
+
+function drawShares(root, about, { k, place, rank }) {
+  const lines = Object.entries(about.by_rank).map(([name, label], i) => {
+    const shares = about.tabs.find((tab) => tab.name === name).curves[k];
+    const points = shares.map((share, n) => [n + 1, share]);
+    return { label, term: name === "overlap" ? "overlap" : label, points, color: i + 2 };
+  });
+  if (!lines.length) return;
+  chart(root, {
+    title: `Shares by rank, ${place}`,
+    lines,
+    cursor: rank || null,
+    height: 116,
+    x: { label: "rank", min: 0, max: Math.max(...lines.map((line) => line.points.length)) + 1 },
+    y: { label: "share", percent: true, min: 0, max: 1 },
+  });
+}
+
+/** Counts of resamples by rank, as [rank, count] in ascending order. */
+function drawResamples(root, { place, rank, counts }) {
+  const all = counts.reduce((sum, [, count]) => sum + count, 0), ranks = counts.map(([r]) => r);
+  const words = `Rank from resampled scores: ${ranks[0]} to ${ranks.at(-1)}`;
+  explained(make("div", { class: "key" }, root, words), "resamples");
+  chart(root, {
+    title: `Ranks from resampled scores, ${place}`,
+    lines: [],
+    bars: counts.map(([r, count]) => [r, count / all]),
+    cursor: rank || null,
+    height: 100,
+    x: { label: "rank", min: 0, max: 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...ranks)))) },
+    y: { label: "resamples", percent: true, min: 0, max: 1 },
+  });
+}

@@ -1,0 +1,168 @@
+// A model for the page without a kernel: it answers what the workbench asks of a kernel, as Workbench does in Python.
+
+import { allocate, refuse } from "./allocate.js";
+
+const WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+const REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
+
+/** The allocation as a line of Python. */
+export function allocationCode(rule, about) {
+  const quote = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits);
+  const temperature = Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature;
+  const options = { ...rule.code, rank: rule.rank, temperature };
+  if (rule.temperature === 1) delete options.temperature;
+  if (rule.changed) options.exclude_modules = `[${rule.excluded.map(quote).join(", ")}]`;
+  if (!rule.excluded.length) delete options.exclude_modules;
+  const given = Object.entries(options).map(([name, value]) => `${name}=${value}`);
+  const call = `tlora.allocate(${["calibration.sensitivity", ...given].join(", ")})`;
+  if (!edits.length) return call;
+  return `${call}.edit({${edits.map(([k, rank]) => `${quote(k)}: ${rank}`).join(", ")}})`;
+}
+
+/** A rule with the ranks of modules set by hand, given back, or with the modules left out. */
+function decide(rule, modules, { rank = null, out = false } = {}) {
+  const edits = Object.fromEntries(Object.entries(rule.edits).filter(([k]) => !modules.includes(Number(k))));
+  if (rank) { for (const k of modules) edits[k] = rank; }
+  const kept = rule.excluded.filter((k) => !modules.includes(k));
+  const excluded = kept.concat(out ? modules : []).sort((a, b) => a - b);
+  const changed = rule.changed || out || excluded.length < rule.excluded.length;
+  return { ...rule, edits, excluded, changed };
+}
+
+function isRefused(rule, about) {
+  try {
+    allocate(rule, about);
+    return false;
+  } catch (error) {
+    if (error instanceof RangeError) return true;
+    throw error;
+  }
+}
+
+/** The possible rank of modules that is nearest to one, on the side of the present rank. */
+function nearestRank(rule, about, modules, present, rank) {
+  const step = Math.sign(rank - present);
+  let [low, high] = [0, Math.abs(rank - present)];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (isRefused(decide(rule, modules, { rank: present + step * middle }), about)) high = middle;
+    else low = middle + 1;
+  }
+  return low ? present + step * (low - 1) : refuse();
+}
+
+/** What is shown, and the rules before and after it, with the answers to requests. */
+class OfflineWorkbench {
+  past = [];
+  future = [];
+  gesture = null;
+
+  constructor(data, about, tell) {
+    this.data = data;
+    this.about = about;
+    this.rule = data.rule;
+    this.current = data.current;
+    this.tell = tell;
+  }
+
+  show(rule, message = "") {
+    const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
+    this.rule = rule;
+    const temperature = controls.temperature === null ? null : rule.temperature;
+    this.current = {
+      ...data.current,
+      ...found,
+      message,
+      code: allocationCode(rule, about),
+      undo: this.past.length,
+      redo: this.future.length,
+      controls: { ...controls, rank: rule.rank, temperature },
+      allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation],
+    };
+    this.tell(this.current);
+  }
+
+  /** Goes to a rule; within one gesture the step to undo grows. */
+  move(rule, gesture = null, message = "") {
+    allocate(rule, this.about);
+    if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
+    this.gesture = gesture;
+    this.future.length = 0;
+    this.show(rule, message);
+  }
+
+  back(from, to) {
+    if (!from.length) return;
+    to.push(this.rule);
+    this.gesture = null;
+    this.show(from.pop());
+  }
+
+  set(options, gesture) {
+    this.move({ ...this.rule, ...options }, gesture);
+  }
+
+  set_rank({ modules, rank }, gesture) {
+    const wished = decide(this.rule, modules, { rank });
+    if (!isRefused(wished, this.about)) return this.move(wished, gesture);
+    const present = this.current.ranks[modules[0]] || 1;
+    const nearest = nearestRank(this.rule, this.about, modules, present, rank);
+    const message = `Rank ${rank} does not fit the budget and the limits: ${nearest} is the nearest that does.`;
+    this.move(decide(this.rule, modules, { rank: nearest }), gesture, message);
+  }
+
+  release({ modules }) {
+    this.move(decide(this.rule, modules));
+  }
+
+  leave_out({ modules }) {
+    this.move(decide(this.rule, modules, { out: true }));
+  }
+
+  undo() {
+    this.back(this.past, this.future);
+  }
+
+  redo() {
+    this.back(this.future, this.past);
+  }
+}
+
+/**
+ * The model of a page.
+ *
+ * @returns {any}
+ */
+export function offline(data) {
+  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {};
+  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  function change(name, value) {
+    values[name] = value;
+    tell(`change:${name}`);
+  }
+  const workbench = new OfflineWorkbench(data, about, (current) => {
+    values.resampled = [];
+    change("current", current);
+  });
+  function answer(call, args, gesture) {
+    if (call === "read") return change("reading", data.readings[args.module]);
+    workbench[call](args, gesture);
+  }
+  return {
+    get: (name) => values[name],
+    set: change,
+    save_changes: () => {},
+    on: (name, listener) => {
+      (listeners[name] ??= []).push(listener);
+    },
+    send: ({ call, args, gesture = null, id }) => {
+      try {
+        answer(call, args, gesture);
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        workbench.show(workbench.rule, REFUSED);
+      }
+      tell("msg:custom", { answer: id });
+    },
+  };
+}

@@ -1,0 +1,93 @@
+// The request and the answer: what each token gained, and its probability with what is switched off.
+
+import { isDark, largest, tint } from "../../colors.js";
+import { onArrows } from "../../controls.js";
+import { make } from "../../elements.js";
+import { plainToken } from "../../strip.js";
+import { nats, probability, quoted, visible } from "../../text.js";
+import { gains } from "./contributions.js";
+
+export const MEASURES = ["log-probability", "log-odds"];
+const ROWS = ["gained", "base", "adapter", "now", "now first"];
+
+/** A button with a title. */
+export function press(parent, label, title, action) {
+  const button = make("button", { type: "button", title }, parent, label);
+  button.addEventListener("click", action);
+  return button;
+}
+
+/** The elements that the request and the answer are drawn into. */
+export function answerStrip(root) {
+  const request = make("div", { class: "request" }, root);
+  const strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
+  onArrows(strip);
+  return { request, strip };
+}
+
+/** Draws the tokens of a sample, to be painted; a click chooses a token or the whole answer. */
+export function drawAnswer({ request, strip }, panel) {
+  const { sample, choice } = panel, inAnswer = new Set(sample.positions);
+  request.replaceChildren();
+  strip.replaceChildren();
+  sample.tokens.forEach((token, n) => {
+    if (!inAnswer.has(n)) plainToken(request, token);
+  });
+  function chooseToken(token) {
+    choice.token = token;
+    panel.paint();
+  }
+  const names = make("div", { class: "card names" }, strip);
+  press(names, "whole answer", "What the modules contributed to all of its tokens", () => chooseToken(null));
+  for (const name of ROWS) make("span", { class: `${name} head` }, names, name);
+  sample.positions.forEach((position, i) => {
+    const card = make("div", { class: "card" }, strip);
+    const token = press(card, visible(sample.tokens[position]), "", () => chooseToken(choice.token === i ? null : i));
+    token.className = "token";
+    for (const name of ROWS) make("span", { class: name }, card);
+  });
+}
+
+/** Paints the tokens: `now` is the answer without the changed modules, null if there are none, undefined if unknown. */
+export function paintAnswer({ strip }, panel, now) {
+  const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
+  const [names, ...cards] = strip.children;
+  strip.classList.toggle("switched", now !== null);
+  names.firstChild.setAttribute("aria-pressed", choice.token === null);
+  cards.forEach((card, i) => paintCard(card, panel, i, now, (value) => tint(value / most, dark)));
+}
+
+function paintCard(card, { sample, choice }, i, now, colorOf) {
+  const [token, gain, base, adapter, after, first] = card.children, { measure } = choice;
+  const rise = sample.adapter[measure][i] - sample.base[measure][i], p = (values) => probability(values[0][i]);
+  fill(token, colorOf(rise));
+  token.setAttribute("aria-pressed", choice.token === i);
+  const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
+  const text = quoted(sample.tokens[sample.positions[i]]);
+  token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; ` +
+    `first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
+  gain.textContent = nats(rise);
+  base.textContent = p(sample.base);
+  adapter.textContent = p(sample.adapter);
+  after.textContent = now === null ? "" : now ? p(now.values) : "\u2026";
+  if (now) fill(after, colorOf(now.values[measure][i] - sample.adapter[measure][i]));
+  else after.removeAttribute("style");
+  const another = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
+  first.textContent = another;
+  first.title = another && `first choice: ${another}`;
+}
+
+function fill(element, color) {
+  element.style.background = color.fill;
+  element.style.color = color.ink;
+}
+
+/** What base and adapter answer, and if there is a kernel what is answered now. */
+export function writeAnswers(parent, { part, sample }, now) {
+  parent.replaceChildren();
+  const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
+  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  for (const [name, words] of lines) {
+    if (words !== undefined) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+  }
+}

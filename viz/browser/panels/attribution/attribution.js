@@ -1,0 +1,173 @@
+// The panel "Attribution": an answer by what each token gained, the modules by what they contributed, and what leaving
+// them out costs: as stored, and if there is a kernel for whatever is switched off or cut to a lower rank.
+
+import { drawBar, fillOptions, group, labeled } from "../../controls.js";
+import { make } from "../../elements.js";
+import { answerStrip, drawAnswer, MEASURES, paintAnswer, press, writeAnswers } from "./answer.js";
+import { conclude } from "./conclusion.js";
+import { answerNow, changedModules, nameOf, switchKey } from "./contributions.js";
+import { drawMap, followKeys, followPointer, paintMap } from "./map.js";
+
+const PAUSE = 400; // milliseconds before the answer is written again
+const MEANINGS = ["log p: ends at 0", "log p \u2212 log(1 \u2212 p): has no ceiling"];
+const EVENTS = ["change:switched", "change:explained"];
+const ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
+
+export function attributionPart(parent, part, { model, ask }) {
+  const choice = (part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} });
+  const known = (part.known ??= {}); // what the kernel has answered, by sample and key
+  const root = make("div", { class: "attribution" }, parent);
+  /** @type {any} */
+  const panel = { part, model, ask, root, choice, known, sample: null, focus: 0, drag: null, timer: 0, refused: "" };
+  const frame = drawFrame(panel);
+  Object.assign(panel, {
+    paint: () => paint(panel, frame),
+    turn: (modules, rank = null) => turn(panel, modules, rank),
+    regenerate: () => regenerate(panel),
+    switchAllOn() {
+      choice.ranks = {};
+      change(panel);
+    },
+  });
+  if (part.live) frame.followForm = drawForm(panel);
+  followPointer(panel, frame.svg);
+  followKeys(panel, frame.svg);
+  if (model) followModel(panel, frame);
+  drawMap(panel, frame.svg);
+  drawSample(panel, frame);
+}
+
+/** What is always there; what is written is below the map, which a click must not move. */
+function drawFrame(panel) {
+  const { root, choice } = panel, bar = make("div", { class: "bar" }, root);
+  const select = make("select", { class: "sample" }, labeled(bar, "Answer")), box = group(bar, "Measure");
+  select.addEventListener("change", () => {
+    Object.assign(choice, { sample: Number(select.value), token: null });
+    drawSample(panel, frame);
+  });
+  const measures = MEASURES.map((name, measure) =>
+    press(box, name, MEANINGS[measure], () => {
+      choice.measure = measure;
+      panel.paint();
+    })
+  );
+  const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => panel.switchAllOn());
+  const answer = answerStrip(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
+  const legend = make("div", { class: "legend" }, root);
+  const finding = make("p", { class: "finding", role: "status" }, root);
+  const written = make("div", { class: "written" }, root);
+  const frame = { select, measures, reset, answer, svg, legend, finding, written, followForm: () => {} };
+  return frame;
+}
+
+/**
+ * A form for a request of the reader's own.
+ *
+ * @returns {() => void} What has it follow the kernel.
+ */
+function drawForm({ root, model, ask }) {
+  const form = make("form", { class: "bar" }, root),
+    field = (label) => make("input", { type: "text" }, labeled(form, label));
+  const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
+  const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!request.value.trim()) return;
+    ask("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
+  });
+  function follow() {
+    const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
+    send.disabled = running;
+    said.replaceChildren(...(running || !samples.length ? [words] : []));
+    if (running) drawBar(make("div", {}, said), bar);
+  }
+  follow();
+  return follow;
+}
+
+/** The samples that are stored, and the reader's own. */
+const samplesOf = ({ part, model }) => [...part.samples, ...(model?.get("explained")?.samples ?? [])];
+
+function drawSample(panel, { select, answer }) {
+  const samples = samplesOf(panel), { choice } = panel;
+  choice.sample = Math.min(choice.sample, samples.length - 1);
+  panel.sample = samples[choice.sample];
+  fillOptions(select, samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]), choice.sample);
+  drawAnswer(answer, panel);
+  change(panel);
+}
+
+/** The sample or what is switched off has changed. */
+function change(panel) {
+  const { part, choice, ask } = panel, modules = changedModules(panel);
+  clearTimeout(panel.timer);
+  panel.refused = "";
+  panel.paint();
+  if (modules.length && !answerNow(panel, switchKey(panel)) && part.live) {
+    ask("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
+  } else regenerate(panel);
+}
+
+/** Asks for the greedy answer, when the reader rests. */
+function regenerate(panel) {
+  const { part, choice, ask, drag } = panel, key = switchKey(panel), now = answerNow(panel, key);
+  if (!part.live || !now || now.answer !== undefined || drag) return;
+  panel.timer = setTimeout(() => {
+    if (key !== switchKey(panel)) return;
+    const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);
+    ask("regenerate", { sample: choice.sample, ranks }, "regenerate");
+  }, PAUSE);
+}
+
+function paint(panel, { measures, reset, answer, legend, finding, written }) {
+  const isChanged = changedModules(panel).length > 0, now = isChanged ? answerNow(panel, switchKey(panel)) : null;
+  measures.forEach((button, measure) => button.setAttribute("aria-pressed", measure === panel.choice.measure));
+  reset.disabled = !isChanged;
+  paintAnswer(answer, panel, now);
+  writeAnswers(written, panel, now);
+  paintMap(panel, legend);
+  finding.textContent = panel.refused || conclude(panel, now);
+}
+
+/** Switches modules off, or on if all are off; or cuts them to a rank. */
+function turn(panel, modules, rank) {
+  const { part, choice } = panel, before = choice.ranks, isOff = modules.every((k) => before[k] === 0);
+  const ranks = { ...before };
+  for (const k of modules) {
+    const to = rank ?? (isOff ? part.ranks[k] : 0);
+    if (to === part.ranks[k]) delete ranks[k];
+    else ranks[k] = to;
+  }
+  const isKnown = () => !changedModules(panel).length || answerNow(panel, switchKey(panel));
+  choice.ranks = ranks;
+  if (part.live || isKnown()) return change(panel);
+  choice.ranks = Object.fromEntries(modules.filter((k) => k in ranks).map((k) => [k, ranks[k]]));
+  if (changedModules(panel).length && isKnown()) return change(panel); // without a kernel: alone, if that was measured
+  choice.ranks = before;
+  panel.refused = `What leaving out ${nameOf(part, modules)} costs was not measured: ${ALL}`;
+  panel.paint();
+}
+
+/** Has the panel follow the kernel until another panel is open. */
+function followModel(panel, frame) {
+  const { model, root, choice, known } = panel;
+  let wasOnPage = false;
+  function follow() {
+    if (!root.isConnected && wasOnPage) {
+      for (const event of EVENTS) model.off?.(event, follow);
+      return;
+    }
+    wasOnPage = root.isConnected;
+    const { sample, key, ...answer } = model.get("switched") ?? {}, name = `${sample} ${key}`;
+    if (key !== undefined) known[name] = { ...known[name], ...answer };
+    frame.followForm();
+    const count = samplesOf(panel).length;
+    if (frame.select.children.length !== count) { // the reader's own answer has come
+      Object.assign(choice, { sample: count - 1, token: null, ranks: {} });
+      return drawSample(panel, frame);
+    }
+    panel.paint();
+    if (key === switchKey(panel) && sample === choice.sample) regenerate(panel);
+  }
+  for (const event of EVENTS) model.on(event, follow);
+}

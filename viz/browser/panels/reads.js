@@ -1,0 +1,213 @@
+// The panel "Reads": both ends of each direction of the selected module, kinds next to each other, and whole samples.
+
+import { isDark, largest } from "../colors.js";
+import { group } from "../controls.js";
+import { make } from "../elements.js";
+import { placeOf, sum } from "../modules.js";
+import { coloredToken, drawRamp, drawStrip } from "../strip.js";
+import { MINUS, percent, quoted, signedNumber, visible } from "../text.js";
+import { ends, readTokens, unpack } from "./readings.js";
+
+const LISTED = 5; // tokens of an end
+const WINDOW = 40; // tokens on both sides of the peak of a sample that is not shown whole
+const STRONGEST = 8, DRAWN_SAMPLES = 4;
+const EVENTS = ["change:selected", "change:reading", "change:current"];
+const MOVES = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+/** @type {[boolean, string][]} */
+const VALUES = [[false, "z: read"], [true, "z \u00d7 need: read and needed"]];
+const SINK = "The first token of each sample dominates this module (an attention sink): " +
+  "direction_activations(..., first_token=False) leaves it out.";
+
+export function readsPart(parent, part, { about, model, ask }) {
+  const root = make("div", { class: "reads strips" }, parent);
+  const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
+  /** @type {any} */
+  const panel = { root, part, about, sides, values: null, open: null, isNeed: false, whole: new Set(), draw };
+  const selected = () => model.get("selected").at(-1) ?? 0;
+  function draw() {
+    const key = root.getRootNode().activeElement?.closest?.(".reads") === root
+      ? root.getRootNode().activeElement.dataset.key
+      : null;
+    root.replaceChildren();
+    drawModule(panel, selected(), model.get("current").ranks[selected()]);
+    if (key) root.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+  }
+  let wasOnPage = false;
+  function follow() { // the selected module, or its values, have changed
+    if (!root.isConnected && wasOnPage) { // another panel is open
+      for (const event of EVENTS) model.off?.(event, follow);
+      return;
+    }
+    wasOnPage = root.isConnected;
+    const reading = model.get("reading"), k = selected();
+    if (reading?.module !== k) return ask("read", { module: k }, "read");
+    if (panel.values?.module !== k) Object.assign(panel, { values: unpack(reading, part.need), open: null });
+    draw();
+  }
+  for (const event of EVENTS) model.on(event, follow);
+  root.addEventListener("keydown", (event) => moveFocus(root, event));
+  follow();
+}
+
+/** Arrows move between the directions and the kinds. */
+function moveFocus(root, event) {
+  const move = MOVES[event.key], { row, column } = event.target.dataset;
+  if (!move || column === undefined) return;
+  root.querySelector(`[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`)?.focus();
+  event.preventDefault();
+}
+
+/** Values of all tokens along a direction; with need, times how much each token needs the module. */
+function valuesOf({ values, isNeed }, kind, direction) {
+  const z = values.row(kind * values.directions + direction);
+  return isNeed ? z.map((v, i) => v * values.need[i]) : z;
+}
+
+const valueName = ({ isNeed }) => (isNeed ? "z \u00d7 need" : "z");
+
+function drawModule(panel, k, rank) {
+  const { root, part, about, sides } = panel, tokens = sides[part.side[k]], place = placeOf(about, k);
+  const bar = make("div", { class: "bar" }, root);
+  make("h3", {}, bar, place);
+  if (!tokens) return make("p", {}, root, "This module reads positions, not tokens.");
+  if (part.need) drawChoice(panel, bar);
+  const key = make("span", { class: "key" }, bar);
+  part.parts.forEach((name, n) => {
+    const entry = make("span", {}, key);
+    make("span", { class: `part-sign p${n}` }, entry);
+    entry.append(name);
+  });
+  make("p", {}, root, describeModule(part, k));
+  const scroll = make("div", { class: "scroll" }, root), label = `Tokens at both ends of the directions of ${place}`;
+  drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
+}
+
+function drawChoice(panel, bar) {
+  const box = group(bar, "Values");
+  for (const [isNeed, label] of VALUES) {
+    const attributes = { "aria-pressed": panel.isNeed === isNeed, "data-key": `need ${isNeed}` };
+    make("button", { type: "button", ...attributes }, box, label).addEventListener("click", () => {
+      panel.isNeed = isNeed;
+      panel.draw();
+    });
+  }
+}
+
+function describeModule(part, k) {
+  const share = (value) => (value === null ? "\u2013" : percent(value));
+  const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${share(shares[n])}`).join(", ");
+  const samples = part.samples < part.of
+    ? `${part.samples} of the ${part.of} samples that were read are in this page.`
+    : `${part.of} samples.`;
+  return `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\u00b2. ` +
+    `The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ` +
+    `${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
+}
+
+function drawDirections(panel, table, tokens, rank) {
+  const { kinds, meanings } = panel.part, whole = { colspan: kinds.length + 1 };
+  const head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
+  make("th", { scope: "col" }, head, "direction");
+  kinds.forEach((kind, n) => {
+    make("th", { scope: "col", class: "words" }, head, meanings[n] ? `${kind}: ${meanings[n]}` : kind);
+  });
+  for (let d = 0; d < panel.values.directions; d++) {
+    if (d === rank) {
+      const words = `rank ${rank}: directions above are kept, those below are cut off`;
+      make("td", whole, make("tr", { class: "cut" }, body), words);
+    }
+    const row = make("tr", {}, body);
+    make("th", { scope: "row" }, row, d + 1);
+    kinds.forEach((_, n) => drawEnds(panel, make("td", { class: "words" }, row), n, d, tokens));
+    if (panel.open?.d !== d) continue;
+    const cell = make("td", { ...whole, class: "words" }, make("tr", { class: "samples" }, body));
+    drawSamples(panel, cell, panel.open.n, d, tokens);
+  }
+}
+
+/** Both ends of a direction, on a button that opens its samples. */
+function drawEnds(panel, cell, n, d, tokens) {
+  const values = valuesOf(panel, n, d), isOpen = panel.open?.d === d && panel.open.n === n;
+  const at = { "data-key": `${d} ${n}`, "data-row": d, "data-column": n };
+  const button = make("button", { type: "button", class: "ends", "aria-expanded": isOpen, ...at }, cell);
+  const said = [1, -1].map((sign) => drawEnd(panel, button, values, sign, tokens));
+  const squares = sum(values.map((v) => v * v));
+  const constant = sum(values.map((v, i) => (tokens.part[i] === 0 ? v * v : 0)));
+  const words = `${percent(constant / squares)} on constant tokens`;
+  make("span", { class: "times", "aria-hidden": "true" }, button, words);
+  button.setAttribute("aria-label", `${panel.part.kinds[n]}, direction ${d + 1}: ${said.join("; ")}`);
+  button.addEventListener("click", () => {
+    Object.assign(panel, { open: isOpen ? null : { d, n }, whole: new Set() });
+    panel.draw();
+  });
+}
+
+/** One end as a line of tokens; returns it in words. */
+function drawEnd({ root, part }, parent, values, sign, tokens) {
+  const found = ends(values, sign, tokens), listed = found.slice(0, LISTED), most = largest(values);
+  const line = make("span", { class: "line", "aria-hidden": "true" }, parent), dark = isDark(root);
+  make("b", {}, line, sign > 0 ? "+" : MINUS);
+  for (const { at, hits, all } of listed) {
+    const kind = tokens.part[at], times = `${hits} of ${all} in the ${part.parts[kind]} part`;
+    const title = `${quoted(tokens.text(at))}: ${times}, up to ${signedNumber(values[at])}`;
+    const chip = make("span", { class: `chip p${kind}`, title }, line);
+    make("span", { class: "ctx" }, chip, visible(tokens.before(at, 2)));
+    coloredToken(chip, tokens.text(at), values[at] / most, dark);
+    make("span", { class: "times" }, chip, `\u00d7${hits}`);
+  }
+  if (found.length > LISTED) make("span", { class: "times" }, line, `+ ${found.length - LISTED} more`);
+  if (!found.length) make("span", { class: "times" }, line, "nothing beyond a fifth of the other end");
+  const names = listed.map(({ at }) => quoted(tokens.text(at).trim() || tokens.text(at)));
+  return `${sign > 0 ? "high" : "low"} at ${names.join(", ") || "nothing"}`;
+}
+
+function drawSamples(panel, cell, n, d, tokens) {
+  const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
+  const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
+  drawRamp(cell, most, `${what}; narrow: constant tokens; click a number for the whole sample`, dark);
+  const peaks = tokens.spans.map(([start, end]) => largest(values.slice(start, end)));
+  const order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]), rest = shuffled(order.slice(STRONGEST));
+  const isDrawn = rest.length > DRAWN_SAMPLES;
+  const shown = isDrawn ? [...order.slice(0, STRONGEST), ...rest.slice(0, DRAWN_SAMPLES)] : order;
+  shown.forEach((s, i) => {
+    if (i === STRONGEST && isDrawn) {
+      make("div", { class: "key" }, cell, `${DRAWN_SAMPLES} of the other ${rest.length} samples, drawn at random`);
+    }
+    const isWhole = panel.whole.has(s) !== (i === 0); // the strongest is shown whole
+    const line = make("div", { class: "sample" }, cell);
+    drawPeak(panel, line, s, peaks[s].toFixed(1), isWhole);
+    drawStrip(line, sampleTokens(panel, s, values, most, tokens, isWhole), dark);
+  });
+}
+
+/** Samples in an order that does not follow their values, the same each time. */
+const shuffled = (samples) => samples.sort((a, b) => ((a * 7919 + 13) % 101) - ((b * 7919 + 13) % 101));
+
+function drawPeak(panel, line, s, peak, isWhole) {
+  const title = "largest value of the sample; click for the whole sample";
+  const attributes = { "aria-expanded": isWhole, "data-key": `sample ${s}`, title };
+  const label = `sample ${s + 1}, up to ${peak}`;
+  make("button", { type: "button", ...attributes, "aria-label": label }, line, peak).addEventListener("click", () => {
+    panel.whole[panel.whole.has(s) ? "delete" : "add"](s);
+    panel.draw();
+  });
+}
+
+/** The tokens of a sample around its peak, or all. */
+function sampleTokens(panel, s, values, most, tokens, isWhole) {
+  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need, strip = [];
+  let peak = start;
+  for (let i = start; i < end; i++) if (Math.abs(values[i]) > Math.abs(values[peak])) peak = i;
+  for (let i = start; i < end; i++) {
+    if (!isWhole && Math.abs(i - peak) > WINDOW) {
+      if (Math.abs(i - peak) === WINDOW + 1) strip.push("\u2026");
+      continue;
+    }
+    const text = tokens.text(i), value = `${valueName(panel)} ${signedNumber(values[i])}`;
+    const title = `${quoted(text)} ${value}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` +
+      panel.part.parts[tokens.part[i]];
+    const narrow = !isWhole && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole && text.endsWith("\n") });
+  }
+  return strip;
+}

@@ -1,0 +1,55 @@
+// Text as a strip of tokens, each on the color of its value.
+
+import { BLUE, RED, tint } from "./colors.js";
+import { make } from "./elements.js";
+import { isSpecial, signedNumber, visible } from "./text.js";
+
+const tokenClass = (text) => `token${isSpecial(text) ? " special" : ""}`;
+
+/** A token without a color. */
+export function plainToken(parent, text) {
+  return make("span", { class: tokenClass(text) }, parent, visible(text));
+}
+
+/** A token on the color of a share from -1 to 1. */
+export function coloredToken(parent, text, share, dark) {
+  const { fill, ink } = tint(share, dark), style = `background: ${fill}; color: ${ink}`;
+  return make("span", { class: tokenClass(text), style }, parent, visible(text));
+}
+
+/**
+ * A token: `share` is its value from -1 to 1, `look` its classes; a narrow one is its color alone, and one that `ends`
+ * its line has the next below.
+ *
+ * @typedef {{text: string, share: number, title?: string, look?: string[], narrow?: boolean, ends?: boolean}} Token
+ */
+
+/**
+ * A strip of tokens, and of text between them.
+ *
+ * @param {Element} parent
+ * @param {(string | Token)[]} tokens
+ * @param {boolean} dark Whether the page is.
+ */
+export function drawStrip(parent, tokens, dark) {
+  const strip = make("span", { class: "strip" }, parent);
+  for (const token of tokens) {
+    if (typeof token === "string") {
+      strip.append(token);
+      continue;
+    }
+    const drawn = coloredToken(strip, token.narrow ? "" : token.text, token.share, dark);
+    if (token.title) drawn.title = token.title;
+    drawn.classList.add(...token.look ?? [], ...(token.narrow ? ["narrow"] : []));
+    if (token.ends) make("br", {}, strip);
+  }
+}
+
+/** The colors of values from -most to most. */
+export function drawRamp(parent, most, words, dark) {
+  const ramp = `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))`;
+  const legend = make("div", { class: "legend" }, parent);
+  make("span", {}, legend, signedNumber(-most));
+  make("span", { class: "ramp", style: ramp }, legend, "0");
+  make("span", {}, legend, `${signedNumber(most)} (${words})`);
+}

@@ -1,0 +1,73 @@
+import assert from "node:assert/strict";
+import { offline } from "../offline.js";
+
+const RULE = {
+  rank: 2,
+  edits: {},
+  excluded: [],
+  scores: [1, 1, 4],
+  temperature: 1,
+  budget: "ranks",
+  floors: [1, 1, 1],
+  ceilings: [4, 4, 4],
+  scaling: "nominal",
+  adapt_ranks: true,
+  adapt_scales: false,
+  alpha: null,
+  code: {},
+  changed: false,
+};
+
+function page() {
+  const about = { names: ["a", "b", "c"], outs: [4, 4, 4], ins: [4, 4, 4] };
+  const current = { ranks: [1, 1, 4], allocation: [], controls: { rank: 2, temperature: 1 } };
+  const model = offline({ about, current, rule: RULE, readings: ["of a", "of b", "of c"] }), answers = [];
+  model.on("msg:custom", ({ answer }) => answers.push(answer));
+  /** @type {(call: string, args?: object, gesture?: string | null) => any} */
+  const ask = (call, args = {}, gesture = null) => {
+    model.send({ call, args, gesture, id: 1 });
+    return model.get("current");
+  };
+  return { model, ask, answers };
+}
+
+Deno.test("a rank is set, the others share the rest, and the change is undone and repeated", () => {
+  const { ask, answers } = page();
+  assert.deepEqual(ask("set_rank", { modules: [0], rank: 3 }).ranks, [3, 1, 2]);
+  const { ranks, undo, redo } = ask("undo");
+  assert.deepEqual([ranks, undo, redo], [[1, 1, 4], 0, 1]);
+  assert.deepEqual(ask("redo").ranks, [3, 1, 2]);
+  assert.deepEqual(ask("release", { modules: [0] }).ranks, [1, 1, 4]);
+  assert.equal(answers.length, 4);
+});
+
+Deno.test("one gesture is one step to undo", () => {
+  const { ask } = page();
+  for (const rank of [2, 3, 4]) ask("set_rank", { modules: [0], rank }, "drag 1");
+  assert.equal(ask("set_rank", { modules: [1], rank: 1 }, "drag 2").undo, 2);
+});
+
+Deno.test("a rank that does not fit becomes the nearest that does, and an option that does not is refused", () => {
+  const { ask } = page(), found = ask("set_rank", { modules: [0, 1], rank: 4 });
+  assert.deepEqual(found.ranks.slice(0, 2), [2, 2]);
+  assert.match(found.message, /2 is the nearest/);
+  const refused = ask("set", { rank: 9 });
+  assert.deepEqual(refused.ranks, found.ranks);
+  assert.notEqual(refused.message, "");
+});
+
+Deno.test("the line of Python has what was changed, and a module that is left out", () => {
+  const { ask } = page();
+  ask("set", { temperature: 0.5 });
+  ask("set_rank", { modules: [2], rank: 2 });
+  const { code, reasons } = ask("leave_out", { modules: [1] });
+  assert.equal(reasons[1], "left out");
+  const options = "rank=2, temperature=0.5, exclude_modules=['b']";
+  assert.equal(code, `tlora.allocate(calibration.sensitivity, ${options}).edit({'c': 2})`);
+});
+
+Deno.test("readings come from the page", () => {
+  const { model, ask } = page();
+  ask("read", { module: 1 });
+  assert.equal(model.get("reading"), "of b");
+});

@@ -1,0 +1,170 @@
+import assert from "node:assert/strict";
+import { modelOf, place, resize, send } from "./dom.js";
+import widgets, { offline, renderPage } from "../widgets.js";
+
+const TABS = [
+  { name: "sensitivity", title: "Sensitivity", unit: "of all scores", kind: "percent", values: [0.1, 0.2, 0.7] },
+  { name: "rank", title: "Rank", unit: "directions", kind: "ratio", of: "ranks" },
+  { name: "change", title: "Change", unit: "ranks", kind: "change", of: "change" },
+  { name: "kept", title: "Update, kept", unit: "of the weight", kind: "percent", trained: "kept" },
+];
+const ABOUT = {
+  names: ["m.0.q", "m.0.v", "m.1.q"],
+  rows: ["q", "v"],
+  columns: [0, 1],
+  row: [0, 1, 0],
+  column: [0, 0, 1],
+  outs: [8, 4, 8],
+  ins: [8, 8, 8],
+  tabs: TABS,
+  panels: [
+    { name: "data", title: "Data", about: "Where it comes from. More.", parts: [{ kind: "text", text: "words" }] },
+    { name: "allocation", title: "Allocation", about: "", parts: [] },
+  ],
+  spectra: [],
+  by_rank: {},
+  presets: { uniform: "The same for all." },
+  most: 8,
+  steps: 4,
+  training: { steps: 3, seconds: null, learning_rate: 0.002 },
+  session: "1 kB",
+};
+const CURRENT = {
+  rank: 2,
+  ranks: [2, 1, 3],
+  kept: [2, 2, 2],
+  most: [8, 4, 8],
+  reasons: ["score", "floor", "by hand"],
+  ideals: [2, 0.4, 3],
+  scalings: [1, 1, 1],
+  middles: { rank: 2, scaling: 1 },
+  controls: { budget: "ranks", scaling: "nominal", rank: 2, temperature: 1, min_rank: 1, max_rank: 8 },
+  race: { arms: ["kept", "new"], obstacle: "", is_shown: true },
+  code: "tlora.allocate(...)",
+  undo: 1,
+  redo: 0,
+  allocation: [{ kind: "table", caption: "Ranks by projection", head: ["", "rank"], rows: [["q", 5]] }],
+};
+
+function workbench() {
+  const el = place(), state = { about: ABOUT, current: CURRENT, tab: "rank", panel: "", selected: [1], training: {} };
+  const model = modelOf(structuredClone(state));
+  widgets.render({ model, el });
+  resize();
+  const cell = (k) => el.querySelector(`.cell[data-k='${k}']`),
+    text = (selector) => el.querySelector(selector).textContent;
+  const press = (label) => {
+    const button = [...el.querySelectorAll("button")].find(({ textContent }) => textContent === label);
+    send(button, "click");
+  };
+  return { el, model, cell, text, press };
+}
+
+Deno.test("the map has a cell for each module with its rank, and says what decided it", () => {
+  const { el, cell, text } = workbench();
+  assert.deepEqual([0, 1, 2].map((k) => cell(k).textContent), ["2", "1", "3"]);
+  assert.equal(cell(1).getAttribute("aria-label"), "layer 0 v, rank 1, the least allowed");
+  assert.equal(cell(1).getAttribute("aria-selected"), "true");
+  assert.match(text(".said"), /^layer 0 v.*Rank 1 \(kept: 2\)\. Score 0\.6 × the mean, which asks for 0\.4: 1 is/);
+  assert.match(text(".legend"), /by hand.*the least allowed/);
+  assert.equal(el.querySelector("[data-tab=kept]").hidden, true);
+});
+
+Deno.test("costs are those of the shapes, and what changed is counted", () => {
+  const { el, text } = workbench(), [parameters, adapter] = el.querySelectorAll(".foot tbody tr");
+  const cells = (row) => [...row.children].map(({ textContent }) => textContent);
+  // Outputs 8, 4, 8 times the ranks; plain LoRA of rank 2 trains A too.
+  assert.deepEqual(cells(parameters), ["trainable parameters", "40", "44", "110\u00a0%", "88"]);
+  assert.deepEqual(cells(adapter).slice(1, 3), ["352 bytes", "368 bytes"]);
+  assert.match(text(".moved"), /2 of 3 modules changed, 1 ranks more and 1 fewer, \+4 trainable parameters/);
+  assert.match(text(".finding"), /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks\.$/);
+});
+
+Deno.test("keys and buttons send what they mean, one request at a time", () => {
+  const { model, cell, press } = workbench();
+  send(cell(1), "keydown", { key: "+" });
+  send(cell(1), "keydown", { key: "x" });
+  press("uniform");
+  for (let i = 0; i < 3; i++) model.tell("msg:custom", { answer: 1, more: false });
+  assert.deepEqual(model.sent.map(({ call, args }) => [call, args]), [
+    ["set_rank", { modules: [1], rank: 2 }],
+    ["leave_out", { modules: [1] }],
+    ["preset", { name: "uniform" }],
+  ]);
+});
+
+Deno.test("arrows select the next module, and Control and Z takes a change back", () => {
+  const { el, model, cell } = workbench();
+  cell(0).focus = cell(2).focus = () => {};
+  send(el.querySelector(".map svg"), "keydown", { key: "ArrowUp" });
+  send(el.querySelector(".map svg"), "keydown", { key: "ArrowRight", shiftKey: true });
+  assert.deepEqual(model.get("selected"), [0, 2]);
+  send(cell(0), "keydown", { key: "z", ctrlKey: true });
+  assert.equal(model.sent.at(-1).call, "undo");
+});
+
+Deno.test("an answer of the kernel is drawn, and a refusal is said", () => {
+  const { el, model, cell, text } = workbench();
+  model.set("current", { ...CURRENT, ranks: [1, 1, 4], message: "no" });
+  assert.equal(cell(2).textContent, "4");
+  assert.equal(text(".message"), "no");
+  assert.match(text(".moved"), /3 of 3 modules changed/);
+  send(el.querySelector("[data-tab=change]"), "click");
+  assert.deepEqual([0, 1, 2].map((k) => cell(k).textContent), ["\u22121", "\u22121", "+2"]);
+});
+
+Deno.test("a panel opens and closes, and that of the allocation follows it", () => {
+  const { el, model, text } = workbench(), tab = (name) => send(el.querySelector(`[data-panel=${name}]`), "click");
+  tab("data");
+  assert.equal(text(".parts"), "words");
+  tab("data");
+  assert.equal(el.querySelector(".parts"), null);
+  tab("allocation");
+  const allocation = [{ kind: "text", text: "other" }];
+  model.set("current", { ...CURRENT, allocation });
+  assert.equal(text(".parts"), "other");
+});
+
+Deno.test("two trainings are begun with the options that are set, followed, and stopped one by one", () => {
+  const { el, model, text, press } = workbench();
+  press("Train both");
+  assert.deepEqual(model.sent.at(-1).args, { steps: 3, learning_rate: 0.002 });
+  const arm = { ranks: "r", parameters: 1, planned: 3, step: 1, losses: [[1, 2]], held: [], updates: [0.1, 0.2, 0.3] };
+  const arms = { kept: { ...arm, running: true }, new: { ...arm, running: false } };
+  model.set("training", { running: true, said: "verdict", arms });
+  assert.match(text(".arm"), /^kept: r; 1 trained parametersstep 1 of 3, training loss 2\.00$/);
+  assert.deepEqual([...el.querySelectorAll("[data-arm] , button[data-arm]")].length, 4);
+  assert.equal(el.querySelector("[data-tab=kept]").hidden, false);
+  model.tell("msg:custom", { answer: 1 });
+  press("Stop kept");
+  assert.deepEqual(model.sent.at(-1).args, { name: "kept" });
+});
+
+Deno.test("the page draws the workbench without a kernel, or panels alone if no module is known", () => {
+  const rule = { rank: 2, edits: {}, excluded: [], scores: [1, 2, 7], temperature: 1, budget: "ranks", alpha: null };
+  const limits = { floors: [0, 0, 0], ceilings: [4, 4, 4], scaling: "nominal", adapt_ranks: true, adapt_scales: false };
+  const state = { about: ABOUT, current: CURRENT, tab: "rank", selected: [0], rule: { ...rule, ...limits, code: {} } };
+  const el = place();
+  renderPage(structuredClone(state), el);
+  resize();
+  assert.equal(el.querySelectorAll("section.panel").length, 2);
+  assert.equal(el.querySelector(".train"), null);
+  send(el.querySelector(".cell"), "keydown", { key: "+" });
+  assert.equal(el.querySelector(".cell").textContent, "3");
+  assert.equal(offline(state).get("about").page, true);
+  const panels = place();
+  renderPage({ about: { names: [], panels: ABOUT.panels.slice(0, 1) } }, panels);
+  assert.equal(panels.querySelector("h2").textContent, "Data");
+});
+
+Deno.test("the monitor draws the losses and the updates of a training, and nothing before", () => {
+  const el = place(), model = modelOf({ state: {} });
+  el.closest = () => null;
+  Object.defineProperty(el, "isConnected", { value: true });
+  widgets.render({ model, el });
+  assert.equal(el.querySelector("svg"), null);
+  const arms = { run: { losses: [[1, 2]], held: [[1, 3]], planned: 2 } };
+  model.set("state", { arms, rows: ["q"], columns: [0], cells: [[0, 0, 0.5, "50"]] });
+  assert.equal(el.querySelectorAll("path.curve").length, 2);
+  assert.equal(el.querySelectorAll("rect.grid").length, 1);
+});

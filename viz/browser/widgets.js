@@ -1,0 +1,13 @@
+// What the widgets of a notebook and the page without a kernel run, bundled into `viz/widgets/widgets.js`.
+
+import { renderMonitor } from "./monitor.js";
+import { renderWorkbench } from "./workbench/workbench.js";
+
+export { offline } from "./offline.js";
+export { renderPage } from "./page.js";
+
+/** Draws the widget of a model: the workbench has `about`, the training monitor `state` alone. */
+function render({ model, el }) {
+  return model.get("about") ? renderWorkbench({ model, el }) : renderMonitor({ model, el });
+}
+export default { render };

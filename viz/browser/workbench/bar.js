@@ -1,0 +1,107 @@
+// Above the map: controls of the options, presets, history, and the tabs of what the map shows.
+
+import { button, group, labeled, onArrows } from "../controls.js";
+import { make } from "../elements.js";
+import { explained } from "../explain.js";
+import { currentTab, isOffered } from "./values.js";
+
+/**
+ * Draws the controls, and has them send what is set.
+ *
+ * @returns {() => void} What has them follow the allocation.
+ */
+export function drawControls(bench, bar) {
+  const { about, page, requests } = bench, controls = {};
+  const add = (name, label, tag, attributes, options) => {
+    controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
+  };
+  if (!page) {
+    add("budget", "Budget", "select", {}, ["ranks", "parameters"]);
+    add("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
+  }
+  add("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
+  if (!page) {
+    add("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
+    add("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
+    const presets = group(bar, "Presets");
+    for (const [name, meaning] of Object.entries(about.presets)) {
+      button(presets, name, String(meaning), () => requests.ask("preset", { name }));
+    }
+  }
+  const steps = group(bar, "History");
+  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
+  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
+  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  return () => {
+    for (const [name, control] of Object.entries(controls)) follow(control, bench.current.controls[name]);
+    undo.disabled = !bench.current.undo;
+    redo.disabled = !bench.current.redo;
+  };
+}
+
+function follow({ input, output, isHeld }, value) {
+  if (isHeld) return;
+  input.disabled = value === null;
+  input.value = value ?? "";
+  if (output) output.textContent = value;
+}
+
+/** One control; while a slider is held, it follows the hand rather than the answers of the kernel. */
+function drawControl({ requests, tell }, bar, name, label, tag, attributes, options = []) {
+  const box = explained(labeled(bar, label)), input = make(tag, attributes, box);
+  const isRange = attributes.type === "range", isNumber = attributes.type === "number";
+  for (const option of options) make("option", {}, input, option);
+  const control = { input, output: isRange ? make("output", {}, box) : null, isHeld: false };
+  let gesture = requests.gesture();
+  input.addEventListener(isNumber || tag === "select" ? "change" : "input", () => {
+    if (isNumber && (input.value === "" || !input.validity.valid)) return tell();
+    control.isHeld = isRange;
+    if (control.output) control.output.textContent = input.value;
+    const value = tag === "select" ? input.value : Number(input.value);
+    requests.ask("set", { [name]: value }, `control ${gesture}`);
+  });
+  input.addEventListener("change", () => {
+    gesture = requests.gesture();
+    control.isHeld = false;
+    if (requests.isIdle) tell(); // what was refused while it was held
+  });
+  input.addEventListener("blur", () => {
+    control.isHeld = false;
+  });
+  return control;
+}
+
+/** Draws the tabs; on a page nothing trains. */
+export function drawTabs(bench) {
+  const { about, page, model, tablist } = bench;
+  function show(name) {
+    model.set("tab", name);
+    model.save_changes();
+    bench.paint();
+  }
+  for (const tab of about.tabs) {
+    if (page && tab.trained) continue;
+    const element = make("button", { type: "button", role: "tab", "data-tab": tab.name }, tablist, tab.title);
+    explained(element, tab.of === "ranks" ? "rank" : tab.name === "overlap" ? "overlap" : tab.title);
+    element.addEventListener("click", () => show(tab.name));
+  }
+  onArrows(tablist, (target) => show(target.dataset.tab));
+}
+
+/** Marks the tab that is shown. */
+export function markTab(bench) {
+  const { name } = currentTab(bench);
+  for (const tab of bench.tablist.children) {
+    tab.setAttribute("aria-selected", tab.dataset.tab === name);
+    tab.setAttribute("tabindex", tab.dataset.tab === name ? 0 : -1);
+  }
+}
+
+/** Hides the tabs of what has not been trained. */
+export function offerTabs(bench) {
+  for (const button of bench.tablist.children) {
+    const tab = bench.about.tabs.find(({ name }) => name === button.dataset.tab);
+    button.hidden = !isOffered(bench, tab);
+  }
+}

@@ -1,0 +1,136 @@
+// What the workbench says of a module, of the allocation, and of what changed.
+
+import { placeOf, sum } from "../modules.js";
+import { capitalized, number, percent, signedWhole, sizeText, whole } from "../text.js";
+import { change, value } from "./values.js";
+
+const REASONS = {
+  score: "by its score",
+  captured: "by the gradient that its directions capture",
+  uniform: "the same for all",
+  ceiling: "the most allowed",
+  floor: "the least allowed",
+};
+const SHOWN_ELSEWHERE = ["sensitivity", "rank", "change", "scaling"]; // tabs whose values have a line of their own
+
+export const reasonOf = ({ current }, k) => REASONS[current.reasons[k]] ?? current.reasons[k];
+
+const kept = (bench, k) => (change(bench, k) ? ` (kept: ${bench.current.kept[k]})` : "");
+
+/** The rank of a module and what decided it. */
+export function brief(bench, k) {
+  const rank = bench.current.ranks[k];
+  if (!rank) return `Left out: no adapter${kept(bench, k)}`;
+  return `Rank ${rank}${kept(bench, k)}, ${reasonOf(bench, k)}`;
+}
+
+/** The reason of a rank, with its numbers. */
+export function why(bench, k) {
+  const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
+  const score = scoreText(bench, k), instead = `${rank} instead of ${current.rank}`;
+  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
+  const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
+  const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
+  const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
+  const sentence = {
+    score: byRule,
+    captured: byRule,
+    uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
+    ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
+    floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
+    "by hand": `Set by hand to ${instead}${score && `; ${score}`}`,
+  }[reason] ?? `${reason}: ${instead}`;
+  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence)}.`;
+}
+
+const tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
+
+function scoreText(bench, k) {
+  const scores = tabOf(bench, "sensitivity").values;
+  const middle = scores.reduce((all, score) => all + (score ?? 0), 0) / scores.length;
+  return scores[k] === null || !middle ? "" : `score ${number(scores[k] / middle)} \u00d7 the mean`;
+}
+
+/** The ranks that the module gets on other samples. */
+function rangeText({ model }, k) {
+  const counts = model.get("resampled")?.[k] ?? [];
+  if (!counts.length) return "";
+  return `; ${[...new Set([counts[0][0], counts.at(-1)[0]])].join(" to ")} on other samples`;
+}
+
+/** Everything that is known of a module, a line each. */
+export function describeModule(bench, k) {
+  const { about, current } = bench, lines = [why(bench, k)];
+  if (current.ranks[k]) {
+    const isByScore = current.controls.scaling === "nominal" && current.scalings[k] !== 1;
+    lines.push(`Scaling ${number(current.scalings[k])}${isByScore ? ", by the score, whatever the rank" : ""}`);
+  }
+  const { values, low, high } = tabOf(bench, "sensitivity");
+  const interval = low ? `, 95 % interval ${percent(low[k])} to ${percent(high[k])}` : "";
+  if (values[k] !== null) lines.push(`${percent(values[k])} of all scores${interval}`);
+  for (const tab of about.tabs) {
+    const v = value(bench, tab, k);
+    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
+    lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
+  }
+  return lines;
+}
+
+/** The range of the ranks, and what the budget pays for. */
+export function headline({ about, current }) {
+  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
+  const top = current.ranks.flatMap((rank, k) => (rank === high ? [k] : [])), unit = current.controls.budget;
+  const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs;
+  const spent = sum(price.map((cost, k) => cost * current.ranks[k])), budget = current.rank * sum(price);
+  const which = adapted.length < about.names.length ? "that is adapted " : "";
+  const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
+  const ranks = low === high
+    ? `Every module ${which}gets rank ${high}`
+    : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+}
+
+/** How many modules changed since the allocation was kept, by how much, and which most. */
+export function changes(bench) {
+  const { about, current, page } = bench, by = (k) => change(bench, k);
+  const moved = about.names.flatMap((_, k) => (by(k) ? [k] : [])).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
+  if (!moved.length) return "no rank changed";
+  const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
+  const more = sum(moved.map((k) => Math.max(0, by(k)))), fewer = -sum(moved.map((k) => Math.min(0, by(k))));
+  const grown = sum(moved.map((k) => by(k) * about.outs[k]));
+  const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
+  const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
+  return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ` +
+    `${signedWhole(grown)} trainable parameters${reason}; most: ${most}. ` +
+    `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
+}
+
+/** Rows of costs: of the kept and the new allocation, A frozen, their ratio, and those of plain LoRA. */
+export function costs({ about, current }) {
+  const loraRanks = current.ranks.map(() => current.rank);
+  const kept = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const lora = sizes(about, loraRanks, true);
+  const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
+  if (about.peak) names.push("peak memory of training");
+  return names.map((name, i) => {
+    const text = i ? sizeText : whole;
+    return [name, text(kept[i]), text(now[i]), percent(now[i] / kept[i]), text(lora[i])];
+  });
+}
+
+/** Trained parameters, and bytes of the adapter, of AdamW's two states, and of the peak, with a gradient too. */
+function sizes({ outs, ins, peak }, ranks, trainsA) {
+  const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
+  const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
+  return [trained, adapter, 8 * trained, peak?.[Number(trainsA)] + adapter + 12 * trained];
+}
+
+/** What to do if most modules have the highest rank allowed, so that scores decide little. */
+export function warning({ current }) {
+  const adapted = current.ranks.filter((rank) => rank).length;
+  const full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
+  if (2 * full < adapted) return "";
+  const decides = current.is_captured ? "gradient decides" : "scores decide";
+  return `${full} of ${adapted} modules have the highest rank allowed, so the ${decides} little: ` +
+    "lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.";
+}

@@ -1,0 +1,39 @@
+// What the tabs of the map show: a value of each module, as a number and as text.
+
+import { MINUS, number, signed } from "../text.js";
+
+/** By how much the rank of a module differs from the one that was kept. */
+export const change = ({ current }, k) => current.ranks[k] - current.kept[k];
+
+/** Whether the ranks are those of the run, which else says nothing about them. */
+export const isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
+
+/** Whether a tab is there: some are about a training. */
+export function isOffered(bench, { trained, run }) {
+  return (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
+}
+
+/** The tab that is shown, by default the second. */
+export function currentTab(bench) {
+  const { tabs } = bench.about, name = bench.model.get("tab");
+  return tabs.find((tab) => tab.name === name && (!tab.run || isOfRun(bench))) ?? tabs[1];
+}
+
+/** The value of a module, or null. */
+export function value(bench, tab, k) {
+  const { model, current } = bench;
+  if (tab.run && !isOfRun(bench)) return null;
+  if (tab.of === "change") return change(bench, k);
+  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
+  if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
+  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values[k]) ?? null;
+}
+
+/** The value of a module as the text of a cell: percentages without the sign, at most three characters. */
+export function valueText(bench, tab, k) {
+  const v = value(bench, tab, k);
+  if (v === null) return "";
+  if (tab.kind === "change") return v ? signed(v) : "";
+  if (!["percent", "signed"].includes(tab.kind)) return number(v);
+  return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
+}

@@ -1,0 +1,113 @@
+// The workbench in the browser: draws `about` (what stays) and `current` (the current allocation), and asks the kernel
+// for everything else. The page without a kernel runs the same code on a model that computes its answers (offline.js).
+
+import { download, make } from "../elements.js";
+import { explainer } from "../explain.js";
+import { guide } from "../guide.js";
+import { panelSections, panelTabs } from "../panels/panels.js";
+import { racePanel } from "../race.js";
+import { drawControls, drawTabs, markTab, offerTabs } from "./bar.js";
+import { drawAllocation, drawSelected } from "./details.js";
+import { followKeys, followPointer } from "./gestures.js";
+import { layOut, paintMap } from "./map.js";
+import { Requests } from "./requests.js";
+import { currentTab } from "./values.js";
+
+/**
+ * Draws the workbench of a model.
+ *
+ * @returns {() => void} What has it stop following the model and the page.
+ */
+export function renderWorkbench({ model, el }) {
+  const { bench, bar, message, map, side, body, foot } = drawFrame(model, el), { about, page, requests } = bench;
+  const ask = (...request) => requests.ask(...request), follow = [];
+  bench.tell = () => follow.forEach((draw) => draw(bench.current));
+  bench.paint = () => {
+    if (!bench.cells.length) return;
+    paintMap(bench);
+    markTab(bench);
+    offerTabs(bench);
+    bench.tell();
+  };
+  const drawnControls = drawControls(bench, bar);
+  drawTabs(bench);
+  follow.push(drawSelected(bench, side), drawAllocation(bench, foot, message), drawnControls);
+  if (!page) follow.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
+  model.on("msg:custom", (content) => receive(requests, content)); // before the panels ask for anything
+  const panels = make("div", { class: "panels" }, bench.root);
+  if (about.panels.length && page) follow.push(panelSections(panels, about, bench.current, model, ask));
+  else if (about.panels.length) follow.push(panelTabs(panels, about, model, ask));
+  followPointer(bench);
+  followKeys(bench);
+  followModel(bench);
+  const stop = followPage(bench, map);
+  requests.rest();
+  return () => {
+    stop();
+    requests.stop();
+  };
+}
+
+/** The parts of the page that stay, and the state that they share. */
+function drawFrame(model, el) {
+  const about = model.get("about"), page = Boolean(about.page);
+  // Typing stays in here.
+  const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
+  const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
+  guide(root, page, Boolean(about.names.length));
+  const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
+  const body = make("div", { class: "body" }, root);
+  const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
+  const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
+  const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
+  const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
+  explainer(root);
+  /** @type {any} */
+  const bench = { model, el, about, page, root, tablist, svg, legend, tip, cells: [], bars: [], drag: null };
+  bench.current = model.get("current");
+  bench.focus = model.get("selected").at(-1) ?? 0;
+  const resamples = () => !page && about.resamples && !bench.current.is_captured;
+  bench.requests = new Requests(model, resamples, () => bench.drag !== null);
+  bench.paint = bench.tell = () => {};
+  return { bench, bar, message, map, side, body, foot };
+}
+
+function receive(requests, content) {
+  if ("answer" in content) requests.answered(content.more);
+  if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
+}
+
+function followModel(bench) {
+  const { model, requests } = bench;
+  model.on("change:current", () => {
+    const { ranks } = bench.current;
+    bench.current = model.get("current");
+    bench.paint();
+    if (ranks.some((rank, k) => rank !== bench.current.ranks[k])) requests.changed();
+  });
+  model.on("change:tab", () => bench.paint());
+  model.on("change:selected", () => {
+    bench.focus = model.get("selected").at(-1) ?? bench.focus;
+    bench.paint();
+  });
+  model.on("change:resampled", () => bench.tell());
+  model.on("change:training", () => (currentTab(bench).trained ? bench.paint() : offerTabs(bench)));
+}
+
+/** Lays the map out when it is on the page, and again when its width changes; colors follow the theme. */
+function followPage(bench, map) {
+  let width = 0;
+  const resized = new ResizeObserver(() => {
+    if (!map.clientWidth || map.clientWidth === width) return;
+    width = map.clientWidth;
+    layOut(bench, width);
+    bench.paint();
+  });
+  const themed = new MutationObserver(() => bench.paint());
+  resized.observe(map);
+  themed.observe(document.body, { attributes: true });
+  return () => {
+    resized.disconnect();
+    themed.disconnect();
+  };
+}

@@ -1,0 +1,2627 @@
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d9bb068b7cce10f05b343d180d555dcf6032da87ff274fb98ea82179bc3fb564
+// elements.js
+var SVG = "http://www.w3.org/2000/svg";
+var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
+function make(tag, attributes = {}, parent = null, text = null) {
+  const isSvg = DRAWN.includes(tag) || attributes.svg;
+  const element = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value2] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value2);
+  if (text !== null) element.textContent = String(text);
+  if (parent) parent.appendChild(element);
+  return element;
+}
+function put(element, name, value2) {
+  if (element.getAttribute(name) !== String(value2)) element.setAttribute(name, value2);
+}
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+function download(name, blob) {
+  const link = make("a", { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1e3);
+}
+
+// glossary.json
+var glossary_default = {
+  module: "One linear layer of the model, named by its layer (transformer block) and its projection.",
+  layer: "The transformer block that a module is in, counted from 0.",
+  projection: "The place of a module in its layer: q, k, v and o in attention, gate, up and down in the MLP.",
+  rank: "The number of rows of A: how many input directions the adapter of a module can read. White is the nominal rank, which a uniform allocation gives to every module; red is more, blue is less.",
+  "nominal rank": "The rank of every module in a uniform allocation; it sets the budget.",
+  budget: "What all modules share: the ranks, or the trainable parameters, of the uniform allocation. A module that gets more takes it from the others.",
+  score: "The sensitivity of a module: the mean of |weight \xD7 gradient| over its weights and the calibration samples, in nats.",
+  sensitivity: "How much the loss depends on a module: its share of all scores. Ranks by score are in proportion to it.",
+  change: "Ranks more (red) or fewer (blue) than in the kept allocation.",
+  scaling: "The factor s in W + s B A: how strongly an adapter acts on its module. White is alpha / rank.",
+  alpha: "Numerator of the scaling: s is alpha divided by the rank.",
+  temperature: "How strongly ranks follow the scores: 1 in proportion, 0 the same rank for all.",
+  min_rank: "The lowest rank that a module may get; with 0, modules with low scores get no adapter.",
+  max_rank: "The highest rank that a module may get, at most the number of directions computed for it.",
+  "effective rank": "How many directions the inputs of a module use: the participation ratio of the eigenvalues of their covariance.",
+  direction: "A vector in the input space of a module. Each row of A is one: it turns a token's input into one number.",
+  energy: "Share of ||W C||\xB2, the covariance of the inputs seen through the weight, that lies along the first directions, of those that were computed. A high share does not say that training needs more of them.",
+  variance: "Share of the variance of a module's inputs that lies along the first directions.",
+  "gradient captured": "Share of the squared gradient of held-out samples that lies along the rows of A: what an adapter with A frozen can follow.",
+  neighbors: "Overlap of the directions of a module with those of the same projection in the next layers.",
+  overlap: "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal.",
+  "by chance": "The overlap of random subspaces: their rank divided by the dimension of the inputs.",
+  update: "Norm of what training added to a module, s B A, divided by the norm of its weight.",
+  "rank used": "How many directions hold 99 % of the squared norm of the trained update.",
+  "first directions taken": "How many directions are counted, from the strongest on; a rank of 8 takes the first 8.",
+  "cumulative share": "Share that the first directions hold together; it reaches 100 % with all of them.",
+  "each direction": "Share that a single direction holds, on a logarithmic axis.",
+  share: "Part of the whole, from 0 to 100 %.",
+  resamples: "The scores are computed again from samples drawn with replacement: how often a module then gets a rank. A wide range means that other samples would give another rank.",
+  kept: "The allocation from which changes are counted; Keep makes the present one the kept one.",
+  new: "The allocation that is shown, which the next cell trains.",
+  uniform: "The same rank and scaling for every module, with the same budget.",
+  lora: "Plain LoRA of the nominal rank on the same modules, which trains A as well as B.",
+  "by hand": "Set by you; the other modules share the rest of the budget.",
+  "by score": "In proportion to the score of the module.",
+  "the most allowed": "The score asks for more than max_rank, or than the directions that were computed.",
+  "the least allowed": "The score asks for less than min_rank.",
+  "left out": "The module has no adapter.",
+  "trainable parameters": "Numbers that training changes: the entries of B while A is frozen.",
+  "adapter, float32": "Size of the saved adapter, A and B, with four bytes a number.",
+  "adamw states, float32": "Memory of the optimizer's two averages for each trainable parameter.",
+  "peak memory of training": "Estimated upper bound of the memory that a training step needs.",
+  loss: "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, in nats. Lower is better.",
+  nats: "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+  "training loss": "Loss of the samples of a training step, before the step.",
+  "held-out loss": "Loss of samples that are not trained on; differences between two adapters are compared on these.",
+  "optimizer step": "One update of the trainable parameters, from one batch of samples.",
+  steps: "Optimizer steps of each training; if empty, as many as fit into the time, by two steps that are timed and not recorded.",
+  "learning rate": "Peak size of the optimizer's steps. For adapters with A frozen 0.001 to 0.008 is usual.",
+  training: "Loss of the samples of a training step, before the step.",
+  "held out": "Loss of samples that are not trained on; differences between two adapters are compared on these.",
+  validation: "Loss of samples that are not trained on; differences between two adapters are compared on these.",
+  "loss, nats": "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, in nats. Lower is better.",
+  "validation loss": "Loss of samples that are not trained on; differences between two adapters are compared on these.",
+  resampled: "The scores are computed again from samples drawn with replacement: how often a module then gets a rank. A wide range means that other samples would give another rank.",
+  "rank from resampled scores": "The scores are computed again from samples drawn with replacement: how often a module then gets a rank. A wide range means that other samples would give another rank.",
+  "overlap, next layers": "Overlap of the directions of a module with those of the same projection in the next layers.",
+  "new, of kept": "The allocation that is shown, which the next cell trains.",
+  "update, kept": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
+  "update, new": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
+  "update, uniform": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
+  "mean of all modules": "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal."
+};
+
+// explain.js
+var SENTENCES = glossary_default;
+function describe(element, sentence2) {
+  if (!sentence2) return element;
+  element.setAttribute("aria-description", sentence2);
+  const isReachable = ["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) || element.hasAttribute("tabindex");
+  if (!isReachable) element.setAttribute("tabindex", 0);
+  return element;
+}
+function explained(element, words = element.textContent) {
+  return describe(element, SENTENCES[words.toLowerCase()]);
+}
+function explainer(root) {
+  const box = make("div", { class: "tip term", "aria-hidden": "true" }, root);
+  const hide = () => {
+    box.style.display = "none";
+  };
+  function show(event) {
+    const word = event.target.closest?.("[aria-description]");
+    if (!word) return hide();
+    box.textContent = word.getAttribute("aria-description");
+    box.style.display = "block";
+    const frame = root.getBoundingClientRect(), at = word.getBoundingClientRect();
+    box.style.left = `${Math.max(0, Math.min(at.left - frame.left, frame.width - box.offsetWidth - 4))}px`;
+    box.style.top = `${at.bottom - frame.top + 4}px`;
+  }
+  for (const event of ["pointerover", "focusin"]) root.addEventListener(event, show);
+  for (const event of ["pointerleave", "focusout", "click"]) root.addEventListener(event, hide);
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") hide();
+  });
+}
+
+// text.js
+var MINUS = "\u2212";
+var SIGNS = { "\n": "\u23CE", "	": "\u21E5", "\r": "\u240D" };
+var percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\xA0%";
+var sign = (x) => x > 0 ? "+" : x < 0 ? MINUS : "";
+var signed = (x) => sign(x) + Math.abs(x);
+var signedNumber = (x, digits = 2) => sign(x) + Math.abs(x).toFixed(digits);
+var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
+var whole = (x) => Math.abs(x).toLocaleString("en-US");
+var signedWhole = (x) => (x < 0 ? MINUS : "+") + whole(x);
+var nats = (x) => signedNumber(x, Math.abs(x) >= 9.95 ? 1 : 2);
+var unsignedNats = (x) => nats(x).replace("+", "");
+var capitalized = (words) => words[0].toUpperCase() + words.slice(1);
+function sizeText(bytes) {
+  for (const unit of ["bytes", "kB", "MB"]) {
+    if (bytes < 999.5) return `${+bytes.toPrecision(3)} ${unit}`;
+    bytes /= 1e3;
+  }
+  return `${+bytes.toPrecision(3)} GB`;
+}
+function probability(logarithm) {
+  const p = Math.exp(logarithm);
+  return p > 0.9995 ? "100\xA0%" : p < 1e-5 ? "< .001\xA0%" : percent(p);
+}
+var visible = (token) => token.replace(/[\n\t\r]/g, (c) => SIGNS[c]);
+var quoted = (token) => `\u201C${visible(token)}\u201D`;
+var isSpecial = (token) => /^\s*(<[^\s<>]+>|\[[A-Z]+\])\s*$/.test(token);
+
+// chart.js
+var LEFT = 50;
+var RIGHT = 8;
+var TOP = 6;
+var BOTTOM = 32;
+var RAISED = "\u2070\xB9\xB2\xB3\u2074\u2075\u2076\u2077\u2078\u2079";
+function ticks(low, high, log, most) {
+  if (log) return logTicks(low, high, most);
+  const ticks2 = [], power = 10 ** Math.floor(Math.log10((high - low) / most || 1));
+  const step = ([1, 2, 5].find((f) => f * power >= (high - low) / most) ?? 10) * power;
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) ticks2.push(+v.toPrecision(12));
+  return ticks2;
+}
+function logTicks(low, high, most) {
+  const all = [];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) {
+    for (const f of [1, 2, 5]) all.push(+`${f}e${p}`);
+  }
+  const inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+  if (inside.length < 2) return ticks(low, high, false, most);
+  if (inside.length <= most) return inside;
+  const powers = inside.filter((v) => v.toExponential().startsWith("1e")), every = Math.ceil(powers.length / most);
+  return powers.filter((_, i) => i % every === 0);
+}
+function tickText(axis, v) {
+  if (axis.percent) return `${+(100 * v).toFixed(4)}\xA0%`;
+  if (!axis.log || v >= 0.01 && v <= 99999) return String(+v.toPrecision(6)).replace("-", MINUS);
+  const [digits, power] = v.toExponential().split("e");
+  const raised = [...String(Number(power))].map((c) => c === "-" ? "\u207B" : RAISED[Number(c)]).join("");
+  return `${digits === "1" ? "" : `${digits}\xB7`}10${raised}`;
+}
+function span(axis, values) {
+  const low = axis.min ?? Math.min(...values), high = axis.max ?? Math.max(...values);
+  if (low !== high) return [low, high];
+  return axis.log ? [low / 2, high * 2] : [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
+}
+function place(v, [low, high], log) {
+  return log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
+}
+function chart(parent, contents) {
+  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
+  const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
+  const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
+  if (legend) drawKey(parent, lines);
+  const size = { width, height, viewBox: `0 0 ${width} ${height}` };
+  const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
+  if (!points.length) return svg;
+  const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
+  const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
+  const frame = { svg, x, y, xs, ys, at, up, width, height };
+  drawAxes(frame);
+  drawBars(frame, bars, contents.cursor ?? null);
+  let color = 0;
+  for (const line of lines) {
+    const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
+    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12));
+  }
+  return svg;
+}
+function drawKey(parent, lines) {
+  const inColor = lines.filter((line) => !line.gray), named = inColor.filter((line) => line.label);
+  if (!named.length) return;
+  const key = make("div", { class: "key" }, parent);
+  for (const line of named) {
+    const entry = make("span", { class: `c${line.color ?? inColor.indexOf(line)} ${line.name ?? ""}` }, key);
+    make("span", { class: `swatch${line.dash ? " dash" : ""}${line.thin ? " thin" : ""}` }, entry);
+    entry.append(line.label);
+    explained(entry, line.term ?? line.label);
+  }
+}
+function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
+  const right = width - RIGHT, bottom = height - BOTTOM;
+  const line = (look, ends2) => make("line", { class: look, ...ends2 }, svg);
+  const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
+  for (const v of ticks(ys[0], ys[1], y.log, 4)) {
+    line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
+    tick({ x: LEFT - 5, y: up(v) + 3.5, "text-anchor": "end" }, tickText(y, v));
+  }
+  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((width - LEFT) / 38))) {
+    line("axis", { x1: at(v), x2: at(v), y1: bottom, y2: bottom + 4 });
+    tick({ x: at(v), y: bottom + 14, "text-anchor": "middle" }, tickText(x, v));
+  }
+  line("axis", { x1: LEFT, x2: right, y1: bottom, y2: bottom });
+  line("axis", { x1: LEFT, x2: LEFT, y1: TOP, y2: bottom });
+  explained(tick({ x: (LEFT + right) / 2, y: height - 3, "text-anchor": "middle" }, x.label));
+  const turned = `translate(10 ${(TOP + bottom) / 2}) rotate(-90)`;
+  explained(tick({ transform: turned, "text-anchor": "middle" }, y.label));
+}
+function drawBars({ svg, xs, ys, at, up, height }, bars, cursor) {
+  const wide = bars.length ? Math.max(1, 0.8 * (at(xs[0] + 1) - at(xs[0]))) : 0;
+  for (const [a, b] of bars) {
+    make("rect", { class: "bar", x: at(a) - wide / 2, width: wide, y: up(b), height: up(ys[0]) - up(b) }, svg);
+  }
+  if (cursor !== null && cursor >= xs[0] && cursor <= xs[1]) {
+    make("line", { class: "cursor", x1: at(cursor), x2: at(cursor), y1: TOP, y2: height - BOTTOM }, svg);
+  }
+}
+function drawLine({ svg, at, up }, line, look, points) {
+  const path = points.map(([a, b], k) => `${k ? "L" : "M"}${at(a).toFixed(1)} ${up(b).toFixed(1)}`).join("");
+  make("path", { class: `curve ${look}${line.thin ? " thin" : ""}${line.dash ? " dash" : ""}`, d: path }, svg);
+  if (!line.dots && (points.length !== 1 || line.gray)) return;
+  for (const [a, b] of points) make("circle", { class: look, cx: at(a), cy: up(b), r: 2.8 }, svg);
+}
+function lossCurves(parent, arms, width) {
+  const names = Object.keys(arms), isAlone = names.length === 1;
+  const lines = names.flatMap((name, i) => {
+    const { losses, held } = arms[name], label = (what) => isAlone ? what : `${name}, ${what}`;
+    const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 };
+    const heldLabel = label(isAlone ? "validation" : "held out");
+    return [
+      { label: label("training"), term: "training loss", points: losses, thin: true, ...look, color: i },
+      { label: heldLabel, term: "held-out loss", points: held, dots: true, ...look, color: isAlone ? 1 : i }
+    ];
+  });
+  const steps = Math.max(1, ...names.map((name) => arms[name].planned));
+  return chart(parent, {
+    title: `Losses of ${names.join(" and ")} over the optimizer steps`,
+    lines: lines.filter((line) => line.points.length || !isAlone),
+    x: { label: "optimizer step", min: 0, max: steps },
+    y: { label: "loss, nats" },
+    width,
+    height: 150
+  });
+}
+
+// colors.js
+var RED = [178, 24, 43];
+var BLUE = [33, 102, 172];
+var GREEN = [0, 104, 116];
+var rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+function luminance(color) {
+  const linear = (c) => c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = color.map(linear);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+var isDark = (element) => luminance(rgb(getComputedStyle(element).color || "rgb(0, 0, 0)")) > 0.4;
+var groundOf = (dark) => dark ? [17, 17, 17] : [255, 255, 255];
+var inkOn = (color) => luminance(color) > 0.179 ? "#000" : "#fff";
+var blend = (ground, hue, share) => ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(share))));
+function tint(share, dark) {
+  const fill2 = blend(groundOf(dark), share > 0 ? RED : BLUE, share);
+  return { fill: `rgb(${fill2})`, ink: inkOn(fill2) };
+}
+var largest = (values) => values.reduce((most, value2) => Math.max(most, Math.abs(value2)), 1e-6);
+
+// grid.js
+var LETTER = 6.3;
+var HEIGHT = 22;
+var MOVES = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+var STEPS = { "+": 1, "=": 1, "-": -1 };
+var membersOf = (modules, which, at) => modules[which].flatMap((place2, k) => place2 === at ? [k] : []);
+function labelMembers(modules, event) {
+  const { row, column } = event.target.dataset;
+  if (row !== void 0) return membersOf(modules, "row", Number(row));
+  return column === void 0 ? null : membersOf(modules, "column", Number(column));
+}
+function neighbor(modules, from, [right, down]) {
+  let i = modules.column[from], j = modules.row[from], k = -1;
+  while (k < 0 && i >= 0 && j >= 0 && i < modules.columns.length && j < modules.rows.length) {
+    [i, j] = [i + right, j + down];
+    k = modules.row.findIndex((row, n) => row === j && modules.column[n] === i);
+  }
+  return k;
+}
+var cross = (w, h) => `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`;
+function bandHeight(modules, { top, gaps = [] }, below) {
+  return top + modules.rows.length * HEIGHT + (gaps.at(-1) ?? 0) + below;
+}
+function moduleGrid(svg, modules, shape, words) {
+  const grid = { svg, modules, shape, words, cells: [], bars: [] };
+  const bands = shape.bands ?? 1, length = Math.ceil(modules.columns.length / bands);
+  svg.replaceChildren();
+  for (let b = 0; b < bands; b++) drawBand(grid, b * bandHeight(modules, shape, 20) + shape.top, b * length, length);
+  return { cells: grid.cells, bars: grid.bars };
+}
+function drawBand(grid, y0, first, length) {
+  const { svg, modules, shape } = grid, { left, w, gaps = [] } = shape;
+  const here = modules.columns.slice(first, first + length), x = (i) => left + w * (i - first);
+  const bottom = bandHeight(modules, shape, 14) - shape.top + y0, every = Math.ceil(18 / w);
+  const head = make("g", { role: "row" }, svg);
+  drawLabel(head, { x: left - 6, y: bottom, "text-anchor": "end", role: "columnheader" }, "layer");
+  here.forEach((layer, n) => drawColumn(grid, head, { layer, i: first + n, x: x(first + n), y0, bottom, every }));
+  modules.rows.forEach((name, j) => {
+    const row = make("g", { role: "row" }, svg), y = y0 + HEIGHT * j + (gaps[j] ?? 0);
+    drawRow(grid, row, { name, j, y, end: left + w * here.length });
+    for (const k of membersOf(modules, "row", j)) {
+      const i = modules.column[k];
+      if (i >= first && i < first + length) grid.cells[k] = drawCell(row, k, x(i), y, shape);
+    }
+  });
+}
+var drawLabel = (parent, attributes, text) => make("text", { svg: true, class: "label", ...attributes }, parent, text);
+function drawColumn({ svg, shape, words, bars }, head, { layer, i, x, y0, bottom, every }) {
+  const { w, inset } = shape, rect = make("rect", { class: "total", x: x + inset, width: w - 2 * inset }, svg);
+  bars.push({ which: "column", at: i, rect, room: shape.tall, base: y0 - shape.above });
+  const [text, name] = words.layer(layer), at = { x: x + w / 2, y: bottom, "text-anchor": "middle" };
+  const label = { ...at, role: "columnheader", "data-column": i, "aria-label": name };
+  make("title", { svg: true }, drawLabel(head, label, i % every ? "\xB7" : text), words.column(name));
+}
+function drawRow({ svg, shape, words, bars }, row, { name, j, y, end }) {
+  const { left, right, letters, inset } = shape;
+  const short = name.length > letters ? "\u2026" + name.slice(-Math.floor(letters) + 2) : name;
+  const label = { x: left - 6, y: y + HEIGHT / 2 + 4, "text-anchor": "end", role: "rowheader", "data-row": j };
+  make("title", { svg: true }, drawLabel(row, label, short), words.row(name));
+  const at = { x: end + 4, y: y + inset + 1, height: HEIGHT - 2 * inset - 2 };
+  bars.push({ which: "row", at: j, rect: make("rect", { class: "total", ...at }, svg), room: right - 8, base: 0 });
+}
+function drawCell(row, k, x, y, { w, font }) {
+  const h = HEIGHT, at = { "data-k": k, transform: `translate(${x} ${y})` };
+  const g = make("g", { class: "cell", role: "gridcell", tabindex: -1, ...at }, row);
+  const rect = make("rect", { x: 1, y: 1, width: w - 2, height: h - 2, rx: 2 }, g);
+  const middle = { x: w / 2, y: h / 2 + 4, "text-anchor": "middle", "font-size": font };
+  const text = make("text", { svg: true, ...middle }, g);
+  return { g, rect, text, mark: make("path", { class: "mark" }, g), w, h };
+}
+function setLength(bar, share) {
+  const length = share * bar.room;
+  put(bar.rect, bar.which === "column" ? "height" : "width", length);
+  if (bar.which === "column") put(bar.rect, "y", bar.base - length);
+}
+function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
+  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, h = 17;
+  const w = Math.min(26, (width - left) / columns.length), every = Math.ceil(18 / w), ground = groundOf(isDark(parent));
+  const size = { width: left + w * columns.length, height: h * rows.length + 18 };
+  const svg = make("svg", { class: "chart", role: "img", ...size, "aria-label": title }, parent);
+  const tick = (x, y, anchor, text) => make("text", { svg: true, class: "tick", x, y, "text-anchor": anchor }, svg, text);
+  rows.forEach((name, j) => tick(left - 6, h * j + 12, "end", name.slice(-22)));
+  columns.forEach((name, i) => {
+    if (i % every === 0) tick(left + w * (i + 0.5), h * rows.length + 13, "middle", name);
+  });
+  for (const [row, column, value2, text] of cells) {
+    const fill2 = blend(ground, GREEN, value2 === null || !most ? 0 : value2 / most);
+    const at = { x: left + w * column + 0.5, y: h * row + 0.5, width: w - 1, height: h - 1 };
+    make("rect", { class: "grid", ...at, fill: `rgb(${fill2})` }, svg);
+    if (!text || w <= 15) continue;
+    const middle = { x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle" };
+    make("text", { svg: true, ...middle, "font-size": 9, fill: inkOn(fill2) }, svg, text);
+  }
+  return svg;
+}
+
+// monitor.js
+function renderMonitor({ model, el }) {
+  const root = make("div", { class: "tlora monitor" }, el);
+  function draw() {
+    const { arms, rows, columns, cells } = model.get("state");
+    root.replaceChildren();
+    explainer(root);
+    if (!arms) return;
+    const width = Math.max(320, Math.min(820, el.clientWidth || 640));
+    lossCurves(root, arms, width);
+    if (!cells.length) return;
+    const most = Math.max(...cells.map(([, , share]) => share ?? 0), 1e-12);
+    const words = `Update of each module relative to its weight, up to ${percent(most)}`;
+    make("div", { class: "key" }, root, `${words}: projections down, layers across`);
+    cellGrid(root, { title: "Update of each module", rows, columns, cells, most, width });
+  }
+  model.on("change:state", draw);
+  draw();
+  keepKeys(el);
+}
+function keepKeys(el) {
+  if (!el.isConnected) return requestAnimationFrame(() => keepKeys(el));
+  const box = el.closest(".widget-vbox");
+  if (box) box.dataset.lmSuppressShortcuts = "true";
+}
+
+// guide.js
+var SEEN = "tlora-guide";
+var START = [
+  "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
+  "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back."
+];
+var RANK = "Move the rank: what all modules share grows or shrinks with it.";
+var TRAIN = "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both.";
+var KEYS = [
+  ["arrows", "move"],
+  ["Shift+arrows", "select more"],
+  ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
+  ["Delete", "give the rank back to the score"],
+  ["X", "leave the module out"],
+  ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
+  ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
+  ["Escape", "select one"]
+];
+function guide(root, page, drags) {
+  const box = make("details", { class: "help" }, root);
+  make("summary", {}, box, "Help: the first minute, and keys");
+  const list = make("ol", {}, box);
+  for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
+  const row = make("p", {}, box, "On the map: ");
+  KEYS.forEach(([key, does], i) => {
+    make("kbd", {}, row, key);
+    row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
+  });
+  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
+  box.open = drags && !stored();
+  box.addEventListener("toggle", () => store(box.open ? "" : "closed"));
+}
+function stored() {
+  try {
+    return localStorage.getItem(SEEN);
+  } catch {
+    return null;
+  }
+}
+function store(value2) {
+  try {
+    localStorage.setItem(SEEN, value2);
+  } catch {
+  }
+}
+
+// controls.js
+function button(parent, label, sentence2, action, attributes = {}) {
+  const element = describe(make("button", { type: "button", ...attributes }, parent, label), sentence2);
+  element.addEventListener("click", action);
+  return element;
+}
+var labeled = (parent, label) => make("label", { class: "control" }, parent, label);
+var group = (parent, name) => make("span", { class: "group", role: "group", "aria-label": name }, parent);
+function choose(parent, label, options, selected, action) {
+  const select2 = make("select", {}, labeled(parent, label));
+  fillOptions(select2, options, selected);
+  select2.addEventListener("change", () => action(select2.value));
+  return select2;
+}
+function fillOptions(select2, options, selected) {
+  select2.replaceChildren();
+  for (const [value2, text] of options) make("option", { value: value2 }, select2, text).selected = value2 === selected;
+}
+function onArrows(row, then = (_target) => {
+}) {
+  row.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const buttons = [...row.querySelectorAll("button")].filter((button2) => !button2.hidden);
+    const target = buttons[(buttons.indexOf(event.target) + step + buttons.length) % buttons.length];
+    then(target);
+    target.focus();
+    event.preventDefault();
+  });
+}
+function drawBar(parent, { words, done, total: total2 }) {
+  make("progress", { ...total2 > 1 && { max: total2, value: done }, "aria-label": words }, parent);
+  parent.append(words + (total2 > 1 ? `: ${done} of ${total2}` : ""));
+}
+function copyable(parent) {
+  const line = make("code", { tabindex: 0 }, parent);
+  const copy = button(parent, "Copy", "Copy the line of Python", async () => {
+    await navigator.clipboard.writeText(line.textContent);
+    copy.textContent = "Copied";
+    setTimeout(() => {
+      copy.textContent = "Copy";
+    }, 1200);
+  });
+  return line;
+}
+
+// table.js
+function fillTable(table, { head, rows, look = () => ({}), term = (name) => name }) {
+  if (head.length) {
+    const tr = make("tr", {}, make("thead", {}, table));
+    head.forEach((name, i) => {
+      const cell = name ? make("th", { scope: "col", ...look(i) }, tr, name) : make("td", {}, tr, name);
+      explained(cell, term(name));
+    });
+  }
+  const body = make("tbody", {}, table);
+  for (const row of rows) {
+    const tr = make("tr", {}, body);
+    row.forEach((text, i) => {
+      if (i) make("td", look(i), tr, text);
+      else explained(make("th", { scope: "row", ...look(i) }, tr, text));
+    });
+  }
+}
+function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
+  const details = folded ? make("details", {}, parent) : null;
+  if (details) make("summary", {}, details, caption);
+  const scroll = { class: "scroll", role: "region", tabindex: 0, "aria-label": caption };
+  const table = make("table", {}, make("div", scroll, details ?? parent));
+  if (!folded) make("caption", {}, table, caption);
+  fillTable(table, { head, rows, look: (i) => ({ class: text.includes(i) ? "words" : "count" }) });
+}
+
+// modules.js
+var placeOf = ({ rows, columns, row, column }, k) => `layer ${columns[column[k]]} ${rows[row[k]]}`;
+var sum = (values) => values.reduce((all, value2) => all + value2, 0);
+var mean = (values) => sum(values) / (values.length || 1);
+
+// panels/alignment.js
+function alignmentPart(parent, { pairs }, { about, model }) {
+  const start = model?.get("compared") ?? {};
+  const found = pairs.findIndex(({ sides }) => sides[0] === start.left && sides[1] === start.right);
+  let pair = pairs[Math.max(0, found)], rank = Math.min(start.rank ?? 8, pair.rank);
+  const bar = make("div", { class: "bar" }, parent);
+  const names = pairs.map(({ sides }, i) => [i, sides.join(" and ")]);
+  choose(bar, "Pair", names, pairs.indexOf(pair), (i) => {
+    pair = pairs[Number(i)];
+    slider.max = pair.rank;
+    rank = Math.min(rank, pair.rank);
+    slider.value = rank;
+    draw();
+  });
+  const box = labeled(bar, "Rank");
+  const slider = make("input", { type: "range", min: 1, max: pair.rank, step: 1, value: rank }, box);
+  const output = make("output", {}, box), below = make("div", {}, parent);
+  slider.addEventListener("input", () => {
+    rank = Number(slider.value);
+    draw();
+  });
+  function draw() {
+    output.textContent = rank;
+    below.replaceChildren();
+    drawPair(below, about, pair, rank);
+  }
+  draw();
+}
+function drawPair(parent, about, pair, rank) {
+  const known = about.names.flatMap((_, k) => pair.overlaps[k].length ? [k] : []);
+  const means = (r) => mean(known.map((k) => pair.overlaps[k][r - 1]));
+  const chance = (r) => mean(known.map((k) => r * pair.chance[k][0]));
+  const overlap = (k) => pair.overlaps[k][rank - 1], sides = pair.sides.join(" and ");
+  const top = known.reduce((best2, k) => overlap(k) > overlap(best2) ? k : best2, known[0]);
+  const first = rank === 1 ? "direction overlaps" : `${rank} directions overlap`;
+  const finding = `first ${first} by ${percent(means(rank))}, by chance ${percent(chance(rank))}`;
+  const most = `most in ${placeOf(about, top)}, ${percent(overlap(top))}`;
+  make("p", { class: "finding" }, parent, `${sides}: ${finding}; ${most}`);
+  const side = make("div", { class: "pair" }, parent), map = make("div", {}, side), curve = make("div", {}, side);
+  make("div", { class: "key" }, map, "Overlap of each module, percent: projections down, layers across");
+  const cells = known.map((k) => [about.row[k], about.column[k], overlap(k), (100 * overlap(k)).toFixed(0)]);
+  const title = `Overlap of ${sides} at rank ${rank}`;
+  cellGrid(map, { title, rows: about.rows, columns: about.columns, cells, most: 1, width: 640 });
+  const ranks = Array.from({ length: pair.rank }, (_, i) => i + 1);
+  chart(curve, {
+    title: "Mean overlap by rank",
+    lines: [
+      { label: "mean of all modules", points: ranks.map((r) => [r, means(r)]) },
+      { label: "by chance", dash: true, points: ranks.map((r) => [r, chance(r)]) }
+    ],
+    cursor: rank,
+    x: { label: "rank", min: 1, max: Math.max(2, pair.rank) },
+    y: { label: "overlap", percent: true, min: 0, max: 1 },
+    height: 190
+  });
+  drawProjections(parent, about, pair, rank, known);
+}
+function drawProjections(parent, about, pair, rank, known) {
+  const rows = about.rows.flatMap((name, j) => {
+    const members = known.filter((k) => about.row[k] === j);
+    if (!members.length) return [];
+    const overlap = percent(mean(members.map((k) => pair.overlaps[k][rank - 1])));
+    const chance = percent(mean(members.map((k) => rank * pair.chance[k][0])));
+    const angles = [0, 1, 2].map((i) => number(mean(members.map((k) => pair.angles[k][i]))));
+    return [[name, overlap, chance, ...angles]];
+  });
+  drawTable(parent, {
+    caption: `By projection, means over layers; angles at rank ${pair.rank} in degrees`,
+    head: ["projection", "overlap", "by chance", "smallest angle", "median", "largest"],
+    rows
+  });
+}
+
+// strip.js
+var tokenClass = (text) => `token${isSpecial(text) ? " special" : ""}`;
+function plainToken(parent, text) {
+  return make("span", { class: tokenClass(text) }, parent, visible(text));
+}
+function coloredToken(parent, text, share, dark) {
+  const { fill: fill2, ink } = tint(share, dark), style = `background: ${fill2}; color: ${ink}`;
+  return make("span", { class: tokenClass(text), style }, parent, visible(text));
+}
+function drawStrip(parent, tokens, dark) {
+  const strip = make("span", { class: "strip" }, parent);
+  for (const token of tokens) {
+    if (typeof token === "string") {
+      strip.append(token);
+      continue;
+    }
+    const drawn = coloredToken(strip, token.narrow ? "" : token.text, token.share, dark);
+    if (token.title) drawn.title = token.title;
+    drawn.classList.add(...token.look ?? [], ...token.narrow ? ["narrow"] : []);
+    if (token.ends) make("br", {}, strip);
+  }
+}
+function drawRamp(parent, most, words, dark) {
+  const ramp = `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))`;
+  const legend = make("div", { class: "legend" }, parent);
+  make("span", {}, legend, signedNumber(-most));
+  make("span", { class: "ramp", style: ramp }, legend, "0");
+  make("span", {}, legend, `${signedNumber(most)} (${words})`);
+}
+
+// panels/attribution/contributions.js
+var changedModules = ({ choice }) => Object.keys(choice.ranks).map(Number);
+var switchKey = (panel) => changedModules(panel).map((k) => `${k}:${panel.choice.ranks[k]}`).join();
+function answerNow({ sample, choice, known }, key) {
+  const stored2 = sample.switched[key], added = known[`${choice.sample} ${key}`];
+  return stored2 || added ? { ...stored2, ...added } : void 0;
+}
+var isMeasured = ({ part, sample }, k) => part.live || `${k}:0` in sample.switched;
+var overTokens = ({ choice }, values) => choice.token === null ? sum(values) : values[choice.token];
+var gains = ({ sample }, measure) => sample.adapter[measure].map((v, i) => v - sample.base[measure][i]);
+var gained = (panel, measure) => overTokens(panel, gains(panel, measure));
+var contribution = (panel, k, measure) => overTokens(panel, panel.sample.modules[measure].map((token) => token[k]));
+var cost = (panel, now, measure) => overTokens(panel, panel.sample.adapter[measure].map((v, i) => v - now.values[measure][i]));
+var isOutside = (part, k) => part.columns[part.column[k]] < 0;
+var moduleName = (part, k) => isOutside(part, k) ? part.names[k] : placeOf(part, k);
+function nameOf(part, modules) {
+  if (modules.length === 1) return moduleName(part, modules[0]);
+  const isWhole = (which) => membersOf(part, which, part[which][modules[0]]).join() === modules.join();
+  if (isWhole("row")) return `${part.rows[part.row[modules[0]]]} of all layers`;
+  if (isWhole("column")) return `layer ${part.columns[part.column[modules[0]]]}`;
+  return `${modules.length} modules`;
+}
+
+// panels/attribution/answer.js
+var MEASURES = ["log-probability", "log-odds"];
+var ROWS = ["gained", "base", "adapter", "now", "now first"];
+function press(parent, label, title, action) {
+  const button2 = make("button", { type: "button", title }, parent, label);
+  button2.addEventListener("click", action);
+  return button2;
+}
+function answerStrip(root) {
+  const request = make("div", { class: "request" }, root);
+  const strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
+  onArrows(strip);
+  return { request, strip };
+}
+function drawAnswer({ request, strip }, panel) {
+  const { sample, choice } = panel, inAnswer = new Set(sample.positions);
+  request.replaceChildren();
+  strip.replaceChildren();
+  sample.tokens.forEach((token, n) => {
+    if (!inAnswer.has(n)) plainToken(request, token);
+  });
+  function chooseToken(token) {
+    choice.token = token;
+    panel.paint();
+  }
+  const names = make("div", { class: "card names" }, strip);
+  press(names, "whole answer", "What the modules contributed to all of its tokens", () => chooseToken(null));
+  for (const name of ROWS) make("span", { class: `${name} head` }, names, name);
+  sample.positions.forEach((position, i) => {
+    const card = make("div", { class: "card" }, strip);
+    const token = press(card, visible(sample.tokens[position]), "", () => chooseToken(choice.token === i ? null : i));
+    token.className = "token";
+    for (const name of ROWS) make("span", { class: name }, card);
+  });
+}
+function paintAnswer({ strip }, panel, now) {
+  const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
+  const [names, ...cards] = strip.children;
+  strip.classList.toggle("switched", now !== null);
+  names.firstChild.setAttribute("aria-pressed", choice.token === null);
+  cards.forEach((card, i) => paintCard(card, panel, i, now, (value2) => tint(value2 / most, dark)));
+}
+function paintCard(card, { sample, choice }, i, now, colorOf) {
+  const [token, gain, base, adapter, after, first] = card.children, { measure } = choice;
+  const rise = sample.adapter[measure][i] - sample.base[measure][i], p = (values) => probability(values[0][i]);
+  fill(token, colorOf(rise));
+  token.setAttribute("aria-pressed", choice.token === i);
+  const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
+  const text = quoted(sample.tokens[sample.positions[i]]);
+  token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
+  gain.textContent = nats(rise);
+  base.textContent = p(sample.base);
+  adapter.textContent = p(sample.adapter);
+  after.textContent = now === null ? "" : now ? p(now.values) : "\u2026";
+  if (now) fill(after, colorOf(now.values[measure][i] - sample.adapter[measure][i]));
+  else after.removeAttribute("style");
+  const another = now && !now.unchanged[i] ? visible(now.choices?.[i] ?? "another") : "";
+  first.textContent = another;
+  first.title = another && `first choice: ${another}`;
+}
+function fill(element, color) {
+  element.style.background = color.fill;
+  element.style.color = color.ink;
+}
+function writeAnswers(parent, { part, sample }, now) {
+  parent.replaceChildren();
+  const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
+  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  for (const [name, words] of lines) {
+    if (words !== void 0) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+  }
+}
+
+// panels/attribution/conclusion.js
+function conclude(panel, now) {
+  const { part, choice } = panel, off = changedModules(panel);
+  if (!off.length) return concludeLargest(panel);
+  const subject = nameOf(part, off);
+  if (!now) return `Leaving out ${subject} \u2026`;
+  const tokens = now.unchanged.filter((same) => !same).length;
+  const choices = tokens ? `The first choice changes at ${tokens} of ${now.unchanged.length} tokens.` : "No first choice changes.";
+  return `${sentence(panel, `${subject} contributed`, actOf(choice, off), off, now)} ${choices}`;
+}
+function actOf({ ranks }, off) {
+  const isCut = off.every((k) => ranks[k]);
+  if (!isCut) return `leaving ${off.length > 1 ? "them" : "it"} out`;
+  return off.length === 1 ? `cutting it to rank ${ranks[off[0]]}` : "cutting them";
+}
+function concludeLargest(panel) {
+  const { part, sample, choice } = panel, size = (k2) => Math.abs(contribution(panel, k2, choice.measure));
+  const order = part.names.map((_, k2) => k2).sort((a, b) => size(b) - size(a));
+  const k = order.find((module) => `${module}:0` in sample.switched);
+  if (k === void 0) return `The answer gained ${unsignedNats(gained(panel, choice.measure))} nats.`;
+  const subject = `${moduleName(part, k)} contributed`;
+  return sentence(panel, subject, "leaving it out alone", [k], sample.switched[`${k}:0`]);
+}
+function sentence(panel, subject, act3, modules, now) {
+  const { sample, choice } = panel;
+  const token = choice.token === null ? null : sample.tokens[sample.positions[choice.token]];
+  const of = token === null ? "" : ` of ${quoted(token.trim())}`;
+  const added = (measure) => sum(modules.map((k) => contribution(panel, k, measure)));
+  const share = (measure) => `${unsignedNats(added(measure))} of`, all = (m) => unsignedNats(gained(panel, m));
+  const lost = cost(panel, now, 0), rest = compare(panel, modules, added(0), lost);
+  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act3} costs ${unsignedNats(lost)}${rest}. In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
+}
+function compare({ choice }, modules, added, lost) {
+  const isWhole = modules.every((k) => !choice.ranks[k]);
+  const they = modules.length > 1 ? "they" : "it", them = modules.length > 1 ? "them" : "it";
+  if (lost < -5e-3) return ", so the answer is likelier that way";
+  if (isWhole && added - lost > 5e-3) return `, so the other modules make up for ${unsignedNats(added - lost)}`;
+  if (added <= 0 || added - lost >= -5e-3) return "";
+  return `, more than ${they} contributed: other modules build on ${them}`;
+}
+
+// panels/attribution/map.js
+var PULL = 6;
+var LABEL = "Modules of the adapter: projections down, layers across. Arrow keys move, Enter switches a module off and on, minus and plus change its rank, Shift and space switches its row, Control and space its column";
+var WORDS = {
+  layer: (layer) => layer < 0 ? ["\u2013", "outside"] : [layer, `layer ${layer}`],
+  column: (name) => `Switch ${name} off or on`,
+  row: (name) => `Switch ${name} off or on in all layers`
+};
+function drawMap(panel, svg) {
+  const { part } = panel, w = part.columns.length > 40 ? 20 : 26, right = 60, letters = 24;
+  const left = LETTER * Math.min(letters, Math.max(...part.rows.map((row) => row.length))) + 12;
+  const shape = { left, right, top: 28, w, letters, font: 9.5, tall: 24, above: 2, inset: 3 };
+  const width = left + w * part.columns.length + right, height = bandHeight(part, shape, 18);
+  const size = { width, height, viewBox: `0 0 ${width} ${height}`, style: `min-width: ${Math.min(width, 560)}px` };
+  for (const [name, value2] of Object.entries({ ...size, role: "grid", "aria-label": LABEL })) {
+    svg.setAttribute(name, value2);
+  }
+  Object.assign(panel, moduleGrid(svg, part, shape, WORDS));
+  panel.titles = panel.cells.map(({ g }) => make("title", { svg: true }, g));
+}
+function paintMap(panel, legend) {
+  const { part, choice, bars, root, sample } = panel, dark = isDark(root);
+  const values = part.names.map((_, k) => contribution(panel, k, choice.measure)), most = largest(values);
+  panel.cells.forEach((_, k) => paintCell(panel, k, values[k], most, tint(values[k] / most, dark)));
+  const sums = bars.map(({ which, at }) => sum(membersOf(part, which, at).map((k) => values[k])));
+  const longestOf = (which) => largest(sums.filter((_, n) => bars[n].which === which));
+  const longest = { row: longestOf("row"), column: longestOf("column") };
+  bars.forEach((bar, n) => {
+    setLength(bar, Math.abs(sums[n]) / longest[bar.which]);
+    put(bar.rect, "class", sums[n] > 0 ? "total gain" : "total loss");
+  });
+  legend.replaceChildren();
+  const token = choice.token === null ? "the whole answer" : quoted(sample.tokens[sample.positions[choice.token]]);
+  const isAllMeasured = part.names.every((_, k) => isMeasured(panel, k));
+  const unknown = isAllMeasured ? "" : "; dashed: leaving it out is not measured here";
+  drawRamp(legend, most, `nats of ${MEASURES[choice.measure]} contributed to ${token}; bars: sums${unknown}`, dark);
+}
+function paintCell(panel, k, value2, most, color) {
+  const { part, choice, sample, known, focus } = panel, cell = panel.cells[k];
+  const left = choice.ranks[k], isOff = left === 0, rank = part.ranks[k], isKnown = isMeasured(panel, k);
+  put(cell.rect, "fill", color.fill);
+  put(cell.text, "fill", color.ink);
+  put(cell.mark, "stroke", color.ink);
+  put(cell.mark, "d", isOff ? cross(cell.w, cell.h) : "");
+  write(cell.text, isOff ? "" : left ? `${left}/${rank}` : cellText(value2, most));
+  const state = isOff ? "switched off" : `rank ${left ?? rank} of ${rank}`;
+  const words = `${moduleName(part, k)}: contributed ${nats(value2)} nats; ${state}`;
+  put(cell.g, "aria-label", words);
+  put(cell.g, "aria-selected", left !== void 0);
+  put(cell.g, "tabindex", k === focus ? 0 : -1);
+  put(cell.g, "class", `cell${left ? " hand" : ""}${isKnown ? "" : " unknown"}`);
+  const alone = sample.switched[`${k}:0`] ?? known[`${choice.sample} ${k}:0`];
+  const price = alone ? `; leaving it out alone costs ${unsignedNats(cost(panel, alone, choice.measure))}` : "";
+  panel.titles[k].textContent = words + price + (isKnown ? "" : "; leaving it out is not measured here");
+}
+function cellText(value2, most) {
+  const size = Math.abs(value2);
+  return size >= 0.15 * most ? size.toFixed(size < 9.95 ? 1 : 0).replace(/^0/, "") : "";
+}
+var rankOf = ({ part, choice }, k) => choice.ranks[k] ?? part.ranks[k];
+var clamp = ({ part }, k, rank) => Math.max(0, Math.min(part.ranks[k], rank));
+function followPointer(panel, svg) {
+  const { part } = panel;
+  svg.addEventListener("pointerdown", (event) => {
+    const members = labelMembers(part, event), cell = event.target.closest(".cell");
+    if (members) return panel.turn(members);
+    if (!cell || event.button) return;
+    event.preventDefault();
+    const k = panel.focus = Number(cell.dataset.k);
+    panel.cells[k].g.focus({ preventScroll: true });
+    panel.drag = { k, y: event.clientY, rank: rankOf(panel, k), isMoved: false };
+    svg.setPointerCapture(event.pointerId);
+  });
+  svg.addEventListener("pointermove", (event) => {
+    const { drag: drag2 } = panel;
+    if (!drag2 || !part.live) return;
+    const by = Math.round((drag2.y - event.clientY) / PULL), rank = clamp(panel, drag2.k, drag2.rank + by);
+    drag2.isMoved ||= by !== 0;
+    if (drag2.isMoved && rank !== rankOf(panel, drag2.k)) panel.turn([drag2.k], rank);
+  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    svg.addEventListener(end, () => {
+      const { drag: drag2 } = panel;
+      if (!drag2) return;
+      panel.drag = null;
+      if (drag2.isMoved) panel.regenerate();
+      else if (end === "pointerup") panel.turn([drag2.k]);
+    });
+  }
+}
+function followKeys(panel, svg) {
+  svg.addEventListener("keydown", (event) => {
+    if (!act(panel, event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+function act(panel, event) {
+  const { part, focus } = panel, { key } = event, move = MOVES[key], step = STEPS[key];
+  if (move) walk(panel, move);
+  else if (step && part.live) panel.turn([focus], clamp(panel, focus, rankOf(panel, focus) + step));
+  else if (key === " " && (event.shiftKey || event.ctrlKey)) {
+    const which = event.shiftKey ? "row" : "column";
+    panel.turn(membersOf(part, which, part[which][focus]));
+  } else if (key === "Enter" || key === " ") panel.turn([focus]);
+  else if (key === "Escape") panel.switchAllOn();
+  else return false;
+  return true;
+}
+function walk(panel, move) {
+  const k = neighbor(panel.part, panel.focus, move);
+  if (k < 0) return;
+  panel.focus = k;
+  panel.paint();
+  panel.cells[k].g.focus();
+}
+
+// panels/attribution/attribution.js
+var PAUSE = 400;
+var MEANINGS = ["log p: ends at 0", "log p \u2212 log(1 \u2212 p): has no ceiling"];
+var EVENTS = ["change:switched", "change:explained"];
+var ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
+function attributionPart(parent, part, { model, ask }) {
+  const choice = part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} };
+  const known = part.known ??= {};
+  const root = make("div", { class: "attribution" }, parent);
+  const panel = { part, model, ask, root, choice, known, sample: null, focus: 0, drag: null, timer: 0, refused: "" };
+  const frame = drawFrame(panel);
+  Object.assign(panel, {
+    paint: () => paint(panel, frame),
+    turn: (modules, rank = null) => turn(panel, modules, rank),
+    regenerate: () => regenerate(panel),
+    switchAllOn() {
+      choice.ranks = {};
+      change(panel);
+    }
+  });
+  if (part.live) frame.followForm = drawForm(panel);
+  followPointer(panel, frame.svg);
+  followKeys(panel, frame.svg);
+  if (model) followModel(panel, frame);
+  drawMap(panel, frame.svg);
+  drawSample(panel, frame);
+}
+function drawFrame(panel) {
+  const { root, choice } = panel, bar = make("div", { class: "bar" }, root);
+  const select2 = make("select", { class: "sample" }, labeled(bar, "Answer")), box = group(bar, "Measure");
+  select2.addEventListener("change", () => {
+    Object.assign(choice, { sample: Number(select2.value), token: null });
+    drawSample(panel, frame);
+  });
+  const measures = MEASURES.map(
+    (name, measure) => press(box, name, MEANINGS[measure], () => {
+      choice.measure = measure;
+      panel.paint();
+    })
+  );
+  const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => panel.switchAllOn());
+  const answer = answerStrip(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
+  const legend = make("div", { class: "legend" }, root);
+  const finding = make("p", { class: "finding", role: "status" }, root);
+  const written = make("div", { class: "written" }, root);
+  const frame = { select: select2, measures, reset, answer, svg, legend, finding, written, followForm: () => {
+  } };
+  return frame;
+}
+function drawForm({ root, model, ask }) {
+  const form = make("form", { class: "bar" }, root), field = (label) => make("input", { type: "text" }, labeled(form, label));
+  const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
+  const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!request.value.trim()) return;
+    ask("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
+  });
+  function follow2() {
+    const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
+    send.disabled = running;
+    said.replaceChildren(...running || !samples.length ? [words] : []);
+    if (running) drawBar(make("div", {}, said), bar);
+  }
+  follow2();
+  return follow2;
+}
+var samplesOf = ({ part, model }) => [...part.samples, ...model?.get("explained")?.samples ?? []];
+function drawSample(panel, { select: select2, answer }) {
+  const samples = samplesOf(panel), { choice } = panel;
+  choice.sample = Math.min(choice.sample, samples.length - 1);
+  panel.sample = samples[choice.sample];
+  fillOptions(select2, samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]), choice.sample);
+  drawAnswer(answer, panel);
+  change(panel);
+}
+function change(panel) {
+  const { part, choice, ask } = panel, modules = changedModules(panel);
+  clearTimeout(panel.timer);
+  panel.refused = "";
+  panel.paint();
+  if (modules.length && !answerNow(panel, switchKey(panel)) && part.live) {
+    ask("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
+  } else regenerate(panel);
+}
+function regenerate(panel) {
+  const { part, choice, ask, drag: drag2 } = panel, key = switchKey(panel), now = answerNow(panel, key);
+  if (!part.live || !now || now.answer !== void 0 || drag2) return;
+  panel.timer = setTimeout(() => {
+    if (key !== switchKey(panel)) return;
+    const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);
+    ask("regenerate", { sample: choice.sample, ranks }, "regenerate");
+  }, PAUSE);
+}
+function paint(panel, { measures, reset, answer, legend, finding, written }) {
+  const isChanged = changedModules(panel).length > 0, now = isChanged ? answerNow(panel, switchKey(panel)) : null;
+  measures.forEach((button2, measure) => button2.setAttribute("aria-pressed", measure === panel.choice.measure));
+  reset.disabled = !isChanged;
+  paintAnswer(answer, panel, now);
+  writeAnswers(written, panel, now);
+  paintMap(panel, legend);
+  finding.textContent = panel.refused || conclude(panel, now);
+}
+function turn(panel, modules, rank) {
+  const { part, choice } = panel, before = choice.ranks, isOff = modules.every((k) => before[k] === 0);
+  const ranks = { ...before };
+  for (const k of modules) {
+    const to = rank ?? (isOff ? part.ranks[k] : 0);
+    if (to === part.ranks[k]) delete ranks[k];
+    else ranks[k] = to;
+  }
+  const isKnown = () => !changedModules(panel).length || answerNow(panel, switchKey(panel));
+  choice.ranks = ranks;
+  if (part.live || isKnown()) return change(panel);
+  choice.ranks = Object.fromEntries(modules.filter((k) => k in ranks).map((k) => [k, ranks[k]]));
+  if (changedModules(panel).length && isKnown()) return change(panel);
+  choice.ranks = before;
+  panel.refused = `What leaving out ${nameOf(part, modules)} costs was not measured: ${ALL}`;
+  panel.paint();
+}
+function followModel(panel, frame) {
+  const { model, root, choice, known } = panel;
+  let wasOnPage = false;
+  function follow2() {
+    if (!root.isConnected && wasOnPage) {
+      for (const event of EVENTS) model.off?.(event, follow2);
+      return;
+    }
+    wasOnPage = root.isConnected;
+    const { sample, key, ...answer } = model.get("switched") ?? {}, name = `${sample} ${key}`;
+    if (key !== void 0) known[name] = { ...known[name], ...answer };
+    frame.followForm();
+    const count2 = samplesOf(panel).length;
+    if (frame.select.children.length !== count2) {
+      Object.assign(choice, { sample: count2 - 1, token: null, ranks: {} });
+      return drawSample(panel, frame);
+    }
+    panel.paint();
+    if (key === switchKey(panel) && sample === choice.sample) regenerate(panel);
+  }
+  for (const event of EVENTS) model.on(event, follow2);
+}
+
+// panels/effects.js
+var OPENED = 6;
+var RAMP = "nats that a token gained or lost; beyond are 2\xA0% of the tokens; faint: not measured";
+function effectsPart(parent, part) {
+  const choice = part.choice ??= { set: "", all: false };
+  const root = make("div", { class: "strips" }, parent), bar = make("div", { class: "bar" }, root);
+  const sets = ["", ...part.sets].map((name) => [name, name || "all sets"]);
+  choose(bar, "Texts", sets, choice.set, (set) => {
+    Object.assign(choice, { set, all: false });
+    draw();
+  });
+  const list = make("div", {}, root);
+  const sizes2 = part.samples.flatMap(({ rise }) => rise.map(Math.abs)).sort((a, b) => a - b);
+  const most = Math.max(sizes2[Math.floor(0.98 * sizes2.length)], 1e-6);
+  function draw() {
+    const found = part.samples.filter(({ set }) => !choice.set || set === choice.set);
+    const shown = choice.all ? found : found.slice(0, OPENED), hidden = found.length - shown.length;
+    list.replaceChildren();
+    const dark = isDark(root);
+    drawRamp(list, most, RAMP, dark);
+    for (const sample of shown) drawSample2(list, sample, most, dark);
+    const foot = make("div", { class: "key" }, list, count(shown, found, part));
+    if (!hidden) return;
+    make("button", { type: "button" }, foot, `Show ${hidden} more`).addEventListener("click", () => {
+      choice.all = true;
+      draw();
+    });
+  }
+  draw();
+}
+function drawSample2(list, { set, tokens, positions, base, rise }, most, dark) {
+  const line = make("div", { class: "sample" }, list), measured = new Map(positions.map((position, k) => [position, k]));
+  make("span", { class: "set" }, line, `${set} ${signedNumber(-mean(rise))}`).title = "change of the loss, nats per token";
+  const drawn = tokens.map((text, position) => {
+    const k = measured.get(position), ends2 = text.endsWith("\n");
+    if (k === void 0) return { text, share: 0, look: ["faint"], ends: ends2 };
+    const from = `from ${probability(base[k])} to ${probability(base[k] + rise[k])}`;
+    return { text, share: rise[k] / most, title: `${quoted(text)}: ${signedNumber(rise[k])} nats, ${from}`, ends: ends2 };
+  });
+  drawStrip(line, drawn, dark);
+}
+function count(shown, found, { of, samples }) {
+  const rest = of > samples.length ? ` Of the ${of} texts, the worst ${samples.length} are here.` : "";
+  const words = "texts, the worst first; the number is the change of the loss, nats per token.";
+  return `${shown.length} of ${found.length} ${words}${rest}`;
+}
+
+// panels/readings.js
+function unpack({ module, directions, scales, values }, hasNeed) {
+  if (!values) return { module };
+  const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
+  const row = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
+  return { module, directions, row, need: hasNeed ? row(scales.length - 1) : null };
+}
+function readTokens({ texts, text, part, sample }) {
+  const parts = [...part].map(Number), spans = [], isFirst = sample.map((s, i) => s !== sample[i - 1]);
+  sample.forEach((s, i) => {
+    if (isFirst[i]) spans[s] = [i, i];
+    spans[s][1] = i + 1;
+  });
+  const before = (i) => parts[i] === 0 && !isFirst[i] ? text[i - 1] : "";
+  const group2 = text.map((t, i) => `${parts[i]} ${t} ${before(i)}`), all = {};
+  for (const name of group2) all[name] = (all[name] ?? 0) + 1;
+  return {
+    part: parts,
+    spans,
+    group: group2,
+    all,
+    text: (i) => texts[text[i]],
+    before: (i, most) => text.slice(Math.max(spans[sample[i]][0], i - most), i).map((t) => texts[t]).join("")
+  };
+}
+function ends(values, sign2, tokens) {
+  const far = values.map((value2) => sign2 * value2), peak = far.reduce((a, b) => Math.max(a, b));
+  const limit = Math.max(peak / 2, largest(values) / 5), found = {};
+  far.forEach((value2, i) => {
+    if (value2 < limit) return;
+    const hit = found[tokens.group[i]] ??= { at: i, hits: 0, all: tokens.all[tokens.group[i]] };
+    hit.hits++;
+    if (value2 > far[hit.at]) hit.at = i;
+  });
+  return Object.values(found).sort((a, b) => far[b.at] - far[a.at]);
+}
+
+// panels/reads.js
+var LISTED = 5;
+var WINDOW = 40;
+var STRONGEST = 8;
+var DRAWN_SAMPLES = 4;
+var EVENTS2 = ["change:selected", "change:reading", "change:current"];
+var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
+var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
+function readsPart(parent, part, { about, model, ask }) {
+  const root = make("div", { class: "reads strips" }, parent);
+  const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
+  const panel = { root, part, about, sides, values: null, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
+  const selected = () => model.get("selected").at(-1) ?? 0;
+  function draw() {
+    const key = root.getRootNode().activeElement?.closest?.(".reads") === root ? root.getRootNode().activeElement.dataset.key : null;
+    root.replaceChildren();
+    drawModule(panel, selected(), model.get("current").ranks[selected()]);
+    if (key) root.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+  }
+  let wasOnPage = false;
+  function follow2() {
+    if (!root.isConnected && wasOnPage) {
+      for (const event of EVENTS2) model.off?.(event, follow2);
+      return;
+    }
+    wasOnPage = root.isConnected;
+    const reading = model.get("reading"), k = selected();
+    if (reading?.module !== k) return ask("read", { module: k }, "read");
+    if (panel.values?.module !== k) Object.assign(panel, { values: unpack(reading, part.need), open: null });
+    draw();
+  }
+  for (const event of EVENTS2) model.on(event, follow2);
+  root.addEventListener("keydown", (event) => moveFocus(root, event));
+  follow2();
+}
+function moveFocus(root, event) {
+  const move = MOVES2[event.key], { row, column } = event.target.dataset;
+  if (!move || column === void 0) return;
+  root.querySelector(`[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`)?.focus();
+  event.preventDefault();
+}
+function valuesOf({ values, isNeed }, kind, direction) {
+  const z = values.row(kind * values.directions + direction);
+  return isNeed ? z.map((v, i) => v * values.need[i]) : z;
+}
+var valueName = ({ isNeed }) => isNeed ? "z \xD7 need" : "z";
+function drawModule(panel, k, rank) {
+  const { root, part, about, sides } = panel, tokens = sides[part.side[k]], place2 = placeOf(about, k);
+  const bar = make("div", { class: "bar" }, root);
+  make("h3", {}, bar, place2);
+  if (!tokens) return make("p", {}, root, "This module reads positions, not tokens.");
+  if (part.need) drawChoice(panel, bar);
+  const key = make("span", { class: "key" }, bar);
+  part.parts.forEach((name, n) => {
+    const entry = make("span", {}, key);
+    make("span", { class: `part-sign p${n}` }, entry);
+    entry.append(name);
+  });
+  make("p", {}, root, describeModule(part, k));
+  const scroll = make("div", { class: "scroll" }, root), label = `Tokens at both ends of the directions of ${place2}`;
+  drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
+}
+function drawChoice(panel, bar) {
+  const box = group(bar, "Values");
+  for (const [isNeed, label] of VALUES) {
+    const attributes = { "aria-pressed": panel.isNeed === isNeed, "data-key": `need ${isNeed}` };
+    make("button", { type: "button", ...attributes }, box, label).addEventListener("click", () => {
+      panel.isNeed = isNeed;
+      panel.draw();
+    });
+  }
+}
+function describeModule(part, k) {
+  const share = (value2) => value2 === null ? "\u2013" : percent(value2);
+  const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${share(shares[n])}`).join(", ");
+  const samples = part.samples < part.of ? `${part.samples} of the ${part.of} samples that were read are in this page.` : `${part.of} samples.`;
+  return `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
+}
+function drawDirections(panel, table, tokens, rank) {
+  const { kinds, meanings } = panel.part, whole2 = { colspan: kinds.length + 1 };
+  const head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
+  make("th", { scope: "col" }, head, "direction");
+  kinds.forEach((kind, n) => {
+    make("th", { scope: "col", class: "words" }, head, meanings[n] ? `${kind}: ${meanings[n]}` : kind);
+  });
+  for (let d = 0; d < panel.values.directions; d++) {
+    if (d === rank) {
+      const words = `rank ${rank}: directions above are kept, those below are cut off`;
+      make("td", whole2, make("tr", { class: "cut" }, body), words);
+    }
+    const row = make("tr", {}, body);
+    make("th", { scope: "row" }, row, d + 1);
+    kinds.forEach((_, n) => drawEnds(panel, make("td", { class: "words" }, row), n, d, tokens));
+    if (panel.open?.d !== d) continue;
+    const cell = make("td", { ...whole2, class: "words" }, make("tr", { class: "samples" }, body));
+    drawSamples(panel, cell, panel.open.n, d, tokens);
+  }
+}
+function drawEnds(panel, cell, n, d, tokens) {
+  const values = valuesOf(panel, n, d), isOpen = panel.open?.d === d && panel.open.n === n;
+  const at = { "data-key": `${d} ${n}`, "data-row": d, "data-column": n };
+  const button2 = make("button", { type: "button", class: "ends", "aria-expanded": isOpen, ...at }, cell);
+  const said = [1, -1].map((sign2) => drawEnd(panel, button2, values, sign2, tokens));
+  const squares = sum(values.map((v) => v * v));
+  const constant = sum(values.map((v, i) => tokens.part[i] === 0 ? v * v : 0));
+  const words = `${percent(constant / squares)} on constant tokens`;
+  make("span", { class: "times", "aria-hidden": "true" }, button2, words);
+  button2.setAttribute("aria-label", `${panel.part.kinds[n]}, direction ${d + 1}: ${said.join("; ")}`);
+  button2.addEventListener("click", () => {
+    Object.assign(panel, { open: isOpen ? null : { d, n }, whole: /* @__PURE__ */ new Set() });
+    panel.draw();
+  });
+}
+function drawEnd({ root, part }, parent, values, sign2, tokens) {
+  const found = ends(values, sign2, tokens), listed = found.slice(0, LISTED), most = largest(values);
+  const line = make("span", { class: "line", "aria-hidden": "true" }, parent), dark = isDark(root);
+  make("b", {}, line, sign2 > 0 ? "+" : MINUS);
+  for (const { at, hits, all } of listed) {
+    const kind = tokens.part[at], times = `${hits} of ${all} in the ${part.parts[kind]} part`;
+    const title = `${quoted(tokens.text(at))}: ${times}, up to ${signedNumber(values[at])}`;
+    const chip = make("span", { class: `chip p${kind}`, title }, line);
+    make("span", { class: "ctx" }, chip, visible(tokens.before(at, 2)));
+    coloredToken(chip, tokens.text(at), values[at] / most, dark);
+    make("span", { class: "times" }, chip, `\xD7${hits}`);
+  }
+  if (found.length > LISTED) make("span", { class: "times" }, line, `+ ${found.length - LISTED} more`);
+  if (!found.length) make("span", { class: "times" }, line, "nothing beyond a fifth of the other end");
+  const names = listed.map(({ at }) => quoted(tokens.text(at).trim() || tokens.text(at)));
+  return `${sign2 > 0 ? "high" : "low"} at ${names.join(", ") || "nothing"}`;
+}
+function drawSamples(panel, cell, n, d, tokens) {
+  const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
+  const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
+  drawRamp(cell, most, `${what}; narrow: constant tokens; click a number for the whole sample`, dark);
+  const peaks = tokens.spans.map(([start, end]) => largest(values.slice(start, end)));
+  const order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]), rest = shuffled(order.slice(STRONGEST));
+  const isDrawn = rest.length > DRAWN_SAMPLES;
+  const shown = isDrawn ? [...order.slice(0, STRONGEST), ...rest.slice(0, DRAWN_SAMPLES)] : order;
+  shown.forEach((s, i) => {
+    if (i === STRONGEST && isDrawn) {
+      make("div", { class: "key" }, cell, `${DRAWN_SAMPLES} of the other ${rest.length} samples, drawn at random`);
+    }
+    const isWhole = panel.whole.has(s) !== (i === 0);
+    const line = make("div", { class: "sample" }, cell);
+    drawPeak(panel, line, s, peaks[s].toFixed(1), isWhole);
+    drawStrip(line, sampleTokens(panel, s, values, most, tokens, isWhole), dark);
+  });
+}
+var shuffled = (samples) => samples.sort((a, b) => (a * 7919 + 13) % 101 - (b * 7919 + 13) % 101);
+function drawPeak(panel, line, s, peak, isWhole) {
+  const title = "largest value of the sample; click for the whole sample";
+  const attributes = { "aria-expanded": isWhole, "data-key": `sample ${s}`, title };
+  const label = `sample ${s + 1}, up to ${peak}`;
+  make("button", { type: "button", ...attributes, "aria-label": label }, line, peak).addEventListener("click", () => {
+    panel.whole[panel.whole.has(s) ? "delete" : "add"](s);
+    panel.draw();
+  });
+}
+function sampleTokens(panel, s, values, most, tokens, isWhole) {
+  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need, strip = [];
+  let peak = start;
+  for (let i = start; i < end; i++) if (Math.abs(values[i]) > Math.abs(values[peak])) peak = i;
+  for (let i = start; i < end; i++) {
+    if (!isWhole && Math.abs(i - peak) > WINDOW) {
+      if (Math.abs(i - peak) === WINDOW + 1) strip.push("\u2026");
+      continue;
+    }
+    const text = tokens.text(i), value2 = `${valueName(panel)} ${signedNumber(values[i])}`;
+    const title = `${quoted(text)} ${value2}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` + panel.part.parts[tokens.part[i]];
+    const narrow = !isWhole && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole && text.endsWith("\n") });
+  }
+  return strip;
+}
+
+// panels/rescaling.js
+var LINES = [
+  ["scale", "the adapter scaled", { dots: true }],
+  ["left out", "several parts left out", { dots: true, dash: true }],
+  ["part", "one part left out", { dots: true, name: "lone" }]
+];
+function rescalingPart(parent, part) {
+  const choice = part.choice ??= { at: part.start, limit: part.limit ?? 0.05 }, { points } = part;
+  const scales = numbers(points, "scale");
+  const root = make("div", { class: "rescaling" }, parent), bar = make("div", { class: "bar" }, root);
+  function choosePoint(k) {
+    choice.at = k ?? choice.at;
+    draw();
+  }
+  const toBest = () => choosePoint(best(points, choice.limit));
+  const box = labeled(bar, "Scale"), range = { type: "range", min: 0, max: scales.length - 1, step: 1 };
+  const slider = make("input", range, box), output = make("output", {}, box);
+  slider.addEventListener("input", () => choosePoint(scales[Number(slider.value)]));
+  const parts = points.flatMap(({ kind, label }, k) => kind === "scale" ? [] : [[k, label.replace("without ", "")]]);
+  const leaveOut = (value2) => choosePoint(value2 === "" ? scales.at(-1) : Number(value2));
+  const out = parts.length ? choose(bar, "Left out", [["", "nothing"], ...parts], null, leaveOut) : null;
+  const field = { type: "number", step: 0.01, min: 0, value: choice.limit };
+  const limit = make("input", field, labeled(bar, "Most that a text may lose, nats per token"));
+  limit.addEventListener("change", () => {
+    if (limit.value !== "" && limit.validity.valid) choice.limit = Number(limit.value);
+    toBest();
+  });
+  make("button", { type: "button" }, bar, "Best within the limit").addEventListener("click", toBest);
+  const below = make("div", { class: "pair" }, root), curve = make("div", {}, below), table = make("div", {}, below);
+  const finding = make("p", { class: "finding", role: "status" }, root);
+  const line = copyable(make("div", { class: "copied" }, root));
+  function draw() {
+    const point = points[choice.at], isScale = point.kind === "scale";
+    if (isScale) slider.value = scales.indexOf(choice.at);
+    output.textContent = isScale ? point.scale : "1";
+    if (out) out.value = isScale ? "" : choice.at;
+    curve.replaceChildren();
+    table.replaceChildren();
+    drawPoints(curve, points, point, choice.limit);
+    drawPoint(table, point);
+    finding.textContent = conclude2(points, choice);
+    line.textContent = isScale && !point.scale ? "# scale 0 is the base model: there is nothing to write" : `rescaling.save_adapter("milder", rescaling.points[${choice.at}])  # ${point.label}`;
+  }
+  draw();
+}
+var numbers = (points, kind) => points.flatMap((point, k) => point.kind === kind ? [k] : []);
+function best(points, limit) {
+  const within = points.flatMap((point, k) => point.lost <= limit ? [k] : []);
+  return within.reduce((a, k) => a === null || points[k].task < points[a].task ? k : a, null);
+}
+function drawPoints(parent, points, chosen, limit) {
+  const lines = LINES.map(([kind, label, look]) => {
+    const members = numbers(points, kind).map((k) => [points[k].lost, points[k].task]);
+    return { label, points: members, ...look };
+  });
+  const mark = { label: "chosen", points: [[chosen.lost, chosen.task]], color: 6, name: "chosen" };
+  chart(parent, {
+    title: "Loss on the task by what other text loses",
+    lines: [...lines.filter((line) => line.points.length), mark],
+    cursor: limit,
+    width: 520,
+    height: 240,
+    x: { label: "largest change of other text, nats per token" },
+    y: { label: "task loss, nats per token", log: true }
+  });
+}
+function drawPoint(parent, { label, without, rows }) {
+  const caption = [capitalized(label), ...without.length ? [without.join(", ")] : []].join(": ");
+  drawTable(parent, { caption, head: ["set", "loss", "change", "95 % interval over texts"], rows });
+}
+function conclude2(points, { at, limit }) {
+  const point = points[at], top = best(points, limit);
+  const other = top === null ? "no point is within the limit" : `within the limit, ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
+  const judgment = top === at ? "the lowest task loss within the limit" : other;
+  const losses = `task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats per token`;
+  return `${capitalized(point.label)}: ${losses}; ${judgment}.`;
+}
+
+// panels/panels.js
+var KINDS = {
+  text: (parent, part) => make("p", {}, parent, part.text),
+  table: drawTable,
+  code: drawCode,
+  chart: drawChart,
+  alignment: alignmentPart,
+  reads: readsPart,
+  attribution: attributionPart,
+  effects: effectsPart,
+  rescaling: rescalingPart
+};
+function drawCode(parent, { caption, code }) {
+  make("div", { class: "key" }, parent, caption);
+  make("pre", { tabindex: 0, role: "region", "aria-label": caption }, parent, code);
+}
+function drawChart(parent, part) {
+  const y = part.y.percent ? { min: 0, max: 1, ...part.y } : part.y;
+  chart(parent, { ...part, title: part.caption, width: 560, height: 220, y });
+}
+function drawParts(parent, parts, context) {
+  for (const part of parts) {
+    KINDS[part.kind](make("div", { class: `part ${part.folded ? "folded" : part.kind}` }, parent), part, context);
+  }
+}
+function panelSections(parent, about, current, model, ask) {
+  const drawn = {}, context = { about, model, ask };
+  for (const panel of about.panels) {
+    const section = make("section", { class: "panel", id: panel.name }, parent);
+    make("h2", {}, section, panel.title);
+    if (panel.about) make("p", { class: "about" }, section, panel.about);
+    drawn[panel.name] = make("div", { class: "parts" }, section);
+    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, context);
+  }
+  return (current2) => {
+    drawn.allocation?.replaceChildren();
+    if (drawn.allocation) drawParts(drawn.allocation, current2.allocation, context);
+  };
+}
+function panelTabs(parent, about, model, ask) {
+  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
+  const box = make("div", { class: "panel" }, parent);
+  const open = (name) => {
+    model.set("panel", name);
+    model.save_changes();
+    draw();
+  };
+  for (const { name, title, about: words } of about.panels) {
+    const toggle = () => open(model.get("panel") === name ? "" : name);
+    button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
+  }
+  onArrows(list, (target) => open(target.dataset.panel));
+  function draw() {
+    const panel = about.panels.find(({ name }) => name === model.get("panel"));
+    const reached = (panel ?? about.panels[0]).name;
+    for (const tab of list.children) {
+      tab.setAttribute("aria-selected", tab.dataset.panel === panel?.name);
+      tab.setAttribute("tabindex", tab.dataset.panel === reached ? 0 : -1);
+    }
+    box.replaceChildren();
+    if (!panel) return;
+    if (panel.about) make("p", { class: "about" }, box, panel.about);
+    const parts = panel.name === "allocation" ? model.get("current").allocation ?? [] : panel.parts;
+    drawParts(make("div", { class: "parts" }, box), parts, { about, model, ask });
+  }
+  model.on("change:panel", draw);
+  model.on("change:compared", draw);
+  draw();
+  return () => {
+    if (model.get("panel") === "allocation") draw();
+  };
+}
+
+// race.js
+var SAVE = "Save the adapter with the lower held-out loss to the folder workbench-winner.";
+var PAST = "The map shows other ranks than those that were trained:";
+function racePanel(parent, { about, model, ask, width }) {
+  const panel = drawPanel(parent, about.training);
+  let race = { arms: [], obstacle: "", is_shown: false };
+  const training = () => model.get("training") ?? {};
+  const isRunning = () => Boolean(training().running);
+  panel.begin.addEventListener("click", () => {
+    const { steps, rate } = panel;
+    if (race.obstacle || isRunning() || !steps.validity.valid || !rate.validity.valid) return;
+    ask("train", {
+      ...steps.value && { steps: Number(steps.value) },
+      ...rate.value && { learning_rate: Number(rate.value) }
+    });
+  });
+  panel.winner.addEventListener("click", () => ask("save_winner"));
+  function tell(current) {
+    race = current.race;
+    sayWhatIsShown(panel, race, training());
+    sayPlan(panel, race, about.training);
+    sayWhetherReady(panel, race, isRunning());
+  }
+  function follow2() {
+    sayWhatIsShown(panel, race, training());
+    sayWhetherReady(panel, race, isRunning());
+    followTraining(panel, training(), ask, width);
+  }
+  panel.root.addEventListener("input", () => tell({ race }));
+  model.on("change:training", follow2);
+  follow2();
+  return tell;
+}
+function drawPanel(parent, defaults) {
+  const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
+  const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root);
+  const basis = make("div", { class: "basis" }, root), head = make("div", { class: "bar" }, root);
+  const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
+  const field = (label, attributes) => make("input", { type: "number", ...attributes }, explained(labeled(head, label), label));
+  const steps = field("steps", { min: 1, step: 1, placeholder: "auto", value: defaults.steps ?? "" });
+  const given = typeof defaults.learning_rate === "number" ? defaults.learning_rate : "";
+  const rate = field("learning rate", { min: 0, step: "any", value: given });
+  const stops = make("span", { class: "group" }, head);
+  const winner = describe(make("button", { type: "button" }, head, "Save winner"), SAVE);
+  const arms = make("div", { class: "arms" }, root), outcome = make("div", { class: "outcome" }, root);
+  const curves = make("div", { class: "curves" }, outcome), answers = make("div", { class: "answers" }, outcome);
+  return { root, other, verdict, basis, begin, plan, steps, rate, stops, winner, arms, curves, answers };
+}
+function sayWhatIsShown({ root, other }, race, training) {
+  const isPast = Object.keys(training.arms ?? {}).length > 0 && !race.is_shown;
+  root.classList.toggle("past", isPast);
+  other.textContent = isPast ? PAST : "";
+}
+function sayPlan({ steps, rate, plan }, { obstacle, arms }, { learning_rate, steps: planned, seconds }) {
+  for (const input of [steps, rate]) input.parentElement.hidden = !learning_rate && !planned && !seconds;
+  const length = steps.value || !seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(seconds / 60)} minutes`;
+  plan.textContent = obstacle || `${arms.join(" and ")}, ${length}`;
+}
+function sayWhetherReady({ begin }, { obstacle, arms }, isRunning) {
+  begin.setAttribute("aria-disabled", Boolean(obstacle) || isRunning);
+  const does = `Train ${arms.join(" and ")} on the same batches, and say which is better on held-out samples.`;
+  describe(begin, obstacle || does);
+}
+function followTraining(panel, training, ask, width) {
+  const names = Object.keys(training.arms ?? {});
+  panel.winner.hidden = !training.winner;
+  panel.verdict.textContent = training.said ?? "";
+  panel.basis.textContent = training.basis ?? "";
+  drawStops(panel.stops, training, ask);
+  panel.arms.replaceChildren();
+  if (training.running && training.bar?.words) drawBar(make("div", {}, panel.arms), training.bar);
+  names.forEach((name, i) => drawArm(panel.arms, name, i, training.arms[name]));
+  panel.curves.replaceChildren();
+  if (names.some((name) => training.arms[name].losses.length)) {
+    lossCurves(panel.curves, training.arms, Math.max(280, Math.min(430, width())));
+  }
+  panel.answers.replaceChildren();
+  if (training.answers?.length) drawAnswers(panel.answers, training.answers, names);
+}
+function drawStops(stops, { arms = {}, running }, ask) {
+  const names = running ? Object.keys(arms) : [];
+  if ([...stops.children].map((stop) => stop.dataset.arm).join() !== names.join()) {
+    stops.replaceChildren();
+    for (const name of names) {
+      const does = `End the training of ${name} after this step; the other goes on.`;
+      button(stops, `Stop ${name}`, does, () => ask("stop", { name }), { "data-arm": name });
+    }
+  }
+  for (const stop of stops.children) {
+    const arm = arms[stop.dataset.arm];
+    stop.disabled = !arm.running || arm.stopped;
+  }
+}
+function drawArm(parent, name, i, arm) {
+  const row = make("div", { class: `arm arm${i}`, "data-arm": name }, parent);
+  const parameters = `${arm.parameters.toLocaleString("en-US")} trained parameters`;
+  make("div", { class: "ranks" }, row, `${name}: ${arm.ranks}; ${parameters}`);
+  if (!arm.planned) return;
+  make("progress", { max: arm.planned, value: arm.step, "aria-label": `training of ${name}` }, row);
+  const loss = arm.losses.at(-1)?.[1], held = arm.held.at(-1)?.[1];
+  const said = [`step ${arm.step} of ${arm.planned}`];
+  if (loss !== void 0) said.push(`training loss ${loss.toPrecision(3)}`);
+  if (held !== void 0) said.push(`held-out loss ${held.toPrecision(4)}`);
+  if (arm.stopped) said.push("stopped");
+  row.append(said.join(", "));
+}
+function drawAnswers(parent, entries, names) {
+  const arms = names.filter((name) => name in entries[0].by);
+  const counted = arms.filter((name) => entries[0].by[name].right !== null).map((name) => {
+    const right = entries.filter((entry) => entry.by[name].right).length;
+    return `${name} ${right} of ${entries.length} right`;
+  });
+  const mark = ({ text, right }) => `${right === null ? "" : right ? "\u2713 " : "\u2717 "}${text}`;
+  drawTable(parent, {
+    caption: `Answers to held-out requests${counted.length ? `: ${counted.join(", ")}` : ""}`,
+    head: ["request", "right answer", ...arms],
+    rows: entries.map((entry) => [entry.request, entry.right, ...arms.map((name) => mark(entry.by[name]))]),
+    text: [0, 1, 2, 3]
+  });
+}
+
+// workbench/values.js
+var change2 = ({ current }, k) => current.ranks[k] - current.kept[k];
+var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
+function isOffered(bench, { trained, run }) {
+  return (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
+}
+function currentTab(bench) {
+  const { tabs } = bench.about, name = bench.model.get("tab");
+  return tabs.find((tab) => tab.name === name && (!tab.run || isOfRun(bench))) ?? tabs[1];
+}
+function value(bench, tab, k) {
+  const { model, current } = bench;
+  if (tab.run && !isOfRun(bench)) return null;
+  if (tab.of === "change") return change2(bench, k);
+  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
+  if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
+  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values[k]) ?? null;
+}
+function valueText(bench, tab, k) {
+  const v = value(bench, tab, k);
+  if (v === null) return "";
+  if (tab.kind === "change") return v ? signed(v) : "";
+  if (!["percent", "signed"].includes(tab.kind)) return number(v);
+  return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
+}
+
+// workbench/bar.js
+function drawControls(bench, bar) {
+  const { about, page, requests } = bench, controls = {};
+  const add = (name, label, tag, attributes, options) => {
+    controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
+  };
+  if (!page) {
+    add("budget", "Budget", "select", {}, ["ranks", "parameters"]);
+    add("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
+  }
+  add("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
+  if (!page) {
+    add("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
+    add("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
+    const presets = group(bar, "Presets");
+    for (const [name, meaning] of Object.entries(about.presets)) {
+      button(presets, name, String(meaning), () => requests.ask("preset", { name }));
+    }
+  }
+  const steps = group(bar, "History");
+  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
+  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
+  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  return () => {
+    for (const [name, control] of Object.entries(controls)) follow(control, bench.current.controls[name]);
+    undo.disabled = !bench.current.undo;
+    redo.disabled = !bench.current.redo;
+  };
+}
+function follow({ input, output, isHeld }, value2) {
+  if (isHeld) return;
+  input.disabled = value2 === null;
+  input.value = value2 ?? "";
+  if (output) output.textContent = value2;
+}
+function drawControl({ requests, tell }, bar, name, label, tag, attributes, options = []) {
+  const box = explained(labeled(bar, label)), input = make(tag, attributes, box);
+  const isRange = attributes.type === "range", isNumber = attributes.type === "number";
+  for (const option of options) make("option", {}, input, option);
+  const control = { input, output: isRange ? make("output", {}, box) : null, isHeld: false };
+  let gesture = requests.gesture();
+  input.addEventListener(isNumber || tag === "select" ? "change" : "input", () => {
+    if (isNumber && (input.value === "" || !input.validity.valid)) return tell();
+    control.isHeld = isRange;
+    if (control.output) control.output.textContent = input.value;
+    const value2 = tag === "select" ? input.value : Number(input.value);
+    requests.ask("set", { [name]: value2 }, `control ${gesture}`);
+  });
+  input.addEventListener("change", () => {
+    gesture = requests.gesture();
+    control.isHeld = false;
+    if (requests.isIdle) tell();
+  });
+  input.addEventListener("blur", () => {
+    control.isHeld = false;
+  });
+  return control;
+}
+function drawTabs(bench) {
+  const { about, page, model, tablist } = bench;
+  function show(name) {
+    model.set("tab", name);
+    model.save_changes();
+    bench.paint();
+  }
+  for (const tab of about.tabs) {
+    if (page && tab.trained) continue;
+    const element = make("button", { type: "button", role: "tab", "data-tab": tab.name }, tablist, tab.title);
+    explained(element, tab.of === "ranks" ? "rank" : tab.name === "overlap" ? "overlap" : tab.title);
+    element.addEventListener("click", () => show(tab.name));
+  }
+  onArrows(tablist, (target) => show(target.dataset.tab));
+}
+function markTab(bench) {
+  const { name } = currentTab(bench);
+  for (const tab of bench.tablist.children) {
+    tab.setAttribute("aria-selected", tab.dataset.tab === name);
+    tab.setAttribute("tabindex", tab.dataset.tab === name ? 0 : -1);
+  }
+}
+function offerTabs(bench) {
+  for (const button2 of bench.tablist.children) {
+    const tab = bench.about.tabs.find(({ name }) => name === button2.dataset.tab);
+    button2.hidden = !isOffered(bench, tab);
+  }
+}
+
+// module_charts.js
+var COLORS = { energy: 0, variance: 1 };
+function moduleCharts(about) {
+  const root = make("div", { class: "module" });
+  let chosen = 0;
+  function draw(module) {
+    root.replaceChildren();
+    if (about.spectra.length > 1) {
+      const spectra = about.spectra.map((spectrum, i) => [i, spectrum.label]);
+      choose(root, "Spectrum", spectra, chosen, (i) => {
+        chosen = Number(i);
+        draw(module);
+        root.querySelector("select")?.focus();
+      });
+    }
+    if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
+    drawShares(root, about, module);
+    if (module.counts?.length > 1) drawResamples(root, module);
+  }
+  return { root, draw };
+}
+function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
+  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
+  const mine = spectrum.index[k], measures = Object.keys(spectrum.curves);
+  const alike = about.names.flatMap((_, n) => about.row[n] === about.row[k] ? [spectrum.index[n]] : []);
+  const others = [...new Set(alike)].filter((i) => i !== mine);
+  const points = (measure, i, values) => {
+    const curve = spectrum.curves[measure];
+    return curve.at[i].map((direction, n) => [direction, curve[values][i][n]]);
+  };
+  const lines = (values) => [
+    ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
+    ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) }))
+  ];
+  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1)));
+  const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
+  chart(root, {
+    title: `Cumulative shares of the directions of ${place2}`,
+    lines: lines("sums"),
+    cursor,
+    height: 158,
+    x: { ...x, label: "first directions taken" },
+    y: { label: "cumulative share", percent: true, min: 0, max: 1 }
+  });
+  const shares = measures.flatMap((measure) => spectrum.curves[measure].each.flat().filter((share) => share > 0));
+  chart(root, {
+    title: `Share of each direction of ${place2}`,
+    lines: lines("each"),
+    cursor,
+    height: 124,
+    legend: false,
+    x,
+    y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...shares)) }
+  });
+  drawTable(root, {
+    caption: "What they hold, and how many hold",
+    head: ["", `first\xA0${rank}`, "90\xA0%", "95\xA0%", "99\xA0%"],
+    rows: measures.map((measure) => [measure, ...heldAndNeeded(spectrum.curves[measure], mine, rank)])
+  });
+}
+function heldAndNeeded(curve, i, rank) {
+  const last = curve.at[i].findLastIndex((direction) => direction <= rank);
+  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`);
+  return [rank ? percent(last < 0 ? 0 : curve.sums[i][last]) : "", ...needed];
+}
+function drawShares(root, about, { k, place: place2, rank }) {
+  const lines = Object.entries(about.by_rank).map(([name, label], i) => {
+    const shares = about.tabs.find((tab) => tab.name === name).curves[k];
+    const points = shares.map((share, n) => [n + 1, share]);
+    return { label, term: name === "overlap" ? "overlap" : label, points, color: i + 2 };
+  });
+  if (!lines.length) return;
+  chart(root, {
+    title: `Shares by rank, ${place2}`,
+    lines,
+    cursor: rank || null,
+    height: 116,
+    x: { label: "rank", min: 0, max: Math.max(...lines.map((line) => line.points.length)) + 1 },
+    y: { label: "share", percent: true, min: 0, max: 1 }
+  });
+}
+function drawResamples(root, { place: place2, rank, counts }) {
+  const all = counts.reduce((sum2, [, count2]) => sum2 + count2, 0), ranks = counts.map(([r]) => r);
+  const words = `Rank from resampled scores: ${ranks[0]} to ${ranks.at(-1)}`;
+  explained(make("div", { class: "key" }, root, words), "resamples");
+  chart(root, {
+    title: `Ranks from resampled scores, ${place2}`,
+    lines: [],
+    bars: counts.map(([r, count2]) => [r, count2 / all]),
+    cursor: rank || null,
+    height: 100,
+    x: { label: "rank", min: 0, max: 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...ranks)))) },
+    y: { label: "resamples", percent: true, min: 0, max: 1 }
+  });
+}
+
+// workbench/picture.js
+var LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"];
+function picture({ svg, root }) {
+  const copy = svg.cloneNode(true);
+  const from = [svg, ...svg.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+  from.forEach((element, i) => {
+    const look = getComputedStyle(element);
+    for (const name of LOOK) to[i].style[name] = look[name];
+  });
+  copy.prepend(make("rect", { width: "100%", height: "100%", fill: `rgb(${groundOf(isDark(root))})` }));
+  return new XMLSerializer().serializeToString(copy);
+}
+function downloadSvg(bench) {
+  download("allocation.svg", new Blob([picture(bench)], { type: "image/svg+xml" }));
+}
+function downloadPng(bench) {
+  const image = new Image(), scale = 2, { clientWidth, clientHeight } = bench.svg;
+  image.onload = () => {
+    const canvas = make("canvas", { width: scale * clientWidth, height: scale * clientHeight });
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => download("allocation.png", blob));
+  };
+  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture(bench));
+}
+
+// workbench/sentences.js
+var REASONS = {
+  score: "by its score",
+  captured: "by the gradient that its directions capture",
+  uniform: "the same for all",
+  ceiling: "the most allowed",
+  floor: "the least allowed"
+};
+var SHOWN_ELSEWHERE = ["sensitivity", "rank", "change", "scaling"];
+var reasonOf = ({ current }, k) => REASONS[current.reasons[k]] ?? current.reasons[k];
+var kept = (bench, k) => change2(bench, k) ? ` (kept: ${bench.current.kept[k]})` : "";
+function brief(bench, k) {
+  const rank = bench.current.ranks[k];
+  if (!rank) return `Left out: no adapter${kept(bench, k)}`;
+  return `Rank ${rank}${kept(bench, k)}, ${reasonOf(bench, k)}`;
+}
+function why(bench, k) {
+  const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
+  const score = scoreText(bench, k), instead = `${rank} instead of ${current.rank}`;
+  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
+  const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
+  const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
+  const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
+  const sentence2 = {
+    score: byRule,
+    captured: byRule,
+    uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
+    ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
+    floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
+    "by hand": `Set by hand to ${instead}${score && `; ${score}`}`
+  }[reason] ?? `${reason}: ${instead}`;
+  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence2)}.`;
+}
+var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
+function scoreText(bench, k) {
+  const scores = tabOf(bench, "sensitivity").values;
+  const middle = scores.reduce((all, score) => all + (score ?? 0), 0) / scores.length;
+  return scores[k] === null || !middle ? "" : `score ${number(scores[k] / middle)} \xD7 the mean`;
+}
+function rangeText({ model }, k) {
+  const counts = model.get("resampled")?.[k] ?? [];
+  if (!counts.length) return "";
+  return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts.at(-1)[0]])].join(" to ")} on other samples`;
+}
+function describeModule2(bench, k) {
+  const { about, current } = bench, lines = [why(bench, k)];
+  if (current.ranks[k]) {
+    const isByScore = current.controls.scaling === "nominal" && current.scalings[k] !== 1;
+    lines.push(`Scaling ${number(current.scalings[k])}${isByScore ? ", by the score, whatever the rank" : ""}`);
+  }
+  const { values, low, high } = tabOf(bench, "sensitivity");
+  const interval = low ? `, 95 % interval ${percent(low[k])} to ${percent(high[k])}` : "";
+  if (values[k] !== null) lines.push(`${percent(values[k])} of all scores${interval}`);
+  for (const tab of about.tabs) {
+    const v = value(bench, tab, k);
+    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
+    lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
+  }
+  return lines;
+}
+function headline({ about, current }) {
+  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
+  const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
+  const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs;
+  const spent = sum(price.map((cost2, k) => cost2 * current.ranks[k])), budget = current.rank * sum(price);
+  const which = adapted.length < about.names.length ? "that is adapted " : "";
+  const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
+  const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+}
+function changes(bench) {
+  const { about, current, page } = bench, by = (k) => change2(bench, k);
+  const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
+  if (!moved.length) return "no rank changed";
+  const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
+  const more = sum(moved.map((k) => Math.max(0, by(k)))), fewer = -sum(moved.map((k) => Math.min(0, by(k))));
+  const grown = sum(moved.map((k) => by(k) * about.outs[k]));
+  const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
+  const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
+  return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
+}
+function costs({ about, current }) {
+  const loraRanks = current.ranks.map(() => current.rank);
+  const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const lora = sizes(about, loraRanks, true);
+  const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
+  if (about.peak) names.push("peak memory of training");
+  return names.map((name, i) => {
+    const text = i ? sizeText : whole;
+    return [name, text(kept2[i]), text(now[i]), percent(now[i] / kept2[i]), text(lora[i])];
+  });
+}
+function sizes({ outs, ins, peak }, ranks, trainsA) {
+  const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
+  const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
+  return [trained, adapter, 8 * trained, peak?.[Number(trainsA)] + adapter + 12 * trained];
+}
+function warning({ current }) {
+  const adapted = current.ranks.filter((rank) => rank).length;
+  const full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
+  if (2 * full < adapted) return "";
+  const decides = current.is_captured ? "gradient decides" : "scores decide";
+  return `${full} of ${adapted} modules have the highest rank allowed, so the ${decides} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
+}
+
+// workbench/details.js
+var OTHER_RUN = "The run was trained with other ranks than these: what it used of them is in the panels Training and Rank use, not on the map.";
+var TEXTS_ASKED = "Include the panels with the text of samples in the page?";
+var WITH_TEXTS = ["reads", "attribution", "effects"];
+var SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
+function drawSelected(bench, side) {
+  const { about, model } = bench, said = make("div", { class: "said", "aria-live": "polite" }, side);
+  const charts = moduleCharts(about);
+  side.appendChild(charts.root);
+  return () => {
+    const selected = model.get("selected"), k = selected.at(-1), rest = selected.length - 1;
+    said.replaceChildren();
+    if (k === void 0) return;
+    const place2 = placeOf(about, k);
+    make("h2", {}, said, place2 + (rest ? `, and ${rest} more selected` : ""));
+    make("div", { class: "name" }, said, about.names[k]);
+    describeModule2(bench, k).forEach((line, i) => make("div", i ? {} : { class: "why" }, said, line));
+    charts.draw({ k, place: place2, rank: bench.current.ranks[k], counts: model.get("resampled")?.[k] });
+  };
+}
+function drawAllocation(bench, foot, message) {
+  const finding = make("div", { class: "finding" }, foot), line = copyable(make("div", { class: "copied" }, foot));
+  const downloads = make("span", { class: "group" }, foot), table = make("table", {}, foot);
+  const moved = make("div", { class: "moved" }, foot);
+  drawDownloads(bench, downloads);
+  return () => {
+    const { about, current } = bench;
+    message.textContent = current.message || warning(bench);
+    message.classList.toggle("note", Boolean(current.note));
+    finding.textContent = headline(bench);
+    table.replaceChildren();
+    const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
+    fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
+    moved.textContent = `Since it was kept: ${changes(bench)}.`;
+    if (about.run && !isOfRun(bench)) make("div", {}, moved, OTHER_RUN);
+    line.textContent = current.code;
+  };
+}
+function drawDownloads(bench, parent) {
+  const { about, page, requests } = bench;
+  button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
+  button(parent, "PNG", "Download the map as a picture", () => downloadPng(bench));
+  if (page) return;
+  const hasTexts = about.panels.some(({ parts }) => parts.some(({ kind }) => WITH_TEXTS.includes(kind)));
+  button(parent, "Page", "Download a page that shows the map without a kernel", () => {
+    requests.ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) });
+  });
+  button(parent, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
+}
+
+// workbench/gestures.js
+var PULL2 = 4;
+function select(bench, modules, last = modules.at(-1)) {
+  if (last === void 0) return;
+  bench.focus = last;
+  bench.model.set("selected", [...modules.filter((k) => k !== last), last]);
+  bench.model.save_changes();
+  bench.paint();
+}
+var selectedOf = (bench) => bench.model.get("selected");
+function moduleAt({ el, svg }, event) {
+  const cell = el.getRootNode().elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
+  return cell && svg.contains(cell) ? Number(cell.dataset.k) : null;
+}
+function followPointer2(bench) {
+  const { svg, tip, requests } = bench;
+  const hide = () => {
+    tip.style.display = "none";
+  };
+  svg.addEventListener("pointerdown", (event) => press2(bench, event));
+  svg.addEventListener("pointermove", (event) => {
+    if (bench.drag) return drag(bench, event);
+    const k = moduleAt(bench, event);
+    if (k === null) hide();
+    else inform(bench, k, event.clientX, event.clientY);
+  });
+  svg.addEventListener("pointerleave", hide);
+  function release() {
+    const { drag: drag2 } = bench;
+    if (drag2 && drag2.last === drag2.rank && selectedOf(bench).length > 1) select(bench, [drag2.k]);
+    bench.drag = null;
+    requests.rest();
+  }
+  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, release);
+  svg.addEventListener("dblclick", (event) => {
+    const k = moduleAt(bench, event);
+    if (k !== null) requests.ask("release", { modules: [k] });
+  });
+}
+function press2(bench, event) {
+  const { about, svg, cells, current, requests } = bench, members = labelMembers(about, event);
+  if (members) return select(bench, members);
+  const k = moduleAt(bench, event);
+  if (k === null || event.button) return;
+  event.preventDefault();
+  cells[k].g.focus({ preventScroll: true });
+  const before = selectedOf(bench);
+  if (event.shiftKey) return select(bench, membersOf(about, "row", about.row[k]), k);
+  if (event.ctrlKey || event.metaKey) {
+    return select(bench, before.includes(k) ? before.filter((module) => module !== k) : [...before, k]);
+  }
+  select(bench, before.includes(k) ? before : [k], k);
+  const rank = current.ranks[k];
+  bench.drag = { k, y: event.clientY, rank, last: rank, gesture: `drag ${requests.gesture()}` };
+  svg.setPointerCapture(event.pointerId);
+  bench.tip.style.display = "none";
+}
+function drag(bench, event) {
+  const { about, drag: drag2, requests } = bench, by = Math.round((drag2.y - event.clientY) / PULL2);
+  const rank = by ? Math.max(1, Math.min(about.most, drag2.rank + by)) : drag2.rank;
+  if (rank === drag2.last) return;
+  drag2.last = rank;
+  requests.ask("set_rank", { modules: selectedOf(bench), rank }, drag2.gesture);
+}
+function inform(bench, k, x, y) {
+  const { about, root, tip } = bench, box = root.getBoundingClientRect();
+  tip.replaceChildren();
+  make("b", {}, tip, placeOf(about, k));
+  make("div", {}, tip, brief(bench, k));
+  tip.style.display = "block";
+  tip.style.left = `${Math.max(0, Math.min(x - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${y - box.top + 16}px`;
+}
+function followKeys2(bench) {
+  const { root, svg, requests } = bench;
+  svg.addEventListener("keydown", (event) => {
+    if (act2(bench, event)) event.preventDefault();
+  });
+  root.addEventListener("keydown", (event) => {
+    const key = event.key.toLowerCase();
+    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
+      requests.ask(key === "y" || event.shiftKey ? "redo" : "undo");
+      event.preventDefault();
+    }
+    event.stopPropagation();
+  });
+}
+function act2(bench, event) {
+  const { about, current, focus, requests } = bench, modules = selectedOf(bench), { key } = event;
+  const move = MOVES[key], step = STEPS[key] ?? (event.altKey && move ? -move[1] : 0);
+  if (step) requests.ask("set_rank", { modules, rank: Math.max(1, current.ranks[focus] + step) });
+  else if (move && !event.altKey) walk2(bench, move, event.shiftKey);
+  else if (key === " " && (event.shiftKey || event.ctrlKey)) {
+    const which = event.shiftKey ? "row" : "column";
+    select(bench, membersOf(about, which, about[which][focus]), focus);
+  } else if (key === "Escape") select(bench, [focus]);
+  else if (["Delete", "Backspace"].includes(key)) requests.ask("release", { modules });
+  else if (key === "x") requests.ask("leave_out", { modules });
+  else return false;
+  return true;
+}
+function walk2(bench, move, extends_) {
+  const k = neighbor(bench.about, bench.focus, move);
+  if (k < 0) return;
+  select(bench, extends_ ? [.../* @__PURE__ */ new Set([...selectedOf(bench), k])] : [k], k);
+  bench.cells[k].g.focus();
+}
+
+// workbench/map.js
+var NARROWEST = 14;
+var WIDEST = 34;
+var DIVERGING = ["ratio", "change", "signed"];
+var LABEL2 = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out";
+var WORDS2 = {
+  layer: (layer) => [layer, `layer ${layer}`],
+  column: (name) => `Select ${name}`,
+  row: (name) => `Select ${name} of all layers`
+};
+var MARKS = {
+  // a line above or below, a cross where there is no adapter, a small one beside a number
+  ceiling: (w) => `M3 3.5H${w - 3}`,
+  floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`,
+  "left out": (w, h, isBeside) => isBeside ? `M${w - 6} 2l4 4m0-4l-4 4` : cross(w, h)
+};
+var SIGNS2 = [
+  ["dashed", "by hand", "by hand"],
+  ["over", "the most allowed", "ceiling"],
+  ["under", "the least allowed", "floor"],
+  ["cross", "left out", "left out"]
+];
+function layOut(bench, width) {
+  const { about, svg } = bench, wide = Math.max(320, width), shape = shapeOf(about, wide);
+  const attributes = {
+    width: wide,
+    height: shape.bands * bandHeight(about, shape, 20),
+    role: "grid",
+    "aria-multiselectable": "true",
+    "aria-label": LABEL2
+  };
+  for (const [name, setting] of Object.entries(attributes)) svg.setAttribute(name, setting);
+  Object.assign(bench, moduleGrid(svg, about, shape, WORDS2));
+}
+function shapeOf({ rows, columns }, wide) {
+  const longest = Math.max(...rows.map((row) => row.length)), right = 46;
+  const left = Math.min(LETTER * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
+  const bands = Math.ceil(columns.length * NARROWEST / room);
+  const w = Math.min(WIDEST, room / Math.ceil(columns.length / bands));
+  const stack = (row) => row.includes(".") ? row.split(".")[0] : "", gaps = [0];
+  for (let j = 1; j < rows.length; j++) gaps.push(gaps[j - 1] + (stack(rows[j]) === stack(rows[j - 1]) ? 0 : 8));
+  const font = w < 17 ? 8.5 : w < 22 ? 9.5 : 11;
+  return { left, right, top: 34, w, letters: left / LETTER, font, tall: 26, above: 3, inset: 1, bands, gaps };
+}
+function paintMap2(bench) {
+  const { about, cells, bars, root, model } = bench, tab = currentTab(bench);
+  const values = about.names.map((_, k) => value(bench, tab, k)), palette = paletteOf(bench, tab, values, isDark(root));
+  const selected = new Set(model.get("selected"));
+  cells.forEach((_, k) => paintCell2(bench, tab, k, palette.fill(values[k]), selected.has(k)));
+  const means = { row: meansOf(about, "row", values), column: meansOf(about, "column", values) };
+  for (const bar of bars) setLength(bar, means[bar.which][bar.at] / (Math.max(...means[bar.which]) || 1));
+  drawLegend(bench, tab, palette);
+}
+function meansOf(about, which, values) {
+  const length = { row: about.rows, column: about.columns }[which].length;
+  const sizes2 = (at) => membersOf(about, which, at).map((k) => Math.abs(values[k] ?? 0));
+  return Array.from({ length }, (_, at) => mean(sizes2(at)));
+}
+function paintCell2(bench, tab, k, fill2, isSelected) {
+  const cell = bench.cells[k], reason = bench.current.reasons[k], ink = inkOn(fill2);
+  const text = cell.w < 12 ? "" : valueText(bench, tab, k);
+  put(cell.rect, "fill", `rgb(${fill2})`);
+  write(cell.text, text);
+  put(cell.text, "fill", ink);
+  put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h, text !== "") ?? "");
+  put(cell.mark, "stroke", ink);
+  put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${isSelected ? " on" : ""}`);
+  put(cell.g, "tabindex", k === bench.focus ? 0 : -1);
+  put(cell.g, "aria-selected", isSelected);
+  const words = `${placeOf(bench.about, k)}, rank ${bench.current.ranks[k]}, ${reasonOf(bench, k)}`;
+  put(cell.g, "aria-label", `${words}${tab.of === "ranks" ? "" : `, ${text}`}`);
+}
+function paletteOf({ current }, tab, values, dark) {
+  const ground = groundOf(dark), isDiverging = DIVERGING.includes(tab.kind), middle = current.middles[tab.name] ?? 1;
+  function scaled(v) {
+    if (tab.kind === "ratio") return Math.log2(v / middle);
+    return tab.kind === "percent" ? Math.sqrt(v) : v;
+  }
+  const known = values.filter((v) => v !== null).map((v) => Math.abs(scaled(v)));
+  const most = { ratio: 3, change: current.rank }[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  function fill2(v) {
+    if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
+    const share = scaled(v) / most;
+    return blend(ground, isDiverging ? share > 0 ? RED : BLUE : GREEN, share);
+  }
+  const ramp = isDiverging ? [BLUE, ground, RED] : [ground, GREEN];
+  return { fill: fill2, ramp, ends: endsOf(tab.kind, middle, most) };
+}
+function endsOf(kind, middle, most) {
+  return {
+    ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
+    change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`],
+    percent: ["0", percent((most / 2) ** 2), percent(most ** 2)],
+    number: ["0", "", number(most)],
+    signed: [`${MINUS}${percent(most)}`, "0", `+${percent(most)}`]
+  }[kind];
+}
+function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
+  legend.replaceChildren();
+  make("span", {}, legend, ends2[0]);
+  const gradient = ramp.map((color) => `rgb(${color})`);
+  make("span", { class: "ramp", style: `background: linear-gradient(to right, ${gradient})` }, legend, ends2[1]);
+  const bars = ["change", "signed"].includes(tab.kind) ? "mean size" : "means";
+  make("span", {}, legend, `${ends2[2]} (${tab.unit}; bars: ${bars})`);
+  for (const [sign2, meaning, reason] of SIGNS2) {
+    if (!current.reasons.includes(reason)) continue;
+    const entry = make("span", { class: "entry" }, legend);
+    make("span", { class: `sign ${sign2}` }, entry, sign2 === "cross" ? "\xD7" : "");
+    entry.append(meaning);
+    explained(entry, meaning);
+  }
+}
+
+// workbench/requests.js
+var REST = 400;
+var Requests = class {
+  /** @type {{call: string, args: object, gesture: string | null}[]} */
+  queue = [];
+  isBusy = false;
+  hasMore = false;
+  // resamples of this version
+  version = 1;
+  // of the ranks
+  resampled = 0;
+  // the version whose resamples were asked for
+  gestures = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  timer = void 0;
+  /**
+   * @param {any} model
+   * @param {() => boolean} resamples Whether ranks are resampled at all.
+   * @param {() => boolean} isDragging
+   */
+  constructor(model, resamples, isDragging) {
+    this.model = model;
+    this.resamples = resamples;
+    this.isDragging = isDragging;
+  }
+  get isIdle() {
+    return !this.isBusy && !this.queue.length;
+  }
+  /** The number of a new gesture. */
+  gesture() {
+    return ++this.gestures;
+  }
+  /**
+   * @param {string} call
+   * @param {object} args
+   * @param {string | null} gesture Which gesture it is part of.
+   */
+  ask(call, args = {}, gesture = null) {
+    if (gesture !== null && this.queue.at(-1)?.gesture === gesture) this.queue.pop();
+    this.queue.push({ call, args, gesture });
+    this.next();
+  }
+  next() {
+    if (this.isBusy) return;
+    if (!this.queue.length) return this.rest();
+    this.isBusy = true;
+    this.model.send({ ...this.queue.shift(), id: this.version });
+  }
+  /** When the user rests, asks for ranks from resampled scores, in parts: the next request does not wait for all. */
+  rest() {
+    if (!this.resamples()) return;
+    this.stop();
+    if (!this.hasMore && this.resampled >= this.version || this.isDragging()) return;
+    this.timer = setTimeout(() => {
+      this.resampled = this.version;
+      this.ask("resample");
+    }, this.hasMore ? 0 : REST);
+  }
+  /** The ranks have changed. */
+  changed() {
+    this.version++;
+    this.hasMore = false;
+    this.rest();
+  }
+  answered(more) {
+    this.isBusy = false;
+    this.hasMore = more;
+    this.next();
+  }
+  stop() {
+    clearTimeout(this.timer);
+  }
+};
+
+// workbench/workbench.js
+function renderWorkbench({ model, el }) {
+  const { bench, bar, message, map, side, body, foot } = drawFrame2(model, el), { about, page, requests } = bench;
+  const ask = (...request) => requests.ask(...request), follow2 = [];
+  bench.tell = () => follow2.forEach((draw) => draw(bench.current));
+  bench.paint = () => {
+    if (!bench.cells.length) return;
+    paintMap2(bench);
+    markTab(bench);
+    offerTabs(bench);
+    bench.tell();
+  };
+  const drawnControls = drawControls(bench, bar);
+  drawTabs(bench);
+  follow2.push(drawSelected(bench, side), drawAllocation(bench, foot, message), drawnControls);
+  if (!page) follow2.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
+  model.on("msg:custom", (content) => receive(requests, content));
+  const panels = make("div", { class: "panels" }, bench.root);
+  if (about.panels.length && page) follow2.push(panelSections(panels, about, bench.current, model, ask));
+  else if (about.panels.length) follow2.push(panelTabs(panels, about, model, ask));
+  followPointer2(bench);
+  followKeys2(bench);
+  followModel2(bench);
+  const stop = followPage(bench, map);
+  requests.rest();
+  return () => {
+    stop();
+    requests.stop();
+  };
+}
+function drawFrame2(model, el) {
+  const about = model.get("about"), page = Boolean(about.page);
+  const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
+  const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
+  guide(root, page, Boolean(about.names.length));
+  const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
+  const body = make("div", { class: "body" }, root);
+  const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
+  const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
+  const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
+  const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
+  explainer(root);
+  const bench = { model, el, about, page, root, tablist, svg, legend, tip, cells: [], bars: [], drag: null };
+  bench.current = model.get("current");
+  bench.focus = model.get("selected").at(-1) ?? 0;
+  const resamples = () => !page && about.resamples && !bench.current.is_captured;
+  bench.requests = new Requests(model, resamples, () => bench.drag !== null);
+  bench.paint = bench.tell = () => {
+  };
+  return { bench, bar, message, map, side, body, foot };
+}
+function receive(requests, content) {
+  if ("answer" in content) requests.answered(content.more);
+  if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
+}
+function followModel2(bench) {
+  const { model, requests } = bench;
+  model.on("change:current", () => {
+    const { ranks } = bench.current;
+    bench.current = model.get("current");
+    bench.paint();
+    if (ranks.some((rank, k) => rank !== bench.current.ranks[k])) requests.changed();
+  });
+  model.on("change:tab", () => bench.paint());
+  model.on("change:selected", () => {
+    bench.focus = model.get("selected").at(-1) ?? bench.focus;
+    bench.paint();
+  });
+  model.on("change:resampled", () => bench.tell());
+  model.on("change:training", () => currentTab(bench).trained ? bench.paint() : offerTabs(bench));
+}
+function followPage(bench, map) {
+  let width = 0;
+  const resized = new ResizeObserver(() => {
+    if (!map.clientWidth || map.clientWidth === width) return;
+    width = map.clientWidth;
+    layOut(bench, width);
+    bench.paint();
+  });
+  const themed = new MutationObserver(() => bench.paint());
+  resized.observe(map);
+  themed.observe(document.body, { attributes: true });
+  return () => {
+    resized.disconnect();
+    themed.disconnect();
+  };
+}
+
+// allocate.js
+function refuse() {
+  throw new RangeError("the limits cannot be met");
+}
+var total = (units, costs2) => units.reduce((sum2, count2, i) => sum2 + count2 * costs2[i], 0);
+function integers(values) {
+  const bits = values.map((value2) => new DataView(new Float64Array([value2]).buffer).getBigUint64(0, true));
+  const powers = bits.map((b) => Math.max(1, Number(b >> 52n)));
+  const least = Math.min(...powers.filter((_, i) => values[i]), 2046);
+  const fraction = (b) => b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n);
+  return { least, numerators: bits.map((b, i) => values[i] ? fraction(b) << BigInt(powers[i] - least) : 0n) };
+}
+function exactSum(values) {
+  const { least, numerators } = integers(values);
+  return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
+}
+var roundEven = (x) => Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
+function apportion(weights, budget, low, high, costs2 = ones(weights)) {
+  if (total(low, costs2) > budget) refuse();
+  budget = Math.min(budget, total(high, costs2));
+  const full = weights.map((weight, i) => weight ? high[i] : low[i]);
+  if (total(full, costs2) <= budget) [low, weights] = [full, ones(weights)];
+  const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
+  const ideal = (i) => Number(numerators[i] * rest / scale);
+  const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
+  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest, lacks = units.map((_, i) => lack(i));
+  for (let left = budget - total(units, costs2); ; ) {
+    let next = -1;
+    units.forEach((count2, i) => {
+      if (count2 < high[i] && costs2[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
+    });
+    if (next < 0) return units;
+    units[next]++;
+    left -= costs2[next];
+    lacks[next] = lack(next);
+  }
+}
+function level(numerators, budget, low, high, costs2) {
+  const [floor, ceiling, cost2] = [low, high, costs2].map((column) => column.map(BigInt));
+  const sum2 = (members, of) => members.reduce((all, i) => all + of(i), 0n);
+  let free = [...numerators.keys()], rest = BigInt(budget);
+  for (; ; ) {
+    const scale = sum2(free, (i) => numerators[i] * cost2[i]);
+    const beyond = (limit2, i) => numerators[i] * rest - limit2[i] * scale;
+    const cut = free.filter((i) => beyond(ceiling, i) > 0n), raised = free.filter((i) => beyond(floor, i) < 0n);
+    const surplus = sum2(cut, (i) => beyond(ceiling, i) * cost2[i]) + sum2(raised, (i) => beyond(floor, i) * cost2[i]);
+    if (!surplus) return { rest, scale };
+    const fixed = surplus > 0n ? cut : raised, limit = surplus > 0n ? ceiling : floor, isFixed = new Set(fixed);
+    rest -= sum2(fixed, (i) => limit[i] * cost2[i]);
+    free = free.filter((i) => !isFixed.has(i));
+  }
+}
+function apportionByGain(gains2, budget, low, high, costs2) {
+  const units = [...low], open = new Set(units.flatMap((count2, i) => count2 < high[i] ? [i] : []));
+  for (let rest = budget - total(units, costs2); rest && open.size; ) {
+    let next = -1, most = -1;
+    for (const i of open) {
+      const gain = gains2[i][units[i]] / costs2[i];
+      if (gain > most || gain === most && units[i] < units[next]) [next, most] = [i, gain];
+    }
+    if (costs2[next] <= rest) {
+      units[next]++;
+      rest -= costs2[next];
+      if (units[next] < high[next]) continue;
+    }
+    open.delete(next);
+  }
+  return units;
+}
+function allocate(rule, about) {
+  const { rank, edits, scores, temperature, energies } = rule;
+  const kept2 = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
+  const price = rule.budget === "ranks" ? scores.map(() => 1) : about.outs, budget = rank * total(price, ones(price));
+  const [costs2, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept2.map((k) => column[k]));
+  const low = kept2.map((k, i) => edits[k] ?? floors[i]), high = kept2.map((k, i) => edits[k] ?? ceilings[i]);
+  if (!kept2.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
+  if (total(low, costs2) > budget || budget - total(high, costs2) >= Math.max(...costs2)) refuse();
+  const powers = kept2.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : ones(kept2);
+  const gains2 = energies && kept2.map((k) => energies[k]);
+  const shares = gains2 ? apportionByGain(gains2, budget, low, high, costs2) : apportion(weights, budget, low, high, costs2);
+  const ideals = gains2 ? idealsByGain(gains2, budget, costs2, kept2, about) : idealsByScore(weights, budget, costs2);
+  const alpha = rule.alpha ?? rank, sum2 = exactSum(powers);
+  const share = (power) => Math.max(alpha, roundEven(alpha * powers.length * power / sum2));
+  const alphas = powers.map((power) => rule.adapt_scales ? share(power) : alpha);
+  const result = leftOut(rank, scores.length), byRule = nameOfRule(rule);
+  kept2.forEach((k, i) => {
+    result.most[k] = high[i];
+    if (!shares[i]) return;
+    result.ranks[k] = shares[i];
+    result.ideals[k] = ideals[i] === Infinity ? null : ideals[i];
+    result.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
+    result.reasons[k] = k in edits ? "by hand" : limitOf(shares[i], low[i], high[i], ideals[i]) ?? byRule;
+  });
+  return { ...result, middles: { rank, scaling: alpha / rank } };
+}
+var ones = (values) => values.map(() => 1);
+var idealsByScore = (weights, budget, costs2) => {
+  const cost2 = exactSum(weights.map((weight, i) => weight * costs2[i]));
+  return weights.map((weight) => budget * weight / cost2);
+};
+function idealsByGain(gains2, budget, costs2, kept2, about) {
+  const known = gains2.map((gain) => gain.length);
+  const asked = apportionByGain(gains2, budget, gains2.map(() => 0), known, costs2);
+  const full = (k) => Math.min(about.outs[k], about.ins[k]);
+  return asked.map((units, i) => units === known[i] && known[i] < full(kept2[i]) ? Infinity : units);
+}
+function limitOf(share, low, high, ideal) {
+  if (share === high && high < ideal) return "ceiling";
+  return share === low && low > ideal ? "floor" : null;
+}
+function nameOfRule({ energies, temperature, adapt_ranks }) {
+  if (energies) return "captured";
+  return temperature && adapt_ranks ? "score" : "uniform";
+}
+function leftOut(rank, count2) {
+  const all = (value2) => Array(count2).fill(value2);
+  return { rank, ranks: all(0), scalings: all(null), ideals: all(null), most: all(0), reasons: all("left out") };
+}
+
+// offline.js
+var WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+var REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
+function allocationCode(rule, about) {
+  const quote = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits);
+  const temperature = Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature;
+  const options = { ...rule.code, rank: rule.rank, temperature };
+  if (rule.temperature === 1) delete options.temperature;
+  if (rule.changed) options.exclude_modules = `[${rule.excluded.map(quote).join(", ")}]`;
+  if (!rule.excluded.length) delete options.exclude_modules;
+  const given = Object.entries(options).map(([name, value2]) => `${name}=${value2}`);
+  const call = `tlora.allocate(${["calibration.sensitivity", ...given].join(", ")})`;
+  if (!edits.length) return call;
+  return `${call}.edit({${edits.map(([k, rank]) => `${quote(k)}: ${rank}`).join(", ")}})`;
+}
+function decide(rule, modules, { rank = null, out = false } = {}) {
+  const edits = Object.fromEntries(Object.entries(rule.edits).filter(([k]) => !modules.includes(Number(k))));
+  if (rank) {
+    for (const k of modules) edits[k] = rank;
+  }
+  const kept2 = rule.excluded.filter((k) => !modules.includes(k));
+  const excluded = kept2.concat(out ? modules : []).sort((a, b) => a - b);
+  const changed = rule.changed || out || excluded.length < rule.excluded.length;
+  return { ...rule, edits, excluded, changed };
+}
+function isRefused(rule, about) {
+  try {
+    allocate(rule, about);
+    return false;
+  } catch (error) {
+    if (error instanceof RangeError) return true;
+    throw error;
+  }
+}
+function nearestRank(rule, about, modules, present, rank) {
+  const step = Math.sign(rank - present);
+  let [low, high] = [0, Math.abs(rank - present)];
+  while (low < high) {
+    const middle = low + high >> 1;
+    if (isRefused(decide(rule, modules, { rank: present + step * middle }), about)) high = middle;
+    else low = middle + 1;
+  }
+  return low ? present + step * (low - 1) : refuse();
+}
+var OfflineWorkbench = class {
+  past = [];
+  future = [];
+  gesture = null;
+  constructor(data, about, tell) {
+    this.data = data;
+    this.about = about;
+    this.rule = data.rule;
+    this.current = data.current;
+    this.tell = tell;
+  }
+  show(rule, message = "") {
+    const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
+    this.rule = rule;
+    const temperature = controls.temperature === null ? null : rule.temperature;
+    this.current = {
+      ...data.current,
+      ...found,
+      message,
+      code: allocationCode(rule, about),
+      undo: this.past.length,
+      redo: this.future.length,
+      controls: { ...controls, rank: rule.rank, temperature },
+      allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation]
+    };
+    this.tell(this.current);
+  }
+  /** Goes to a rule; within one gesture the step to undo grows. */
+  move(rule, gesture = null, message = "") {
+    allocate(rule, this.about);
+    if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
+    this.gesture = gesture;
+    this.future.length = 0;
+    this.show(rule, message);
+  }
+  back(from, to) {
+    if (!from.length) return;
+    to.push(this.rule);
+    this.gesture = null;
+    this.show(from.pop());
+  }
+  set(options, gesture) {
+    this.move({ ...this.rule, ...options }, gesture);
+  }
+  set_rank({ modules, rank }, gesture) {
+    const wished = decide(this.rule, modules, { rank });
+    if (!isRefused(wished, this.about)) return this.move(wished, gesture);
+    const present = this.current.ranks[modules[0]] || 1;
+    const nearest = nearestRank(this.rule, this.about, modules, present, rank);
+    const message = `Rank ${rank} does not fit the budget and the limits: ${nearest} is the nearest that does.`;
+    this.move(decide(this.rule, modules, { rank: nearest }), gesture, message);
+  }
+  release({ modules }) {
+    this.move(decide(this.rule, modules));
+  }
+  leave_out({ modules }) {
+    this.move(decide(this.rule, modules, { out: true }));
+  }
+  undo() {
+    this.back(this.past, this.future);
+  }
+  redo() {
+    this.back(this.future, this.past);
+  }
+};
+function offline(data) {
+  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {};
+  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  function change3(name, value2) {
+    values[name] = value2;
+    tell(`change:${name}`);
+  }
+  const workbench = new OfflineWorkbench(data, about, (current) => {
+    values.resampled = [];
+    change3("current", current);
+  });
+  function answer(call, args, gesture) {
+    if (call === "read") return change3("reading", data.readings[args.module]);
+    workbench[call](args, gesture);
+  }
+  return {
+    get: (name) => values[name],
+    set: change3,
+    save_changes: () => {
+    },
+    on: (name, listener) => {
+      (listeners[name] ??= []).push(listener);
+    },
+    send: ({ call, args, gesture = null, id }) => {
+      try {
+        answer(call, args, gesture);
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        workbench.show(workbench.rule, REFUSED);
+      }
+      tell("msg:custom", { answer: id });
+    }
+  };
+}
+
+// page.js
+function renderPage(data, el) {
+  if (data.about.names.length) return renderWorkbench({ model: offline(data), el });
+  panelSections(make("div", { class: "tlora" }, el), data.about, {}, null);
+}
+
+// widgets.js
+function render({ model, el }) {
+  return model.get("about") ? renderWorkbench({ model, el }) : renderMonitor({ model, el });
+}
+var widgets_default = { render };
+export {
+  widgets_default as default,
+  offline,
+  renderPage
+};
