@@ -121,7 +121,7 @@ class Gathered:
 
 
 class Samples(HeldOut):
-    def calibration(self, samples: int) -> list[dict[str, torch.Tensor]]:
+    def calibration(self, samples: int, batch_size: int = 1) -> list[dict[str, torch.Tensor]]:
         return [tiny_batch("llama", seed=seed) for seed in range(samples)]
 
 

@@ -145,7 +145,7 @@ def test_merges_are_those_of_peft(tmp_path, method, monkeypatch):
     again = PeftModel.from_pretrained(tiny_model("llama"), combined.save_adapter(tmp_path / "both"))
     theirs = {n: m for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     for name, update in updates(again).items():
-        torch.testing.assert_close(update, theirs[name].get_delta_weight("merged"), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(update, theirs[name].get_delta_weight("merged"), atol=1e-4, rtol=1e-4)
 
 
 def test_a_seed_gives_the_same_entries(tmp_path):
