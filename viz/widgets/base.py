@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Iterator
@@ -17,10 +18,17 @@ from tlora.utils.front_end import has_front_end, kernel, shell
 
 FOLDER = Path(__file__).parent
 SCRIPT, LOOK = FOLDER / "widgets.js", FOLDER / "widgets.css"
-"""What runs in the browser, bundled from ``viz/browser``, and its style. Widgets are given the files, not their text:
-while one works on them, an edit is seen without a new kernel."""
+"""What runs in the browser, bundled from ``viz/browser``, and its style."""
 DPI = 144
 """Pixels per inch of a picture: one and a half of what a browser shows, so that text is sharp on dense screens too."""
+
+
+def for_widget(file: Path) -> Path | str:
+    """What a widget is given of a file: its text, or the file itself while one works on it.
+
+    An edit of the file is then seen without a new kernel, but anywidget keeps every widget that has it alive.
+    """
+    return file if os.environ.get("ANYWIDGET_HMR") == "1" else file.read_text("utf-8")
 
 
 def hears_while_busy() -> bool:

@@ -9,7 +9,7 @@ import anywidget
 import traitlets
 
 from tlora.training.callbacks import ModuleRecorder
-from viz.widgets.base import LOOK, SCRIPT
+from viz.widgets.base import LOOK, SCRIPT, for_widget
 
 
 class TrainingFollower(ModuleRecorder):
@@ -64,5 +64,5 @@ class Curves(anywidget.AnyWidget):
     ``cells`` (row, column, share) of the updates.
     """
 
-    _esm, _css = SCRIPT, LOOK
+    _esm, _css = for_widget(SCRIPT), for_widget(LOOK)
     state: Any = traitlets.Dict().tag(sync=True)

@@ -47,7 +47,7 @@ from tlora.utils.text import size_text
 from tlora.utils.validation import check_arguments
 from viz.plots.allocation import allocation_headline
 from viz.widgets.attribution import LiveAttribution
-from viz.widgets.base import LOOK, SCRIPT, PicturedWidget
+from viz.widgets.base import LOOK, SCRIPT, PicturedWidget, for_widget
 from viz.widgets.page import page_html
 from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
@@ -108,7 +108,7 @@ class Session:
 class WorkbenchView(anywidget.AnyWidget):
     """The part in the browser: it draws its traits, and sends requests back."""
 
-    _esm, _css = SCRIPT, LOOK
+    _esm, _css = for_widget(SCRIPT), for_widget(LOOK)
     about: Any = traitlets.Dict().tag(sync=True)
     current: Any = traitlets.Dict().tag(sync=True)
     tab: Any = traitlets.Unicode("rank").tag(sync=True)
