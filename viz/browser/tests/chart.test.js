@@ -21,7 +21,7 @@ Deno.test("small numbers are powers of ten on a logarithmic axis alone", () => {
 
 Deno.test("points are where the axes say, and what is not finite is left out", () => {
   const parent = place();
-  const points = [[0, 0], [1, NaN], [2, 1]], x = { label: "x", min: 0, max: 2 }, y = { label: "y", min: 0, max: 1 };
+  const points = [[0, 0], [1, NaN], [2, 1]], x = { label: "x", min: 0, max: 2 }, y = { label: "y" };
   chart(parent, { title: "t", lines: [{ label: "a", points }], x, y, width: 158, height: 138 });
   assert.equal(parent.querySelector("path.curve").getAttribute("d"), "M50.0 106.0L150.0 6.0");
   assert.equal(parent.querySelector("svg").getAttribute("aria-label"), "t");
