@@ -52,7 +52,7 @@ def check_model(model: str | None) -> str | None:
 def check_task(task: str | None) -> str | None:
     """Refuse a path that does not exist; other names may be presets or tasks of reasoning-gym."""
     if task and ("/" in task or Path(task).suffix) and not Path(task).exists():
-        raise FileNotFoundError(f"{task} does not exist: --task takes a file, a folder or the name of a task")
+        raise FileNotFoundError(f"{task} does not exist: TASK is a file, a folder or the name of a task")
     return task
 
 

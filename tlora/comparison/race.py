@@ -165,7 +165,7 @@ def race(
         raise ValueError(f"arms has {len(arms)}: a race takes at least two, such as {{'A': allocation, 'B': 'lora'}}")
     if (steps is None) == (seconds is None):
         raise ValueError("pass steps= or seconds=, one of them: the length of the race")
-    chosen_seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    chosen_seeds = list(range(seeds)) if isinstance(seeds, int | np.integer) else list(map(int, seeds))
     if not chosen_seeds or len(set(chosen_seeds)) < len(chosen_seeds):
         raise ValueError(f"seeds={seeds}: pass how many, or at least one seed, each once")
     rates = learning_rate if isinstance(learning_rate, Mapping) else dict.fromkeys(arms, learning_rate)
@@ -290,8 +290,8 @@ class RaceRun:
             base = self._evaluate(self.model, self.split, self.progress)
         if not np.isfinite(base).all():
             raise ValueError("the held-out loss of the base is not finite: load the model in float32 or bfloat16")
-        if isinstance(steps, int):
-            self.steps = steps
+        if isinstance(steps, int | np.integer):
+            self.steps = int(steps)
         else:
             plan = steps or partial(self._fit_steps, seconds or 0)
             self.steps = plan(*self._time_steps(time.perf_counter() - evaluation_began))

@@ -281,6 +281,12 @@ class Workbench(PicturedWidget):
         -------
         Workbench
 
+        Raises
+        ------
+        ValueError
+            If the plan has no calibration, or its directions are just those that its ranks need, as those of
+            ``"tlora-paper"`` are: no rank could grow. `explore` computes more.
+
         Examples
         --------
         >>> workbench = viz.Workbench.from_plan(tlora.prepare(model, task, rank=2, samples=4, progress=False))
@@ -916,7 +922,8 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
     if short:
         raise ValueError(
             f"the subspaces have {most} directions in some modules and {len(subspaces.bases[short[0]])} in {short[0]}, "
-            f"which leaves its rank no room: make them with one number, tlora.task_subspaces(..., max_rank={most})"
+            f"which leaves its rank no room: make them with one number, tlora.task_subspaces(..., max_rank={most}), or "
+            "open viz.explore(model, task, recipe)"
         )
 
 
