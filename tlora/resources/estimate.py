@@ -250,7 +250,7 @@ def estimate(
         parameters=steps.parameters,
         trainable={
             kind: adapter.trainable_parameters + steps.head
-            for kind, adapter in uniform_footprints(steps.shapes, rank).items()
+            for kind, adapter in uniform_footprints(steps.shapes, setup.rank).items()
         },
         bytes=peaks,
         activations={name: step.stored for name, step in simulated.items()},
