@@ -16,7 +16,7 @@ from tlora.adapters.update import direction_energies, leading_directions, projec
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.results import Meta
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, require_finite
 
 
 def compress(
@@ -107,6 +107,8 @@ def compress(
     >>> kept = tlora.compress("adapter", parameters=0.25, contributions=answers["contribution"].to_dict())
     """
     check_arguments(compress, locals())
+    if contributions is not None:
+        contributions = {name: require_finite(v, f"contributions[{name!r}]") for name, v in contributions.items()}
     budget: dict[str, Any] = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
     check_budget(budget)
     source = LoraAdapter.read(adapter, "compress")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.utils.reproducibility import exact_products
+from tlora.utils.validation import require_finite, require_positive_int
 
 _ROUNDING = 1e-13
 """Share of the largest energy below which energies are rounding of float64."""
@@ -78,6 +79,7 @@ class LoraUpdate:
         return self.scaling * (self.b @ self.a)
 
     def __mul__(self, factor: float) -> LoraUpdate:
+        factor = require_finite(factor, "the factor")
         b = self.b if factor > 0 else self.b * float(np.sign(factor))
         return replace(self, b=b, scaling=self.scaling * (abs(factor) or 1.0))
 
@@ -175,7 +177,7 @@ class LoraUpdate:
         The best is ``U_k U_k^T dW``, with ``U_k`` the leading left singular vectors of ``dW M^(1/2)`` (Eckart & Young).
         Neither ``dW`` nor a root of ``M`` is formed: the vectors are ``Q`` times the eigenvectors of `core`.
         """
-        return cut_update(self, rank, moment)[0]
+        return cut_update(self, require_positive_int(rank, "rank", 0), moment)[0]
 
     def __repr__(self) -> str:
         return f"LoraUpdate({self.module}, rank {self.rank} of {self.shape}, scaling {self.scaling:.4g})"

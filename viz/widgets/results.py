@@ -145,7 +145,7 @@ def scores_to_show(results: Results) -> Sensitivity:
     """The sensitivity, or if there is none the scores of the allocation as those of a single sample."""
     if results.sensitivity is not None:
         return results.sensitivity
-    assert results.allocation is not None
-    allocation = results.allocation
+    if (allocation := results.allocation) is None:
+        raise ValueError("there is neither a sensitivity nor an allocation, whose scores the map shows: save it again")
     scores = [[allocation.scores.get(name, 0.0) for name in allocation.names]]
     return Sensitivity(dict(allocation.targets), torch.tensor(scores), allocation.meta)

@@ -1,6 +1,7 @@
 """Adapters that are cut: against a dense SVD and dense weighted least squares, and what cannot be cut."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -258,6 +259,7 @@ def test_refusals_of_adapters(adapter, words):
         ({"error": -0.1}, "error"),
         ({"parameters": 20}, "use 48 or more"),
         ({"rank": 2, "contributions": {}}, "parameters= or energy="),
+        ({"parameters": 0.5, "contributions": {"model.layers.0.mlp.down_proj": math.nan}}, "contributions"),
         ({"parameters": 0.5, "contributions": {}}, "lacks model.layers.0.mlp.down_proj"),
     ],
 )

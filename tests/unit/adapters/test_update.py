@@ -1,5 +1,6 @@
 """The algebra of an update, against NumPy on the dense product."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -138,3 +139,10 @@ def test_an_update_that_is_not_finite_is_refused_by_name(part: str) -> None:
     broken = LoraUpdate(**whole | {part: whole[part] * torch.nan})
     with pytest.raises(ValueError, match=r"model\.layers\.3"):
         broken.cut(1)
+
+
+@pytest.mark.parametrize("call", [lambda u: math.nan * u, lambda u: math.inf * u, lambda u: u.cut(-1)])
+def test_a_number_that_leaves_no_update_is_refused(call):
+    update = LoraUpdate("model.layers.3", torch.ones(2, 3), torch.ones(4, 2), 1.0)
+    with pytest.raises(ValueError, match=r"factor|rank"):
+        call(update)
