@@ -5,29 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tlora.adapters.combine import Combination
+from tlora.adapters.compression import Compression
+from tlora.adapters.files import RUN
+from tlora.allocation.allocation import Allocation
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
+from tlora.comparison.race_result import Race
+from tlora.explanation.attribution import Attribution
+from tlora.explanation.direction_activations_result import DirectionActivations
+from tlora.explanation.interference import Interference
+from tlora.explanation.measure_scales import Rescaling
+from tlora.explanation.side_effects import SideEffects
+from tlora.recipes import Plan
+from tlora.resources.estimate import ResourceEstimate
+from tlora.results import Result, read_result, result_file
+from tlora.serving.inspection import Inspection
+from tlora.subspaces.alignment import Alignment
+from tlora.subspaces.gradient_capture import GradientCapture
+from tlora.subspaces.subspaces import Subspaces
+from tlora.training.run import TrainingRun
 from tlora.utils.validation import check_arguments
-
-from .adapters.combine import Combination
-from .adapters.compression import Compression
-from .adapters.files import RUN
-from .allocation.allocation import Allocation
-from .calibration.calibration import Calibration
-from .calibration.sensitivity import Sensitivity
-from .calibration.spectrum import Spectrum
-from .comparison.race_result import Race
-from .explanation.attribution import Attribution
-from .explanation.direction_activations_result import DirectionActivations
-from .explanation.interference import Interference
-from .explanation.measure_scales import Rescaling
-from .explanation.side_effects import SideEffects
-from .recipes import Plan
-from .resources.estimate import ResourceEstimate
-from .results import Result, read_kind, result_file
-from .serving.inspection import Inspection
-from .subspaces.alignment import Alignment
-from .subspaces.gradient_capture import GradientCapture
-from .subspaces.subspaces import Subspaces
-from .training.run import TrainingRun
 
 LOADABLE: dict[str, type[Result]] = {
     kind.__name__: kind
@@ -83,12 +82,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     True
     """
     check_arguments(load_result, locals())
-    if Path(path, RUN).is_file():
-        return TrainingRun.load(path)
-    file = result_file(path)
-    kind = read_kind(file)
-    if kind not in LOADABLE:
-        raise ValueError(
-            f"{file} holds {kind}, which this version of tlora does not know: use the version that wrote it"
-        )
-    return LOADABLE[kind].load(file)
+    run = Path(path, RUN)
+    file = run if run.is_file() else result_file(path)
+    result = read_result(file, LOADABLE)
+    return TrainingRun.load(file.parents[1]) if isinstance(result, TrainingRun) else result  # with its adapter

@@ -182,7 +182,7 @@ class Result:
         ValueError
             If it is another kind of result, of another format, truncated or damaged.
         """
-        return read_result(result_file(path), cls.__name__, cls)
+        return read_result(result_file(path), {cls.__name__: cls})
 
 
 def refuse_other_file(file: Path, kind: str) -> None:
@@ -216,22 +216,8 @@ def count_bytes(result: Result) -> int:
     return sum(tensor.nbytes for tensor in tensors.values()) + len(json.dumps(values))
 
 
-def read_kind(file: Path) -> str:
-    """Read the name of the class of the result in a file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no result at {file}")
-    try:
-        with file.open("rb") as opened:
-            kind: str = _head(file, _read_metadata(opened))["result"]
-    except _OtherFileError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, MemoryError) as error:
-        raise _damaged(file, error) from error
-    return kind
-
-
-def read_result(file: Path, kind: str, cls: type[T]) -> T:
-    """Read a result of a kind as an instance of its class, or as another dataclass with some of its fields."""
+def read_result(file: Path, classes: Mapping[str, type[T]]) -> T:
+    """Read a result of one of several kinds as an instance of a dataclass with its fields, or with some of them."""
     if not file.is_file():
         raise FileNotFoundError(f"no result at {file}")
     try:
@@ -245,10 +231,12 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         elif _checksum(*_around_checksum(memoryview(blob), head["crc32"])) != head["crc32"]:
             raise ValueError("its checksum is that of other bytes")
         tensors = load_tensors(blob)
-        if head["result"] != kind:
-            there = head["result"]
-            raise _OtherFileError(f"{file} holds {there}, not {kind}: use tlora.load_result({str(file)!r})")
-        return unpack(cls, head["values"], tensors)
+        if (kind := head["result"]) not in classes:
+            wanted = " or ".join(classes)
+            raise _OtherFileError(
+                f"{file} holds {kind}, not {wanted}: tlora.load_result reads every kind that it knows"
+            )
+        return unpack(classes[kind], head["values"], tensors)
     except _OtherFileError:
         raise
     except (
@@ -261,12 +249,8 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         MemoryError,
         RuntimeError,
     ) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> ValueError:
-    why = f"{type(error).__name__}: {str(error)[:200]}"  # the repr of some errors holds the whole file
-    return ValueError(f"{file} is truncated or damaged ({why}): copy it or make the result again")
+        why = f"{type(error).__name__}: {str(error)[:200]}"  # the repr of some errors holds the whole file
+        raise ValueError(f"{file} is truncated or damaged ({why}): copy it or make the result again") from error
 
 
 class _OtherFileError(ValueError):

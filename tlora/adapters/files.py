@@ -253,7 +253,7 @@ class TrainingRecord:
 def read_training_record(folder: Path) -> TrainingRecord:
     """Read the record of a run, of a checkpoint of `train`, or of an adapter before training; empty elsewhere."""
     if (folder / RUN).is_file():
-        return read_result(folder / RUN, "TrainingRun", TrainingRecord)
+        return read_result(folder / RUN, {"TrainingRun": TrainingRecord})
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
     record = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
     base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None

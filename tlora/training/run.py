@@ -183,7 +183,7 @@ class TrainingRun(Result):
         """
         folder = Path(path)
         check_files(folder)
-        run = read_result(folder / RUN, cls.__name__, cls)
+        run = read_result(folder / RUN, {cls.__name__: cls})
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         return replace(run, adapter=load_tensors((folder / ADAPTER_WEIGHTS).read_bytes()), adapter_config=config)
 

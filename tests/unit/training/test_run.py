@@ -144,6 +144,15 @@ def test_a_save_that_is_killed_can_be_made_again(start: str, tmp_path: Path, run
         assert not list(folder.rglob(".tlora-*"))
 
 
+def test_a_run_is_read_by_its_folder_or_by_the_file_in_it(tmp_path: Path, run: TrainingRun) -> None:
+    folder = run.save(tmp_path / "adapter")
+    for path in (folder, folder / "tlora" / "run", folder / "tlora" / "run.safetensors"):
+        assert same(tlora.load_result(path).adapter, run.adapter)
+    alone = shutil.copy(folder / "tlora" / "run.safetensors", tmp_path / "copied.safetensors")
+    with pytest.raises(FileNotFoundError, match="no adapter"):
+        tlora.load_result(alone)
+
+
 def test_load_refuses_an_adapter_that_the_run_did_not_train(tmp_path: Path, run: TrainingRun) -> None:
     folder = run.save(tmp_path / "adapter")
     file = folder / "adapter_model.safetensors"
