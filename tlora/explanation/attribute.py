@@ -25,12 +25,12 @@ from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer,
 from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
-from tlora.models.targets import Target, output_embeddings, target_modules
+from tlora.models.targets import Target, target_modules
 from tlora.models.weights import copy_sharing_weights, model_name
 from tlora.results import Meta
 from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict
 from tlora.tasks.load import load_task
-from tlora.tasks.task import Task
+from tlora.tasks.task import Task, architecture_of, check_architecture
 from tlora.utils.progress import Bar, bars_for, progress_bar
 from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
@@ -129,11 +129,7 @@ def attribute(
     gated = GatedAdapter(adapted, "attribute")
     if isinstance(task_or_text, Task):
         task, rows = task_or_text, task_or_text.rows(split, limit)
-        if task.architecture != (needed := _architecture(gated.model)):
-            raise ValueError(
-                f"task {task.name!r} is for a model of architecture {task.architecture!r}, and a "
-                f"{type(gated.model).__name__} is {needed!r}: load it by tlora.load_task(..., architecture={needed!r})"
-            )
+        check_architecture(gated.model, task, f"task {task.name!r}")
     elif tokenizer is not None:
         task = request_task(gated, tokenizer, task_or_text, answer, progress=progress)
         rows = task.test
@@ -168,13 +164,6 @@ def attribute(
             len(rows) if task is task_or_text else None,
         ),
     )
-
-
-def _architecture(model: Any) -> str:
-    """The ``architecture`` of the tasks that a model takes."""
-    if output_embeddings(model) is None:
-        return "classification"
-    return "seq2seq" if model.config.is_encoder_decoder else "causal"
 
 
 @dataclass(frozen=True)
@@ -229,7 +218,7 @@ def request_task(
     ``ids`` are the tokens of the answer if the model wrote it: its text may be tokenized otherwise.
     """
     config = gated.model.config
-    architecture = _architecture(gated.model)
+    architecture = architecture_of(gated.model)
     if architecture == "classification":
         classes = [str(config.id2label[index]) for index in range(config.num_labels)]
         label = 0 if answer is None else classes.index(require_choice(answer, "answer", classes))

@@ -23,7 +23,7 @@ from tlora.models.weights import model_name
 from tlora.numerics.statistics import ratio_interval
 from tlora.results import Meta, Result
 from tlora.tasks.evaluation import token_losses
-from tlora.tasks.task import Task
+from tlora.tasks.task import Task, check_architecture
 from tlora.utils.validation import check_arguments, require_positive_int
 
 BEFORE = 40
@@ -276,7 +276,6 @@ def side_effects(
 
 def check_texts(model: Any, texts: Mapping[str, Task], rows: Mapping[str, Dataset]) -> None:
     """Refuse sets of texts that a model cannot write, or whose tokens are not the model's."""
-    needed = "seq2seq" if model.config.is_encoder_decoder else "causal"
     size, first = model.config.get_text_config().vocab_size, next(iter(texts.values())).tokenizer
     for name, task in texts.items():
         if task.kind == "classification" or not model.can_generate():
@@ -284,11 +283,7 @@ def check_texts(model: Any, texts: Mapping[str, Task], rows: Mapping[str, Datase
                 f"{name}: a {type(model).__name__} and a task with classes have no tokens to compare: compare the "
                 "classes of a model that writes none by task.evaluate(model), with the adapter and without it"
             )
-        if task.architecture != needed:
-            raise ValueError(
-                f"{name} is for a model of architecture {task.architecture!r}, and a {type(model).__name__} is "
-                f"{needed!r}: load it by tlora.load_task(..., architecture={needed!r})"
-            )
+        check_architecture(model, task, name)
         is_other = task.tokenizer is not first and task.tokenizer.get_vocab() != first.get_vocab()
         if is_other or max(map(max, rows[name]["input_ids"])) >= size:
             raise ValueError(

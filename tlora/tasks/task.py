@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
-from tlora.models.targets import Model
+from tlora.models.targets import Model, output_embeddings
 from tlora.tasks.chat import decode_tokens
 from tlora.tasks.evaluation import batch_by_length, evaluate_samples, predict
 from tlora.tasks.metrics import Score
@@ -27,6 +27,22 @@ from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.validation import check_arguments, require_choice, require_positive_int
+
+
+def architecture_of(model: Any) -> str:
+    """Return the ``architecture`` of the tasks that a model takes."""
+    if output_embeddings(model) is None:
+        return "classification"
+    return "seq2seq" if model.config.is_encoder_decoder else "causal"
+
+
+def check_architecture(model: Any, task: Task, name: str) -> None:
+    """Refuse a task for a model of another architecture; ``name`` is what the message calls the task."""
+    if task.architecture != (needed := architecture_of(model)):
+        raise ValueError(
+            f"{name} is for a model of architecture {task.architecture!r}, and a {type(model).__name__} is {needed!r}: "
+            f"load it by tlora.load_task(..., architecture={needed!r})"
+        )
 
 
 def first_batches(task: Task, samples: int) -> list[dict[str, Tensor]]:
