@@ -156,10 +156,10 @@ class Statistics:
         firsts, all_bounds, scores, fingerprints = zip(*parts, strict=True)
         if any(first != self.first for first in firsts):
             raise RuntimeError("modules share their inputs in one process and not in another: calibrate in one process")
-        for process, each in enumerate(sums):
+        for kind, each in enumerate(sums):
             for name, covariance in each.items():
                 covariance.reduce(processes)
-                covariance.rank_bound = sum(bounds[process][name] for bounds in all_bounds)
+                covariance.rank_bound = sum(bounds[kind][name] for bounds in all_bounds)
         for name in self.targets if self.options.gradient else ():
             processes.sum_(self.gradients[name].tensors())
         self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]

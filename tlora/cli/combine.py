@@ -11,11 +11,7 @@ import typer
 import tlora
 from tlora.cli.checks import check_saved_results, parse_weight
 from tlora.cli.command_line import next_command
-from tlora.cli.options import (
-    Output,
-    Overwrite,
-    option,
-)
+from tlora.cli.options import Output, Overwrite, option
 from tlora.utils.defaults import CombineMethod
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place

@@ -11,15 +11,7 @@ import typer
 import tlora
 from tlora.cli.command_line import next_command
 from tlora.cli.loading import base_name, load_adapted
-from tlora.cli.options import (
-    AdapterName,
-    BaseModel,
-    Device,
-    Overwrite,
-    Placement,
-    Quiet,
-    option,
-)
+from tlora.cli.options import AdapterName, BaseModel, Device, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report
 from tlora.utils.defaults import Dtype, EngineName, Format
 from tlora.utils.file_names import EXPORT_RECORD, GGUF_ADAPTER

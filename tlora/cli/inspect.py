@@ -8,11 +8,7 @@ import typer
 
 import tlora
 from tlora.cli.command_line import next_command, with_suffix
-from tlora.cli.options import (
-    AdapterName,
-    Json,
-    OtherAdapter,
-)
+from tlora.cli.options import AdapterName, Json, OtherAdapter
 from tlora.cli.output import print_json
 from tlora.utils.defaults import ENERGY
 from tlora.utils.text import facts_text, range_text, ranks_text, table_text

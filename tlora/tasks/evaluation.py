@@ -107,10 +107,8 @@ def token_losses(
     for indices, batch in _batches(model, task, rows, batch_size, progress, "loss"):
         logits, labels = token_logits(model, batch, use_cache=False)
         labeled = labels != IGNORED
-        token_losses = (
-            functional.cross_entropy(logits[labeled].float(), labels[labeled], reduction="none").cpu().double()
-        )
-        losses |= zip(indices, token_losses.split(labeled.sum(1).tolist()), strict=True)
+        values = functional.cross_entropy(logits[labeled].float(), labels[labeled], reduction="none").cpu().double()
+        losses |= zip(indices, values.split(labeled.sum(1).tolist()), strict=True)
     return [losses[index] for index in range(len(rows))]
 
 

@@ -108,10 +108,10 @@ def _marked_answer(text: str) -> str:
 def _announced_answer(parts: Sequence[str]) -> str:
     """The text after the last ``answer is``, or after an earlier one on the same line if the last has no value."""
     lines = [part.partition("\n")[0].strip() for part in parts]
-    for start in range(len(parts) - 1, -1, -1):
-        if re.search(r"[\d\\]", lines[start]):
-            return lines[start]
-        if start and "\n" in parts[start - 1]:
+    for index in range(len(parts) - 1, -1, -1):
+        if re.search(r"[\d\\]", lines[index]):
+            return lines[index]
+        if index and "\n" in parts[index - 1]:
             break
     return lines[-1]
 

@@ -161,15 +161,14 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
         return misfit if any(_find_misfit(place, key, parts[0]) for key in value) else None
     if kind is tuple and Ellipsis not in parts and len(value) != len(parts):
         return misfit
-    if isinstance(value, Mapping) and (wrong := [key for key in value if _find_misfit(place, key, parts[0])]):
-        return f"a key of {place}", wrong[0], parts[0]
     return next(filter(None, starmap(_find_misfit, _items(place, value, kind, parts))), None)
 
 
 def _items(place: str, value: Any, kind: type, parts: tuple[Any, ...]) -> Iterable[tuple[str, Any, Any]]:
     """The items of a list, tuple or dict, with their names and annotations; a generator is not read."""
     if isinstance(value, Mapping) and parts:
-        return [(f"{place}[{key!r}]", item, parts[1]) for key, item in value.items()]
+        keys = [(f"a key of {place}", key, parts[0]) for key in value]
+        return keys + [(f"{place}[{key!r}]", item, parts[1]) for key, item in value.items()]
     if type(value) in (list, tuple) and parts:  # others may compute their items
         hints = parts if kind is tuple and Ellipsis not in parts else parts[:1] * len(value)
         return [(f"{place}[{n}]", item, hint) for n, (item, hint) in enumerate(zip(value, hints, strict=True))]
