@@ -127,7 +127,7 @@ lab: WATCH = (exec $(BIN)/python -m tests.helpers.bundle --watch) & trap "kill $
 endif
 # Threads that wait leave their core to other processes sooner, as in the commands: tlora/cli/threads.py.
 ifndef OMP_WAIT_POLICY
-lab: export GOMP_SPINCOUNT ?= 10000
+lab: export GOMP_SPINCOUNT ?= 1000
 endif
 lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab; with TLORA_DEV=1 widgets follow edits of viz/browser/
 	$(BIN)/jupyter trust notebooks/*.ipynb  # else their widgets do not come back when the page is loaded again

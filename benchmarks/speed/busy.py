@@ -61,11 +61,13 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, action="append")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--store", type=Path, default=Path("runs", "busy.jsonl"))
-    parser.add_argument("--adapter", type=Path, default=Path("runs", "busy"), help="of explain; made if it is missing")
+    parser.add_argument("--adapter", type=Path, default=Path("demo"), help="of explain; made by `make demo`")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()
     store = Store(options.store)
     if not options.table:
+        if "explain" in (options.work or WORK) and not options.adapter.is_dir():
+            parser.error(f"--adapter {options.adapter} is not there: run `make demo`, or name an adapter")
         cells = itertools.product(
             range(options.repeats), options.work or WORK, options.busy or OTHERS, options.setting or SETTINGS
         )
@@ -84,9 +86,6 @@ def fill(store: Store, cells: Iterator[tuple[int, str, int, str]], adapter: Path
         key |= {"cores": os.cpu_count(), "torch": torch.__version__}
         if key_text(key) in known:
             continue
-        if work == "explain" and not (adapter / "adapter_config.json").exists():
-            options = ["--recipe", "lora", "--output", str(adapter), "--overwrite", "--quiet"]
-            subprocess.run([sys.executable, "-m", "tlora", *RUN, *options], check=True)
         with beside(others):
             seconds = measure(work, SETTINGS[setting], adapter)
         store.append({"key": key, "seconds": seconds})

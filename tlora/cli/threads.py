@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-SPINS = "10000"
+SPINS = "1000"
 """Rounds that a thread waits in before it sleeps, of OpenMP's own 300,000.
 
-A few hundred microseconds: longer than a model takes from one product to the next, and too short to keep a core from
-another process whose threads wait in the same way.
+With 1,000 a training step takes as long as with 300,000 on a quiet machine, and a third of it beside three other
+processes (`benchmarks.speed.busy`).
 """
 
 
