@@ -167,12 +167,7 @@ def apply_options(
 
     The options have to be possible without the edits too.
     """
-    options = replace(options, alpha=options.nominal_alpha)
-    excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
-    scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
-    check_scores(scores)
-    shapes = sensitivity.shapes
-    energies = _direction_energies(options, subspaces, {name: shapes[name] for name in scores})
+    options, scores, energies = _read_options(sensitivity, options, subspaces)
     recipe: dict[str, Any] = {"sensitivity": sensitivity.meta.recipe}
     if isinstance(subspaces, Allocation):
         recipe["kind"] = subspaces.meta.recipe.get("kind")
@@ -182,6 +177,30 @@ def apply_options(
     if edits:
         rank_limits(options, list(scores), sensitivity.targets, {}, energies)
     return apportion_ranks(sensitivity.targets, scores, options, dict(edits or {}), meta, energies)
+
+
+def check_options(
+    sensitivity: Sensitivity,
+    options: AllocationOptions,
+    subspaces: Directions | Allocation | None,
+    edits: Mapping[str, int],
+) -> None:
+    """Refuse what `apply_options` refuses, without sharing the budget."""
+    options, scores, energies = _read_options(sensitivity, options, subspaces)
+    for by_hand in ({}, edits):
+        rank_limits(options, list(scores), sensitivity.targets, by_hand, energies)
+
+
+def _read_options(
+    sensitivity: Sensitivity, options: AllocationOptions, subspaces: Directions | Allocation | None
+) -> tuple[AllocationOptions, dict[str, float], dict[str, list[float]]]:
+    """The options with their alpha, and scores and energies of the modules that are not excluded."""
+    options = replace(options, alpha=options.nominal_alpha)
+    excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
+    scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
+    check_scores(scores)
+    shapes = sensitivity.shapes
+    return options, scores, _direction_energies(options, subspaces, {name: shapes[name] for name in scores})
 
 
 def _direction_energies(

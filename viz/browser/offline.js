@@ -1,6 +1,7 @@
 // A model for the page without a kernel: it answers what the workbench asks of a kernel, as Workbench does in Python.
 
 import { allocate, refuse } from "./allocate.js";
+import { ANSWERS } from "./panels/kinds.js";
 
 const WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
 const REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
@@ -67,6 +68,10 @@ class OfflineWorkbench {
 
   show(rule, message = "") {
     const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
+    const tables = Object.entries(data.current.parts).map(([name, parts]) => [
+      name,
+      [{ kind: "text", text: WRITTEN }, ...parts],
+    ]);
     this.rule = rule;
     const temperature = controls.temperature === null ? null : rule.temperature;
     this.current = {
@@ -77,7 +82,7 @@ class OfflineWorkbench {
       undo: this.past.length,
       redo: this.future.length,
       controls: { ...controls, rank: rule.rank, temperature },
-      allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation],
+      parts: Object.fromEntries(tables),
     };
     this.tell(this.current);
   }
@@ -145,8 +150,8 @@ export function offline(data) {
     change("current", current);
   });
   function answer(call, args, gesture) {
-    if (call === "read") return change("reading", data.readings[args.module]);
-    workbench[call](args, gesture);
+    if (!(call in ANSWERS)) return workbench[call](args, gesture);
+    for (const [name, value] of Object.entries(ANSWERS[call](args, data))) change(name, value);
   }
   return {
     get: (name) => values[name],

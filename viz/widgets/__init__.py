@@ -1,6 +1,7 @@
 """Widgets: every decision of the method, to be changed and seen in a notebook.
 
-explore (prepare and show), workbench (the map), state (what it shows, and how controls change it), results (what its
-panels show, which are in panels/), race (Train both), attribution (answers taken apart), monitor (a training as it
-runs), curves, base (what all widgets share), report and page (the same without a kernel).
+explore (prepare and show), workbench (the map and its state), state (what decides an allocation, and how controls
+change it), results (what its panels show, which are in panels/), view (what the browser draws: map, modules, panels),
+picture (the same for readers without it), session (on disk), race (Train both), monitor (a training as it runs),
+curves, base (what all widgets share), report and page (the workbench without a kernel).
 """

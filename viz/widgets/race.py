@@ -1,23 +1,32 @@
-"""A race in a thread that reports its state while it runs."""
+"""Train both: the race of the kept and the new allocation, in a thread that reports its state while it runs."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tlora.adapters.attach import copy_base
+from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.comparison.race import FEWEST_STEPS, held_out_split, race
 from tlora.comparison.race_result import Race
+from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.progress import report_progress
 from tlora.utils.text import rough_duration_text
 from viz.plots.allocation import allocation_headline
 from viz.widgets.curves import TrainingFollower
+from viz.widgets.panels.parts import bar, shorten_all
 
+TRAINING: Mapping[str, Any] = {
+    "seconds": 120, "seeds": [0], "learning_rate": 2e-3, "batch_size": 4, "evaluation_limit": 32,
+}  # fmt: skip
+"""Arguments of `tlora.race` by default: as many steps as fit into two minutes, at least eight."""
 PAUSE = 0.3
 """Least seconds between two reports of a training."""
 REQUESTS = 6
@@ -55,6 +64,89 @@ class FollowedArm(TrainingFollower):
         self._report()
         self.answers = self._answer(kwargs["model"])
         self._report()
+
+
+class AllocationRace:
+    """**Train both** of a workbench: which two allocations are raced, whether they can be, and how the race stands.
+
+    ``training`` are arguments of `tlora.race`; ``show`` is called with what the browser shows of a race.
+    """
+
+    def __init__(
+        self,
+        sensitivity: Sensitivity,
+        subspaces: Subspaces | None,
+        model: Any,
+        task: Any,
+        training: Mapping[str, Any],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.training = merge_training(TRAINING, training)
+        self.live: LiveRace | None = None
+        self._sensitivity, self._subspaces, self._model, self._task = sensitivity, subspaces, model, task
+        self._show = show
+        self._uniform: tuple[Allocation, Allocation] | None = None  # of a kept one
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there are a model and a task."""
+        return self._model is not None and self._task is not None
+
+    @property
+    def result(self) -> Race | None:
+        """The last race, when it has ended."""
+        return None if self.live is None else self.live.result
+
+    def arms(self, kept: Allocation, new: Allocation) -> dict[str, Allocation]:
+        """The kept and the new allocation, or the uniform and the kept one if they agree; empty if these agree too."""
+        if not is_same_adapter(kept, new):
+            return {"kept": kept, "new": new}
+        uniform = self._uniform_of(kept)
+        return {} if is_same_adapter(uniform, kept) else {"uniform": uniform, "kept": kept}
+
+    def values(self, kept: Allocation, new: Allocation) -> dict[str, Any]:
+        """What the browser says of the two allocations, as JSON values."""
+        arms, raced = self.arms(kept, new), self.live.allocations if self.live is not None else {}
+        is_shown = raced.keys() == arms.keys() and all(is_same_adapter(raced[name], arms[name]) for name in arms)
+        return {"arms": list(arms), "obstacle": self._obstacle(arms), "is_shown": is_shown}
+
+    def train(self, kept: Allocation, new: Allocation, options: Mapping[str, Any]) -> None:
+        """Race them in a thread, or refuse to."""
+        arms = self.arms(kept, new)
+        if obstacle := self._obstacle(arms):
+            raise ValueError(obstacle)
+        if self.live is not None and self.live.running:
+            raise ValueError("Both are being trained already: stop them, or wait")
+        arguments = {"subspaces": self._subspaces, **merge_training(self.training, options)}
+        self.live = LiveRace(self._follow, self._model, self._task, arms, **arguments)
+
+    def stop(self, name: str) -> None:
+        """End the training of an arm after the step that runs; the race goes on."""
+        if self.live is not None:
+            self.live.stop(name)
+
+    def _uniform_of(self, kept: Allocation) -> Allocation:
+        if self._uniform is None or self._uniform[0] is not kept:
+            same = {name: getattr(kept.options, name) for name in ("alpha", "scaling")}
+            uniform = allocate(self._sensitivity, kept.rank, **same, adapt_ranks=False, adapt_scales=False)
+            self._uniform = kept, uniform
+        return self._uniform[1]
+
+    def _obstacle(self, arms: Collection[str]) -> str:
+        """Why these cannot be trained; empty if they can."""
+        missing = [name for name, part in (("model", self._model), ("task", self._task)) if part is None]
+        if missing:
+            return (
+                f"Training needs {' and '.join(missing)}: make the workbench with "
+                f"viz.Workbench(calibration, subspaces, {', '.join(f'{name}={name}' for name in missing)})"
+            )
+        return "" if arms else "All modules have the same rank, as was kept: change a rank or a control first"
+
+    def _follow(self, state: dict[str, Any]) -> None:
+        """Show how training stands; called in its thread."""
+        for arm in state["arms"].values():
+            arm["updates"] = shorten_all([arm["updates"].get(name, np.nan) for name in self._sensitivity.names])
+        self._show(state)
 
 
 class LiveRace:
@@ -146,7 +238,7 @@ class LiveRace:
         return self._task.predict(model, split=held_out_split(self._task), limit=REQUESTS)
 
     def _move_bar(self, words: str, done: int, total: int | None) -> None:
-        self._bar = {"words": words, "done": done, "total": total}
+        self._bar = bar(words, done, total)
         self._report()
 
     def _report(self) -> None:
@@ -189,3 +281,14 @@ def describe_rates(race: Race) -> str:
     if len(rates) > 1:
         return f"Learning rates: {', '.join(f'{name} {rate:g}' for name, rate in race.learning_rates.items())}."
     return f"Both at learning rate {rates.pop():g}: larger scalings learn faster at one rate, so try another too."
+
+
+def is_same_adapter(left: Allocation, right: Allocation) -> bool:
+    """Whether both have the same ranks and scalings."""
+    return (left.ranks, left.scalings) == (right.ranks, right.scalings)
+
+
+def merge_training(before: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a race, of which ``options`` win: steps take the place of seconds, and seconds that of steps."""
+    replaced = {"steps", "seconds"} if {"steps", "seconds"} & options.keys() else set()
+    return {name: value for name, value in before.items() if name not in replaced} | dict(options)

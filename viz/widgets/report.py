@@ -11,10 +11,12 @@ from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
+from tlora.results import Result
 from tlora.utils.files import replace_file
 from tlora.utils.validation import check_arguments
 from viz.widgets.page import page_html
-from viz.widgets.panels.view import panels
+from viz.widgets.panels.panel import Context
+from viz.widgets.panels.registry import make_panels, panel_values
 from viz.widgets.results import RESULT_CLASSES, Results, load_results
 from viz.widgets.workbench import Workbench
 
@@ -70,14 +72,10 @@ def report(
     >>> viz.report(folder).name
     'report.html'
     """
-    check_arguments(report, locals())
-    more: dict[str, Any] = {
-        "activations": activations,
-        "attribution": attribution,
-        "effects": effects,
-        "rescaling": rescaling,
-    }
-    if isinstance(folder, (Attribution, SideEffects, Rescaling)):
+    arguments = locals()
+    check_arguments(report, arguments)
+    more: dict[str, Any] = {name: arguments[name] for name in RESULT_CLASSES if name in arguments}
+    if isinstance(folder, Result):
         more |= {name: folder for name in more if isinstance(folder, RESULT_CLASSES[name])}
         results, path = Results(**more), Path(FILE)
     else:
@@ -88,5 +86,6 @@ def report(
     if results.sensitivity or results.allocation:
         return Workbench.from_results(results).page(path, texts=True)
     with replace_file(path) as file:
-        file.write_text(page_html(results, about={"names": [], "panels": panels(results, [], [])}), encoding="utf-8")
+        panels = panel_values(make_panels(Context(results)))
+        file.write_text(page_html(results, about={"names": [], "panels": panels}), encoding="utf-8")
     return path

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -25,35 +26,30 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.file_names import ADAPTER_CONFIG
 
-RESULT_CLASSES: dict[str, Any] = {
-    "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
-    "capture": GradientCapture, "activations": DirectionActivations, "allocation": Allocation, "run": TrainingRun,
-    "estimate": ResourceEstimate, "attribution": Attribution, "effects": SideEffects, "rescaling": Rescaling,
-}  # fmt: skip
-"""Class of each result, by the name of its field and of its file, in the order of the pipeline."""
-IN_FOLDER = ("sensitivity", "spectrum", "alignment", "capture", "allocation", "run")
-"""Results that the folder of an adapter may hold."""
+IN_FOLDER, OF_ADAPTER, TEXTS = {"in_folder": True}, {"of_adapter": True}, {"texts": True}
+"""What may be true of a result: it is in the folder of an adapter; it is of an adapter, whose modules need not be those
+of the map; it holds the text of samples."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """One result of each kind, None if there is none; ``others`` are subspaces to compare, by label.
+    """One result of each kind, in the order of the pipeline; None if unknown.
 
-    ``folder`` is the adapter's folder as the reader of a page knows it.
+    ``others`` are subspaces to compare, by label; ``folder`` is the adapter's folder as the reader of a page knows it.
     """
 
-    sensitivity: Sensitivity | None = None
-    spectrum: Spectrum | None = None
+    sensitivity: Sensitivity | None = field(default=None, metadata=IN_FOLDER)
+    spectrum: Spectrum | None = field(default=None, metadata=IN_FOLDER)
     subspaces: Subspaces | None = None
-    alignment: Alignment | None = None
-    capture: GradientCapture | None = None
-    activations: DirectionActivations | None = None
-    allocation: Allocation | None = None
-    run: TrainingRun | None = None
+    alignment: Alignment | None = field(default=None, metadata=IN_FOLDER)
+    capture: GradientCapture | None = field(default=None, metadata=IN_FOLDER)
+    activations: DirectionActivations | None = field(default=None, metadata=TEXTS)
+    allocation: Allocation | None = field(default=None, metadata=IN_FOLDER)
+    run: TrainingRun | None = field(default=None, metadata=IN_FOLDER)
     estimate: ResourceEstimate | None = None
-    attribution: Attribution | None = None
-    effects: SideEffects | None = None
-    rescaling: Rescaling | None = None
+    attribution: Attribution | None = field(default=None, metadata=OF_ADAPTER | TEXTS)
+    effects: SideEffects | None = field(default=None, metadata=OF_ADAPTER | TEXTS)
+    rescaling: Rescaling | None = field(default=None, metadata=OF_ADAPTER)
     others: Mapping[str, Subspaces] = field(default_factory=dict)
     folder: str = "adapter"
 
@@ -107,11 +103,22 @@ class Results:
             kind = RESULT_CLASSES.get(name, Subspaces)
             if type(part) is not kind:
                 raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
-            if name in ("attribution", "effects", "rescaling"):  # of an adapter, which may have other modules
+            if name in fields_with(OF_ADAPTER):
                 continue
             modules: Iterable[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
             if unknown := [module for module in modules if module not in self.sensitivity.shapes]:
                 raise ValueError(f"{name} is of another model: {unknown[0]} is not in the calibration")
+
+
+RESULT_CLASSES: dict[str, Any] = {
+    name: get_args(hint)[0] for name, hint in get_type_hints(Results).items() if NoneType in get_args(hint)
+}
+"""Class of each result, by the name of its field and of its file."""
+
+
+def fields_with(trait: Mapping[str, bool]) -> list[str]:
+    """The results of which this is true, by field."""
+    return [one.name for one in fields(Results) if trait.items() <= one.metadata.items()]
 
 
 def load_results(folder: str | os.PathLike[str]) -> Results:
@@ -129,7 +136,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
             "wrote"
         )
     results: dict[str, Any] = {}
-    for name in IN_FOLDER:
+    for name in fields_with(IN_FOLDER):
         if result_file(path / "tlora" / name).is_file():
             results[name] = RESULT_CLASSES[name].load(path if name == "run" else path / "tlora" / name)
     if not results:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tlora.allocation.allocate import apply_options
-from tlora.allocation.allocation import Allocation
+from tlora.allocation.allocate import apply_options, check_options
+from tlora.allocation.allocation import Allocation, apportion_ranks
 from tlora.allocation.constraints import excluded_modules, rank_ceiling, rank_floor
 from tlora.allocation.options import AllocationOptions
 from tlora.calibration.sensitivity import Sensitivity
@@ -83,10 +85,51 @@ def limit_ranks(options: AllocationOptions, bound: int | None, names: Collection
 
 def allocate_state(sensitivity: Sensitivity, state: AllocationState, bound: int | None = None) -> Allocation:
     """The allocation of a state; ``bound``, the largest rank of the bases, is for the words of a refusal."""
-    options = replace(state.options, exclude_modules=group_modules(state.options.exclude_modules, sensitivity))
-    directions = state.directions if options.by == "captured" else None
+    with _naming_bases(state.options, bound):
+        return apply_options(sensitivity, *_arguments(sensitivity, state))
+
+
+def edit_state(allocation: Allocation, state: AllocationState, bound: int | None = None) -> Allocation:
+    """The allocation of a state whose options are those of ``allocation``: its limits are checked with the edits alone.
+
+    ``bound`` is as in `allocate_state`.
+    """
+    if list(state.edits.items()) == list(allocation.edits.items()):
+        return allocation
+    parts = allocation.targets, allocation.scores, allocation.options, dict(state.edits)
+    with _naming_bases(state.options, bound):
+        return apportion_ranks(*parts, allocation.meta, allocation.energies)
+
+
+def is_possible(sensitivity: Sensitivity, state: AllocationState) -> bool:
+    """Whether there is an allocation of a state."""
     try:
-        return apply_options(sensitivity, options, directions, state.edits)
+        check_options(sensitivity, *_arguments(sensitivity, state))
+    except ValueError:
+        return False
+    return True
+
+
+def nearest_rank(
+    sensitivity: Sensitivity, state: AllocationState, names: Collection[str], present: int, rank: int
+) -> int | None:
+    """The possible rank of ``names`` that is nearest to ``rank``, on the side of the present one; None if none is."""
+    ranks = range(present, rank, 1 if rank > present else -1)
+    refused = bisect_left(ranks, True, key=lambda r: not is_possible(sensitivity, decide_ranks(state, names, EDIT, r)))
+    return ranks[refused - 1] if refused else None
+
+
+def _arguments(sensitivity: Sensitivity, state: AllocationState) -> tuple[AllocationOptions, Any, Mapping[str, int]]:
+    """Options, directions and edits, as `apply_options` takes them."""
+    options = replace(state.options, exclude_modules=group_modules(state.options.exclude_modules, sensitivity))
+    return options, state.directions if options.by == "captured" else None, state.edits
+
+
+@contextlib.contextmanager
+def _naming_bases(options: AllocationOptions, bound: int | None) -> Iterator[None]:
+    """Have a refusal that asks for a larger max_rank ask for more directions, if these set it."""
+    try:
+        yield
     except ValueError as refusal:
         if bound is None or "raise max_rank" not in str(refusal) or options.max_rank != bound:
             raise

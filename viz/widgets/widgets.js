@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d9bb068b7cce10f05b343d180d555dcf6032da87ff274fb98ea82179bc3fb564
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 952cd9ef310f95ee4214d6d66b4bdb11700abf44fc28163555396b587914463d
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1134,6 +1134,7 @@ var EVENTS2 = ["change:selected", "change:reading", "change:current"];
 var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
 var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
+var readsAnswers = { read: ({ module }, page) => ({ reading: page.readings[module] }) };
 function readsPart(parent, part, { about, model, ask }) {
   const root = make("div", { class: "reads strips" }, parent);
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
@@ -1379,7 +1380,7 @@ function conclude2(points, { at, limit }) {
   return `${capitalized(point.label)}: ${losses}; ${judgment}.`;
 }
 
-// panels/panels.js
+// panels/kinds.js
 var KINDS = {
   text: (parent, part) => make("p", {}, parent, part.text),
   table: drawTable,
@@ -1391,6 +1392,7 @@ var KINDS = {
   effects: effectsPart,
   rescaling: rescalingPart
 };
+var ANSWERS = { ...readsAnswers };
 function drawCode(parent, { caption, code }) {
   make("div", { class: "key" }, parent, caption);
   make("pre", { tabindex: 0, role: "region", "aria-label": caption }, parent, code);
@@ -1399,23 +1401,30 @@ function drawChart(parent, part) {
   const y = part.y.percent ? { min: 0, max: 1, ...part.y } : part.y;
   chart(parent, { ...part, title: part.caption, width: 560, height: 220, y });
 }
+
+// panels/panels.js
 function drawParts(parent, parts, context) {
   for (const part of parts) {
     KINDS[part.kind](make("div", { class: `part ${part.folded ? "folded" : part.kind}` }, parent), part, context);
   }
 }
+var partsOf = ({ name, parts }, current) => parts.length ? parts : current.parts?.[name] ?? [];
+var follows = ({ parts }) => !parts.length;
 function panelSections(parent, about, current, model, ask) {
-  const drawn = {}, context = { about, model, ask };
+  const followers = [], context = { about, model, ask };
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
-    drawn[panel.name] = make("div", { class: "parts" }, section);
-    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, context);
+    const box = make("div", { class: "parts" }, section);
+    drawParts(box, partsOf(panel, current), context);
+    if (follows(panel)) followers.push({ panel, box });
   }
   return (current2) => {
-    drawn.allocation?.replaceChildren();
-    if (drawn.allocation) drawParts(drawn.allocation, current2.allocation, context);
+    for (const { panel, box } of followers) {
+      box.replaceChildren();
+      drawParts(box, partsOf(panel, current2), context);
+    }
   };
 }
 function panelTabs(parent, about, model, ask) {
@@ -1431,8 +1440,9 @@ function panelTabs(parent, about, model, ask) {
     button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
   }
   onArrows(list, (target) => open(target.dataset.panel));
+  const opened = () => about.panels.find(({ name }) => name === model.get("panel"));
   function draw() {
-    const panel = about.panels.find(({ name }) => name === model.get("panel"));
+    const panel = opened();
     const reached = (panel ?? about.panels[0]).name;
     for (const tab of list.children) {
       tab.setAttribute("aria-selected", tab.dataset.panel === panel?.name);
@@ -1441,14 +1451,14 @@ function panelTabs(parent, about, model, ask) {
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    const parts = panel.name === "allocation" ? model.get("current").allocation ?? [] : panel.parts;
-    drawParts(make("div", { class: "parts" }, box), parts, { about, model, ask });
+    drawParts(make("div", { class: "parts" }, box), partsOf(panel, model.get("current")), { about, model, ask });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);
   draw();
   return () => {
-    if (model.get("panel") === "allocation") draw();
+    const panel = opened();
+    if (panel && follows(panel)) draw();
   };
 }
 
@@ -1916,7 +1926,6 @@ function warning({ current }) {
 // workbench/details.js
 var OTHER_RUN = "The run was trained with other ranks than these: what it used of them is in the panels Training and Rank use, not on the map.";
 var TEXTS_ASKED = "Include the panels with the text of samples in the page?";
-var WITH_TEXTS = ["reads", "attribution", "effects"];
 var SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
 function drawSelected(bench, side) {
   const { about, model } = bench, said = make("div", { class: "said", "aria-live": "polite" }, side);
@@ -1956,9 +1965,8 @@ function drawDownloads(bench, parent) {
   button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
   button(parent, "PNG", "Download the map as a picture", () => downloadPng(bench));
   if (page) return;
-  const hasTexts = about.panels.some(({ parts }) => parts.some(({ kind }) => WITH_TEXTS.includes(kind)));
   button(parent, "Page", "Download a page that shows the map without a kernel", () => {
-    requests.ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) });
+    requests.ask("page", { texts: about.texts && confirm(TEXTS_ASKED) });
   });
   button(parent, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
 }
@@ -2522,6 +2530,10 @@ var OfflineWorkbench = class {
   }
   show(rule, message = "") {
     const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
+    const tables = Object.entries(data.current.parts).map(([name, parts]) => [
+      name,
+      [{ kind: "text", text: WRITTEN }, ...parts]
+    ]);
     this.rule = rule;
     const temperature = controls.temperature === null ? null : rule.temperature;
     this.current = {
@@ -2532,7 +2544,7 @@ var OfflineWorkbench = class {
       undo: this.past.length,
       redo: this.future.length,
       controls: { ...controls, rank: rule.rank, temperature },
-      allocation: [{ kind: "text", text: WRITTEN }, ...data.current.allocation]
+      parts: Object.fromEntries(tables)
     };
     this.tell(this.current);
   }
@@ -2586,8 +2598,8 @@ function offline(data) {
     change3("current", current);
   });
   function answer(call, args, gesture) {
-    if (call === "read") return change3("reading", data.readings[args.module]);
-    workbench[call](args, gesture);
+    if (!(call in ANSWERS)) return workbench[call](args, gesture);
+    for (const [name, value2] of Object.entries(ANSWERS[call](args, data))) change3(name, value2);
   }
   return {
     get: (name) => values[name],

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import anywidget
 import numpy as np
-import traitlets
 from peft import PeftModel
 
-from tlora.adapters.files import TRAINING as TRAINED
-from tlora.adapters.files import earlier_files, refuse_other_writer
-from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.options import AllocationOptions
 from tlora.allocation.stability import resample_ranks
@@ -34,32 +28,30 @@ from tlora.explanation.side_effects import SideEffects
 from tlora.models.targets import Model
 from tlora.recipes import Plan, Recipe
 from tlora.resources.estimate import ResourceEstimate
-from tlora.results import count_bytes, read_dataclass, result_file
+from tlora.results import count_bytes
 from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.tasks.task import Task
 from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
-from tlora.utils.files import check_place, replace_file, replace_files
+from tlora.utils.files import replace_file
 from tlora.utils.front_end import has_front_end
 from tlora.utils.text import size_text
 from tlora.utils.validation import check_arguments
 from viz.plots.allocation import allocation_headline
-from viz.widgets.attribution import LiveAttribution
-from viz.widgets.base import LOOK, SCRIPT, PicturedWidget, for_widget
+from viz.widgets import view
+from viz.widgets.base import PicturedWidget
+from viz.widgets.modules import curves_by_rank
 from viz.widgets.page import page_html
-from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
-from viz.widgets.panels.allocation import allocation_parts
-from viz.widgets.panels.attribution import attribution_panel, switch_key
-from viz.widgets.panels.effects import effects_panel
-from viz.widgets.panels.modules import curves_by_rank
+from viz.widgets.panels.panel import Context, Panel
 from viz.widgets.panels.parts import shorten_all
-from viz.widgets.panels.picture import draw_workbench
-from viz.widgets.panels.reads import reading, reads_panel
-from viz.widgets.race import LiveRace
+from viz.widgets.panels.registry import make_panels, panel_values
+from viz.widgets.picture import draw_workbench
+from viz.widgets.race import AllocationRace
 from viz.widgets.results import RESULT_CLASSES, Results, scores_to_show
+from viz.widgets.session import SESSION, Session, load_session, save_session, session_results
 from viz.widgets.state import (
     EDIT,
     EXCLUDE,
@@ -72,54 +64,20 @@ from viz.widgets.state import (
     apply_preset,
     browser_rule,
     decide_ranks,
+    edit_state,
     limit_ranks,
+    nearest_rank,
     normalize_options,
     state_from_allocation,
 )
 
-SESSION = "session.json"
 STORED = "As the cell ran. To see later edits, trust the notebook or run workbench.display()."
 """Below the picture that a notebook stores: what is seen if the widget does not come back when the page is loaded."""
 CHUNKS, CHUNK = 8, 25
 """Chunks of bootstrap resamples behind the distribution of a rank, so that the kernel can answer other requests in
 between, and the resamples in each."""
-TRAINING: Mapping[str, Any] = {
-    "seconds": 120, "seeds": [0], "learning_rate": 2e-3, "batch_size": 4, "evaluation_limit": 32,
-}  # fmt: skip
-"""Arguments of `tlora.race` by default: as many steps as fit into two minutes, at least eight."""
 UNBOUND = 256
 """Largest rank on a control if no bases limit it."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the JSON file of a saved session holds: ``others`` are labels.
-
-    The kept allocation and the directions are results of their own.
-    """
-
-    options: AllocationOptions
-    edits: dict[str, int]
-    selected: list[str]
-    tab: str
-    others: list[str]
-
-
-class WorkbenchView(anywidget.AnyWidget):
-    """The part in the browser: it draws its traits, and sends requests back."""
-
-    _esm, _css = for_widget(SCRIPT), for_widget(LOOK)
-    about: Any = traitlets.Dict().tag(sync=True)
-    current: Any = traitlets.Dict().tag(sync=True)
-    tab: Any = traitlets.Unicode("rank").tag(sync=True)
-    panel: Any = traitlets.Unicode("").tag(sync=True)
-    compared: Any = traitlets.Dict().tag(sync=True)
-    selected: Any = traitlets.List().tag(sync=True)
-    resampled: Any = traitlets.List().tag(sync=True)
-    reading: Any = traitlets.Dict().tag(sync=True)
-    training: Any = traitlets.Dict().tag(sync=True)
-    switched: Any = traitlets.Dict().tag(sync=True)
-    explained: Any = traitlets.Dict().tag(sync=True)
 
 
 class Workbench(PicturedWidget):
@@ -218,32 +176,19 @@ class Workbench(PicturedWidget):
         rank: SupportsIndex = 8,
         **options: Any,
     ) -> None:
-        check_arguments(Workbench.__init__, locals())
-        sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
+        arguments = locals()
+        check_arguments(Workbench.__init__, arguments)
         self.calibration, self.subspaces = calibration, subspaces
-        self.sensitivity = sensitivity
+        self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
         self.names = self.sensitivity.names
         self.model: Any = model
         self.task: Any = task
-        self.training = merge_training(TRAINING, training or {})
-        self._live: LiveRace | None = None
         if adapted is not None and (attribution is None or task is None):
             raise ValueError("adapted= needs task= and attribution=tlora.attribute(adapted, task): pass both")
         self.adapted = adapted
         self._recipe = Recipe("workbench")
-        self.results = Results(
-            sensitivity=self.sensitivity,
-            spectrum=spectrum,
-            subspaces=subspaces,
-            capture=capture,
-            activations=activations,
-            attribution=attribution,
-            effects=effects,
-            rescaling=rescaling,
-            run=run,
-            estimate=estimate,
-            others=label_others(subspaces, other),
-        )
+        given = {name: arguments[name] for name in RESULT_CLASSES if name in arguments}
+        self.results = Results(**given, sensitivity=self.sensitivity, others=label_others(subspaces, other))
         self.results.check_modules()
         self.alignments = align_pairs(own_and_others(self.results))
         check_equal_lengths(self.names, subspaces)
@@ -251,15 +196,17 @@ class Workbench(PicturedWidget):
         directions = subspaces if subspaces is not None and subspaces.kind in GRADIENT_KINDS else None
         initial = normalize_options(AllocationOptions(**dict(options, rank=rank)), self.sensitivity)
         state = AllocationState(limit_ranks(initial, self._bound, self.names), directions=directions)
-        self._allocation = self.allocate(state)
+        self._allocation = allocate_state(self.sensitivity, state, self._bound)
         self.state = replace(state, kept=self._allocation)
+        self._race = AllocationRace(self.sensitivity, subspaces, model, task, training or {}, self._follow)
         self._past: list[AllocationState] = []
         self._future: list[AllocationState] = []
         self._gesture: str | None = None  # of the last step
         self._gesture_now: str | None = None  # of the request that is being answered
         self._resamples: list[np.ndarray] = []  # ranks of the allocation that is shown, by chunk
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
-        self.widget = WorkbenchView(about=self._about())
+        self._panels = self._make_panels()
+        self.widget = view.WorkbenchView(about=self._about())
         self._select_first()
         self.widget.current = self._current()
         self.widget.on_msg(self._answer)
@@ -316,13 +263,12 @@ class Workbench(PicturedWidget):
         Workbench
         """
         allocation = results.allocation
-        parts = {
-            name: getattr(results, name)
-            for name in ("run", "capture", "activations", "attribution", "effects", "rescaling", "spectrum", "estimate")
-        }
+        taken = signature(cls).parameters
+        parts = {name: getattr(results, name) for name in RESULT_CLASSES if name in taken}
         rank = rank if allocation is None else allocation.rank
-        workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
+        workbench = cls(scores_to_show(results), **parts, other=results.others, rank=rank)
         workbench.results = results
+        workbench._panels = workbench._make_panels()
         if allocation is not None:
             known = workbench.state.directions
             state = state_from_allocation(allocation)
@@ -371,6 +317,8 @@ class Workbench(PicturedWidget):
 
     def allocate(self, state: AllocationState) -> Allocation:
         """The allocation of ``state``: `tlora.allocate`, then its edits."""
+        if state.options == self.state.options and state.directions is self.state.directions:
+            return edit_state(self._allocation, state, self._bound)
         return allocate_state(self.sensitivity, state, self._bound)
 
     def code(self, source: str = SOURCE) -> str:
@@ -494,7 +442,7 @@ class Workbench(PicturedWidget):
             If the folder holds something else.
         """
         with self._lock:
-            parts = self._parts
+            parts = session_results(self.results, self.kept)
             session = Session(
                 self.state.options,
                 dict(self.state.edits),
@@ -502,25 +450,7 @@ class Workbench(PicturedWidget):
                 self.widget.tab,
                 list(self.results.others),
             )
-        check_place(path, "sensitivity.safetensors")
-        refuse_other_writer(Path(path, "run"), TRAINED)
-        earlier = [
-            *map(result_file, (*RESULT_CLASSES, "kept")),
-            *(Path("run", file) for file in earlier_files(Path(path, "run"))),
-        ]
-        earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
-        with replace_files(path, last=SESSION, earlier=earlier) as folder:
-            for name, result in parts.items():
-                result.save(folder / name)
-            (folder / SESSION).write_text(json.dumps(asdict(session), indent=1))
-        return Path(path)
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        """The results of a session by the names of their files."""
-        others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
-        parts = {name: getattr(self.results, name) for name in RESULT_CLASSES} | others | {"kept": self.kept}
-        return {name: result for name, result in parts.items() if result is not None}
+        return save_session(path, session, parts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Workbench:
@@ -542,19 +472,12 @@ class Workbench(PicturedWidget):
         ValueError
             If it is damaged, or names a module that its calibration does not have.
         """
-        folder = Path(path)
-        session = read_dataclass(folder / SESSION, Session, upgrade_session)
-        places = {
-            name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in RESULT_CLASSES.items()
-        }
-        parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in RESULT_CLASSES.items() if places[n].exists()}
-        others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(session.others)}
+        session, results, kept = load_session(path)
         options, edits = session.options, session.edits
-        workbench = cls.from_results(Results(**parts, others=others), options.rank)
+        workbench = cls.from_results(results, options.rank)
         named = {*edits, *options.pinned, *options.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
-            raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
-        kept = Allocation.load(folder / "kept")
+            raise ValueError(f"{Path(path, SESSION)} names {unknown[0]}, which the calibration does not have")
         workbench._restore(AllocationState(options, edits, workbench.state.directions, kept))
         workbench.select(*session.selected)
         workbench.widget.tab = session.tab
@@ -586,7 +509,7 @@ class Workbench(PicturedWidget):
     @property
     def race(self) -> Race | None:
         """The last race of two allocations, when it has ended."""
-        return None if self._live is None else self._live.result
+        return self._race.result
 
     @property
     def arms(self) -> dict[str, Allocation]:
@@ -594,21 +517,7 @@ class Workbench(PicturedWidget):
 
         Empty if these agree too.
         """
-        if not same_adapter(self.kept, self._allocation):
-            return {"kept": self.kept, "new": self._allocation}
-        same = {name: getattr(self.kept.options, name) for name in ("alpha", "scaling")}
-        uniform = allocate(self.sensitivity, self.kept.rank, **same, adapt_ranks=False, adapt_scales=False)
-        return {} if same_adapter(uniform, self.kept) else {"uniform": uniform, "kept": self.kept}
-
-    def _obstacle(self, arms: Collection[str]) -> str:
-        """Why these cannot be trained; empty if they can."""
-        missing = [name for name in ("model", "task") if getattr(self, name) is None]
-        if missing:
-            return (
-                f"Training needs {' and '.join(missing)}: make the workbench with "
-                f"viz.Workbench(calibration, subspaces, {', '.join(f'{name}={name}' for name in missing)})"
-            )
-        return "" if arms else "All modules have the same rank, as was kept: change a rank or a control first"
+        return self._race.arms(self.kept, self._allocation)
 
     def train(self, **options: Any) -> None:
         """Train both `arms` in a thread: see `tlora.race`. The map may change meanwhile.
@@ -623,24 +532,14 @@ class Workbench(PicturedWidget):
         ValueError
             If model or task are missing, all modules have the same rank as was kept, or both are being trained already.
         """
-        arms = self.arms
-        if obstacle := self._obstacle(arms):
-            raise ValueError(obstacle)
-        if self._live is not None and self._live.running:
-            raise ValueError("Both are being trained already: stop them, or wait")
-        arguments = {"subspaces": self.subspaces, **merge_training(self.training, options)}
-        self._live = LiveRace(self._follow, self.model, self.task, arms, **arguments)
+        self._race.train(self.kept, self._allocation, options)
         self._tell()  # what is raced is now what the map shows
 
     def stop(self, name: str) -> None:
         """End the training of ``name``, one of `arms`, after the step that runs; the race goes on."""
-        if self._live is not None:
-            self._live.stop(name)
+        self._race.stop(name)
 
     def _follow(self, state: dict[str, Any]) -> None:
-        """Show how training stands; called in its thread."""
-        for arm in state["arms"].values():
-            arm["updates"] = shorten_all([arm["updates"].get(name, np.nan) for name in self.names])
         self.widget.training = state
 
     def _save_winner(self, path: str = "workbench-winner") -> None:
@@ -661,7 +560,7 @@ class Workbench(PicturedWidget):
     def _decide(self, names: str | Collection[str], way: str, rank: int = 0) -> None:
         self._move(decide_ranks(self.state, self._module_names(names), way, rank))
 
-    def _move(self, state: AllocationState) -> None:
+    def _move(self, state: AllocationState, message: str = "") -> None:
         """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
         with self._lock:
             before, gesture = self.state, self._gesture_now
@@ -670,7 +569,7 @@ class Workbench(PicturedWidget):
                 self._past.append(before)
             self._gesture = gesture
             self._future.clear()
-            self._show(state, allocation)
+            self._show(state, allocation, message)
 
     def _step(self, source: list[AllocationState], target: list[AllocationState]) -> None:
         with self._lock:
@@ -682,10 +581,10 @@ class Workbench(PicturedWidget):
     def _restore(self, state: AllocationState) -> None:
         self._show(state, self.allocate(state))
 
-    def _show(self, state: AllocationState, allocation: Allocation) -> None:
+    def _show(self, state: AllocationState, allocation: Allocation, message: str = "") -> None:
         self.state, self._allocation = state, allocation
         self._resamples, self.widget.resampled = [], []
-        self._tell()
+        self._tell(message)
 
     def _tell(self, message: str = "", *, note: bool = False) -> None:
         """Show the state; with a message always again, so that a control whose value was refused shows the old one.
@@ -729,14 +628,11 @@ class Workbench(PicturedWidget):
             "stop": self.stop,
             "save_winner": self._save_winner,
             "page": lambda texts=False: self.widget.send({"file": "allocation.html", "text": self._page(texts)}),
-            "read": self._read,
-            "switch": self._switch,
-            "regenerate": self._regenerate,
-            "explain": lambda prompt, answer: self._explainer.explain(prompt, answer),
+            **{call: answer for panel in self._panels for call, answer in panel.requests().items()},
         }
 
     def _open_panel(self, change: Any) -> None:
-        if change["new"] == "allocation":
+        if any(panel.name == change["new"] for panel in self._panels if panel.follows_allocation):
             with self._lock:
                 self._tell()
 
@@ -745,55 +641,16 @@ class Workbench(PicturedWidget):
         size = size_text(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
         self._tell(f"Saved {size}: viz.Workbench.load({str(folder)!r}) opens it again.", note=True)
 
-    def _read(self, module: int) -> None:
-        """Show what the directions of a module read."""
-        assert self.results.activations is not None  # there is no panel without them
-        self.widget.reading = reading(self.results.activations, self.names, module)
-
-    @functools.cached_property
-    def _explainer(self) -> LiveAttribution:
-        assert self.adapted is not None  # else the panel asks for nothing
-        assert self.results.attribution is not None
-        calibration = self.calibration if isinstance(self.calibration, Calibration) else None
-
-        def report(explained: dict[str, Any]) -> None:
-            self.widget.explained = explained
-
-        return LiveAttribution(self.adapted, self.task, self.results.attribution, calibration, report)
-
-    def _switch(self, sample: int, ranks: list[tuple[int, int]]) -> None:
-        """Score an answer with some modules switched off or cut; ``ranks`` are pairs of a module and what is left."""
-        self.widget.switched = self._explainer.switch(sample, dict(ranks))
-
-    def _regenerate(self, sample: int, ranks: list[tuple[int, int]]) -> None:
-        """Write the answer again with these modules switched off or cut."""
-        answer = self._explainer.regenerate(sample, dict(ranks))
-        self.widget.switched = {"sample": sample, "key": switch_key(dict(ranks)), "answer": answer}
-
     def _drag(self, names: list[str], rank: int) -> None:
         """Set ranks, or the nearest that are possible, and say so."""
         try:
-            self.set_rank(names, rank)
+            self._decide(names, EDIT, rank)
         except ValueError as refusal:
-            if (nearest := self._nearest(names, rank)) is None:
+            present = self._allocation.ranks.get(names[0], 1)
+            nearest = nearest_rank(self.sensitivity, self.state, names, present, rank)
+            if nearest is None:
                 raise
-            self.set_rank(names, nearest)
-            self._tell(as_sentence(str(refusal)))
-
-    def _nearest(self, names: list[str], rank: int) -> int | None:
-        """The possible rank that is nearest to ``rank``, on the side of the present one; None if there is none."""
-
-        def is_refused(one: int) -> bool:
-            try:
-                self.allocate(decide_ranks(self.state, names, EDIT, one))
-            except ValueError:
-                return True
-            return False
-
-        present = self._allocation.ranks.get(names[0], 1)
-        ranks = range(present, rank, 1 if rank > present else -1)
-        possible = bisect_left(ranks, True, key=is_refused)
-        return ranks[possible - 1] if possible else None
+            self._move(decide_ranks(self.state, names, EDIT, nearest), as_sentence(str(refusal)))
 
     def _resample(self) -> None:
         """Make one more chunk of the resamples; after the last, show how often each module got which rank."""
@@ -826,25 +683,26 @@ class Workbench(PicturedWidget):
         return pair, self.widget.compared["rank"]
 
     def _page(self, texts: bool = False) -> str:
-        state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
-        small: dict[str, list[dict[str, Any]]] = {  # panels with the text of samples
-            "reads": [],
-            "attribution": [],
-            "effects": effects_panel(self.results, texts),
+        state: dict[str, Any] = {
+            name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")
         }
-        activations = self.results.activations
-        if texts:
-            small |= {
-                "reads": reads_panel(self.results, self.names, small=True),
-                "attribution": attribution_panel(self.results),
-            }
-            state["explained"] = self.widget.explained
-        if texts and activations is not None:
-            state["readings"] = [reading(activations, self.names, k, small=True) for k in range(len(self.names))]
-        panels = [one for each in state["about"]["panels"] for one in small.get(each["name"], [each])]
-        state["about"] = state["about"] | {"panels": panels}
+        panels = make_panels(Context(self.results, self.names, self.alignments, texts), self._panels)
+        for panel in panels:
+            state |= panel.page_state({name: getattr(self.widget, name) for name in panel.answers})
+        state["about"] = state["about"] | {"panels": panel_values(panels)}
+        current = self._current(page=True)
         rule = browser_rule(self.sensitivity, self.state, self._allocation)
-        return page_html(self.results, **state, current=self._current(page=True), rule=rule)
+        return page_html(self.results, **state, current=current, rule=rule)
+
+    def _make_panels(self) -> list[Panel]:
+        calibration = self.calibration if isinstance(self.calibration, Calibration) else None
+        parts = self.results, self.names, self.alignments
+        live = {"adapted": self.adapted, "task": self.task, "calibration": calibration}
+        return make_panels(Context(*parts, show=self._set_traits, **live))
+
+    def _set_traits(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self.widget, name, value)
 
     @functools.cached_property
     def _curves(self) -> dict[str, list[list[float | None]]]:
@@ -860,35 +718,25 @@ class Workbench(PicturedWidget):
         return view.about(
             self.sensitivity.rescale(self.state.options.score),
             self.results,
+            self._panels,
             curves=self._curves,
-            alignments=self.alignments,
             most=self.most,
-            training=None if self.model is None or self.task is None else self.training,
-            live=self.adapted is not None,
+            training=self._race.training if self._race.can_train else None,
             knows_directions=self.state.directions is not None,
-        ) | {"session": size_text(sum(map(count_bytes, self._parts.values())))}
+        ) | {"session": size_text(sum(map(count_bytes, session_results(self.results, self.kept).values())))}
 
     def _current(self, page: bool = False) -> dict[str, Any]:
         """What the browser shows of the state: ranks, their reasons, the line of Python."""
         values = view.current(self.names, self._allocation, self.state, self.most) | {"code": self.code()}
-        if page or self.widget.panel == "allocation":  # its tables are not made for every step of a drag
-            values["allocation"] = allocation_parts(self._allocation, self.results)
+        values["parts"] = {  # their tables are not made for every step of a drag
+            panel.name: panel.parts_of(self._allocation)
+            for panel in self._panels
+            if panel.follows_allocation and (page or self.widget.panel == panel.name)
+        }
         if page:
             return values
-        arms = self.arms
-        raced = self._live.allocations if self._live is not None else {}
-        is_shown = raced.keys() == arms.keys() and all(same_adapter(raced[name], arms[name]) for name in arms)
-        race = {"arms": list(arms), "obstacle": self._obstacle(arms), "is_shown": is_shown}
+        race = self._race.values(self.kept, self._allocation)
         return values | {"race": race, "undo": len(self._past), "redo": len(self._future)}
-
-
-def upgrade_session(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a session file; versions before `Workbench.plan` kept options and edits together, as ``state``."""
-    if "state" not in values:
-        return values
-    options = {name: value for name, value in values["state"].items() if name not in ("edits", "directions", "kept")}
-    rest = {name: value for name, value in values.items() if name != "state"}
-    return rest | {"options": options, "edits": values["state"]["edits"]}
 
 
 def own_and_others(results: Results) -> dict[str, Subspaces]:
@@ -925,17 +773,6 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
             f"which leaves its rank no room: make them with one number, tlora.task_subspaces(..., max_rank={most}), or "
             "open viz.explore(model, task, recipe)"
         )
-
-
-def same_adapter(one: Allocation, other: Allocation) -> bool:
-    """Whether both have the same ranks and scalings."""
-    return (one.ranks, one.scalings) == (other.ranks, other.scalings)
-
-
-def merge_training(before: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a race, of which ``options`` win: steps take the place of seconds, and seconds that of steps."""
-    replaced = {"steps", "seconds"} if {"steps", "seconds"} & options.keys() else set()
-    return {name: value for name, value in before.items() if name not in replaced} | dict(options)
 
 
 def as_sentence(refusal: str) -> str:

@@ -2,9 +2,9 @@
 
 from tests.helpers.results import calibration
 from viz.glossary import GLOSSARY, SAME, explanations
-from viz.widgets.panels.map import CURVES, map_tabs
-from viz.widgets.panels.view import BY_RANK
+from viz.widgets.map import CURVES, map_tabs
 from viz.widgets.results import Results
+from viz.widgets.view import BY_RANK
 
 
 def test_every_tab_and_curve_has_a_sentence():

@@ -1,14 +1,8 @@
 // The panels of the workbench: sections of text, tables, charts, and parts that answer the reader.
 
-import { chart } from "../chart.js";
 import { button, onArrows } from "../controls.js";
 import { make } from "../elements.js";
-import { drawTable } from "../table.js";
-import { alignmentPart } from "./alignment.js";
-import { attributionPart } from "./attribution/attribution.js";
-import { effectsPart } from "./effects.js";
-import { readsPart } from "./reads.js";
-import { rescalingPart } from "./rescaling.js";
+import { KINDS } from "./kinds.js";
 
 /**
  * What a part may use: `about`, the model of the widget if there is one, and `ask`, which sends a request.
@@ -16,59 +10,45 @@ import { rescalingPart } from "./rescaling.js";
  * @typedef {{about: any, model: any, ask?: (call: string, args?: object, gesture?: string | null) => void}} Context
  */
 
-/** @type {Record<string, (parent: Element, part: any, context: any) => void>} */
-const KINDS = {
-  text: (parent, part) => make("p", {}, parent, part.text),
-  table: drawTable,
-  code: drawCode,
-  chart: drawChart,
-  alignment: alignmentPart,
-  reads: readsPart,
-  attribution: attributionPart,
-  effects: effectsPart,
-  rescaling: rescalingPart,
-};
-
-function drawCode(parent, { caption, code }) {
-  make("div", { class: "key" }, parent, caption);
-  make("pre", { tabindex: 0, role: "region", "aria-label": caption }, parent, code);
-}
-
-function drawChart(parent, part) {
-  const y = part.y.percent ? { min: 0, max: 1, ...part.y } : part.y;
-  chart(parent, { ...part, title: part.caption, width: 560, height: 220, y });
-}
-
 function drawParts(parent, parts, context) {
   for (const part of parts) {
     KINDS[part.kind](make("div", { class: `part ${part.folded ? "folded" : part.kind}` }, parent), part, context);
   }
 }
 
+/** The parts of a panel; those that follow the allocation come with it. */
+const partsOf = ({ name, parts }, current) => (parts.length ? parts : current.parts?.[name] ?? []);
+
+/** Whether a panel follows the allocation. */
+const follows = ({ parts }) => !parts.length;
+
 /**
  * All panels one below another, for the page.
  *
- * @returns {(current: any) => void} What has the panel of the allocation follow it.
+ * @returns {(current: any) => void} What has those follow the allocation that do.
  */
 export function panelSections(parent, about, current, model, ask) {
-  const drawn = {}, context = { about, model, ask };
+  const followers = [], context = { about, model, ask };
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
-    drawn[panel.name] = make("div", { class: "parts" }, section);
-    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, context);
+    const box = make("div", { class: "parts" }, section);
+    drawParts(box, partsOf(panel, current), context);
+    if (follows(panel)) followers.push({ panel, box });
   }
   return (current) => {
-    drawn.allocation?.replaceChildren();
-    if (drawn.allocation) drawParts(drawn.allocation, current.allocation, context);
+    for (const { panel, box } of followers) {
+      box.replaceChildren();
+      drawParts(box, partsOf(panel, current), context);
+    }
   };
 }
 
 /**
  * One panel at a time behind tabs, for the widget; a second click on a tab closes it.
  *
- * @returns {() => void} What has the panel of the allocation follow it.
+ * @returns {() => void} What has the open panel follow the allocation, if it does.
  */
 export function panelTabs(parent, about, model, ask) {
   const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
@@ -83,8 +63,9 @@ export function panelTabs(parent, about, model, ask) {
     button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
   }
   onArrows(list, (target) => open(target.dataset.panel));
+  const opened = () => about.panels.find(({ name }) => name === model.get("panel"));
   function draw() {
-    const panel = about.panels.find(({ name }) => name === model.get("panel"));
+    const panel = opened();
     const reached = (panel ?? about.panels[0]).name; // by Tab
     for (const tab of list.children) {
       tab.setAttribute("aria-selected", tab.dataset.panel === panel?.name);
@@ -93,13 +74,13 @@ export function panelTabs(parent, about, model, ask) {
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    const parts = panel.name === "allocation" ? model.get("current").allocation ?? [] : panel.parts;
-    drawParts(make("div", { class: "parts" }, box), parts, { about, model, ask });
+    drawParts(make("div", { class: "parts" }, box), partsOf(panel, model.get("current")), { about, model, ask });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);
   draw();
   return () => {
-    if (model.get("panel") === "allocation") draw();
+    const panel = opened();
+    if (panel && follows(panel)) draw();
   };
 }

@@ -18,6 +18,9 @@ const VALUES = [[false, "z: read"], [true, "z \u00d7 need: read and needed"]];
 const SINK = "The first token of each sample dominates this module (an attention sink): " +
   "direction_activations(..., first_token=False) leaves it out.";
 
+/** A page has the values of all modules. */
+export const readsAnswers = { read: ({ module }, page) => ({ reading: page.readings[module] }) };
+
 export function readsPart(parent, part, { about, model, ask }) {
   const root = make("div", { class: "reads strips" }, parent);
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));

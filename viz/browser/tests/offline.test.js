@@ -20,7 +20,8 @@ const RULE = {
 
 function page() {
   const about = { names: ["a", "b", "c"], outs: [4, 4, 4], ins: [4, 4, 4] };
-  const current = { ranks: [1, 1, 4], allocation: [], controls: { rank: 2, temperature: 1 } };
+  const parts = { allocation: [{ kind: "table" }] };
+  const current = { ranks: [1, 1, 4], parts, controls: { rank: 2, temperature: 1 } };
   const model = offline({ about, current, rule: RULE, readings: ["of a", "of b", "of c"] }), answers = [];
   model.on("msg:custom", ({ answer }) => answers.push(answer));
   /** @type {(call: string, args?: object, gesture?: string | null) => any} */
@@ -66,6 +67,11 @@ Deno.test("the line of Python has what was changed, and a module that is left ou
   assert.equal(reasons[1], "left out");
   const options = "rank=2, temperature=0.5, exclude_modules=['b']";
   assert.equal(code, `tlora.allocate(calibration.sensitivity, ${options}).edit({'c': 2})`);
+});
+
+Deno.test("a panel that follows the allocation says that its tables do not follow changes", () => {
+  const { parts } = page().ask("set_rank", { modules: [0], rank: 3 });
+  assert.deepEqual(parts.allocation.map(({ kind }) => kind), ["text", "table"]);
 });
 
 Deno.test("readings come from the page", () => {

@@ -43,7 +43,7 @@ const CURRENT = {
   code: "tlora.allocate(...)",
   undo: 1,
   redo: 0,
-  allocation: [{ kind: "table", caption: "Ranks by projection", head: ["", "rank"], rows: [["q", 5]] }],
+  parts: { allocation: [{ kind: "table", caption: "Ranks by projection", head: ["", "rank"], rows: [["q", 5]] }] },
 };
 
 function workbench() {
@@ -120,8 +120,7 @@ Deno.test("a panel opens and closes, and that of the allocation follows it", () 
   tab("data");
   assert.equal(el.querySelector(".parts"), null);
   tab("allocation");
-  const allocation = [{ kind: "text", text: "other" }];
-  model.set("current", { ...CURRENT, allocation });
+  model.set("current", { ...CURRENT, parts: { allocation: [{ kind: "text", text: "other" }] } });
   assert.equal(text(".parts"), "other");
 });
 

@@ -12,7 +12,6 @@ import { isOfRun } from "./values.js";
 const OTHER_RUN = "The run was trained with other ranks than these: " +
   "what it used of them is in the panels Training and Rank use, not on the map.";
 const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
-const WITH_TEXTS = ["reads", "attribution", "effects"]; // kinds of parts
 const SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
 
 /**
@@ -65,9 +64,8 @@ function drawDownloads(bench, parent) {
   button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
   button(parent, "PNG", "Download the map as a picture", () => downloadPng(bench));
   if (page) return;
-  const hasTexts = about.panels.some(({ parts }) => parts.some(({ kind }) => WITH_TEXTS.includes(kind)));
   button(parent, "Page", "Download a page that shows the map without a kernel", () => {
-    requests.ask("page", { texts: hasTexts && confirm(TEXTS_ASKED) });
+    requests.ask("page", { texts: about.texts && confirm(TEXTS_ASKED) });
   });
   button(parent, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
 }

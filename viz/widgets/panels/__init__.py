@@ -1,5 +1,5 @@
-"""The panels of the workbench: each file computes, by pure functions on results, what one panel shows.
+"""The panels of the workbench: each file is one class, which ``registry.py`` lists, by pure functions on results.
 
-data, spectrum, alignment, sensitivity, allocation, modules and map (the ranks), training, rank_use, attribution,
-effects, reads, reproduce; parts and picture (what panels are made of), view (what the browser draws).
+data, spectra, alignment, capture, reads, sensitivity, allocation, training, rank_use, attribution, effects, reproduce;
+panel (what each of them is), parts (what they are made of), answers and live_attribution (of attribution).
 """

@@ -9,16 +9,23 @@ from tlora.allocation.footprint import BYTES, Footprint, uniform_footprints
 from tlora.resources.estimate import ResourceEstimate
 from tlora.utils.text import size_text
 from viz.plots.allocation import left_out
+from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, texts, whole
-from viz.widgets.results import Results
 
 
-def allocation_parts(allocation: Allocation, results: Results) -> list[Part]:
-    """Sums by projection and how the ranks were decided."""
-    parts = [by_projection(allocation), _decisions(allocation)]
-    if results.run and results.run.ranks and results.run.ranks != allocation.ranks:
-        parts.insert(0, text("This is not the allocation of the adapter that was trained: their ranks differ."))
-    return parts
+class AllocationPanel(Panel):
+    """Sums by projection and how the ranks were decided; it follows the map."""
+
+    name, title = "allocation", "Allocation"
+    about = "Ranks follow the scores, or the captured gradient, under a fixed budget."
+    needs_map = follows_allocation = True
+
+    def parts_of(self, allocation: Allocation) -> list[Part]:
+        """Two tables, and a sentence if another allocation was trained."""
+        parts, run = [by_projection(allocation), _decisions(allocation)], self.results.run
+        if run and run.ranks and run.ranks != allocation.ranks:
+            parts.insert(0, text("This is not the allocation of the adapter that was trained: their ranks differ."))
+        return parts
 
 
 def by_projection(allocation: Allocation) -> Part:

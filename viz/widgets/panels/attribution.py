@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from tlora.explanation.attribution import CHANGES, Attribution, ExplainedAnswer
+from tlora.explanation.attribution import CHANGES, Attribution
 from tlora.utils.text import count_text
-from viz.widgets.panels.parts import (
-    Column,
-    Part,
-    intervals,
-    number,
-    panel,
-    shorten_all,
-    table,
-    text,
-    texts,
-    whole,
-)
-from viz.widgets.results import Results
+from viz.widgets.panels.answers import answer_values, switch_key
+from viz.widgets.panels.live_attribution import LiveAttribution
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Column, Part, intervals, number, table, text, texts, whole
 
-ABOUT = (
-    "What each module of the trained adapter added to the tokens of an answer. Contributions add up to what the tokens "
-    "gained; what leaving a module out costs is another number, since others may make up for it. Click a module, a row "
-    "or a column of the map to switch it off."
-)
 PAGE_SAMPLES = 16
 """Most answers in a page without a kernel."""
 COLUMNS: list[Column] = [
@@ -43,27 +29,69 @@ COLUMNS: list[Column] = [
 ]
 
 
-def attribution_panel(results: Results, live: bool = False) -> list[dict[str, Any]]:
-    """The panel; ``live`` if a kernel answers what is not stored."""
-    attribution = results.attribution
-    if attribution is None:
-        return []
-    targets = attribution.targets.values()
-    rows, columns = list(dict.fromkeys(t.projection for t in targets)), sorted({t.layer for t in targets})
-    part = {
-        "kind": "attribution",
-        "names": attribution.names,
-        "rows": rows,
-        "columns": columns,
-        "row": [rows.index(target.projection) for target in targets],
-        "column": [columns.index(target.layer) for target in targets],
-        "ranks": list(attribution.ranks.values()),
-        "samples": answer_values(attribution, attribution.samples if live else attribution.samples[:PAGE_SAMPLES]),
-        "live": live,
-    }
-    largest = largest_modules(attribution, "The modules that contributed most, mean over answers")
-    words = f"{attribution.sentence[:1].upper()}{attribution.sentence[1:]} {changed_tokens(attribution)}"
-    return panel("attribution", "Attribution", ABOUT, [part, text(words), largest, *_answers(attribution)])
+class AttributionPanel(Panel):
+    """Answers by token and module, with parts of the adapter switched off; if a kernel answers, any of them."""
+
+    name, title = "attribution", "Attribution"
+    about = (
+        "What each module of the trained adapter added to the tokens of an answer. Contributions add up to what the "
+        "tokens gained; what leaving a module out costs is another number, since others may make up for it. Click a "
+        "module, a row or a column of the map to switch it off."
+    )
+    needs = ("attribution",)
+    answers = ("switched", "explained")
+
+    def parts(self) -> list[Part]:
+        """The map of the answers, a sentence, and tables."""
+        attribution: Attribution = self.result
+        targets, live = attribution.targets.values(), self.context.adapted is not None
+        rows, columns = list(dict.fromkeys(t.projection for t in targets)), sorted({t.layer for t in targets})
+        part = {
+            "kind": "attribution",
+            "names": attribution.names,
+            "rows": rows,
+            "columns": columns,
+            "row": [rows.index(target.projection) for target in targets],
+            "column": [columns.index(target.layer) for target in targets],
+            "ranks": list(attribution.ranks.values()),
+            "samples": answer_values(attribution, attribution.samples if live else attribution.samples[:PAGE_SAMPLES]),
+            "live": live,
+        }
+        largest = largest_modules(attribution, "The modules that contributed most, mean over answers")
+        words = f"{attribution.sentence[:1].upper()}{attribution.sentence[1:]} {changed_tokens(attribution)}"
+        return [part, text(words), largest, *_answers(attribution)]
+
+    def requests(self) -> Mapping[str, Callable[..., None]]:
+        """Switch modules off or cut them, write the answer again, and take a request of the reader's own apart."""
+        if self.context.adapted is None:
+            return {}
+        return {"switch": self._switch, "regenerate": self._regenerate, "explain": self._explain}
+
+    def page_state(self, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """The reader's own requests, as explained."""
+        return {"explained": answers["explained"]}
+
+    @cached_property
+    def _live(self) -> LiveAttribution:
+        context = self.context
+        assert context.adapted is not None  # else there are no requests
+        assert context.task is not None
+        return LiveAttribution(context.adapted, context.task, self.result, context.calibration, self._report)
+
+    def _switch(self, sample: int, ranks: Sequence[tuple[int, int]]) -> None:
+        """Score an answer with some modules switched off or cut; ``ranks`` are pairs of a module and what is left."""
+        self.show(switched=self._live.switch(sample, dict(ranks)))
+
+    def _regenerate(self, sample: int, ranks: Sequence[tuple[int, int]]) -> None:
+        """Write the answer again with these modules switched off or cut."""
+        answer = self._live.regenerate(sample, dict(ranks))
+        self.show(switched={"sample": sample, "key": switch_key(dict(ranks)), "answer": answer})
+
+    def _explain(self, prompt: str, answer: str | None) -> None:
+        self._live.explain(prompt, answer)
+
+    def _report(self, explained: dict[str, Any]) -> None:
+        self.show(explained=explained)
 
 
 def largest_modules(attribution: Attribution, caption: str) -> Part:
@@ -81,50 +109,6 @@ def changed_tokens(attribution: Attribution) -> str:
         f"Of {count_text(same + near + beyond, 'answer token')}, the adapted model's first choice is the base's at "
         f"{same:,}, its second or third at {near:,}, and further down at {beyond:,}."
     )
-
-
-def switch_key(ranks: Mapping[int, int]) -> str:
-    """Text that identifies a change of the adapter: the rank that is left of each changed module, by its number."""
-    return ",".join(f"{k}:{ranks[k]}" for k in sorted(ranks))
-
-
-def stored_switches(attribution: Attribution) -> dict[str, str]:
-    """The key of each stored change, by its name."""
-    keys = {}
-    for label, names in attribution.switches.items():
-        cut = re.search(r" rank (\d+)$", label)
-        rank = int(cut[1]) if cut else 0
-        keys[label] = switch_key({attribution.names.index(name): min(rank, attribution.ranks[name]) for name in names})
-    return keys
-
-
-def answer_values(attribution: Attribution, samples: Iterable[ExplainedAnswer]) -> list[dict[str, Any]]:
-    """All that the browser shows of each answer; nats."""
-    keys = stored_switches(attribution)
-    return [
-        {
-            "prompt": one.prompt,
-            "answer": one.answer,
-            "tokens": one.tokens,
-            "positions": one.positions,
-            "base": nats(one.base),
-            "adapter": nats(one.adapter),
-            "choices": one.choices,
-            "modules": [[shorten_all(token) for token in measure] for measure in one.by_module],
-            "head": nats(one.start - one.base),
-            "generated": one.generated,
-            "switched": {
-                keys[label]: {"values": nats(values), "unchanged": one.unchanged[label].int().tolist()}
-                for label, values in one.switched.items()
-            },
-        }
-        for one in samples
-    ]
-
-
-def nats(values: Any) -> list[list[float | None]]:
-    """The two measures of each token, in digits enough for differences."""
-    return [shorten_all(measure, 7) for measure in values]
 
 
 def _answers(attribution: Attribution) -> list[dict[str, Any]]:

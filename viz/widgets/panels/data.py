@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tlora.utils.text import count_text
-from viz.widgets.panels.parts import facts, panel
-from viz.widgets.results import Results
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Part, facts
 
 TOKENS = {"all": "all but padding", "labels": "labeled ones", "task": "all but what the samples share"}
 
 
-def data_panel(results: Results) -> list[dict[str, Any]]:
-    """Base model, task, samples and the options of the command line."""
-    calibrated, run = results.calibrated, results.run
-    values = {"base model": results.model, "task": results.task}
-    if calibrated and calibrated.samples:
-        values["calibration"] = count_text(calibrated.samples, "sample")
-        values["tokens in the covariance"] = TOKENS.get(results.calibration_recipe.get("tokens", ""), "")
-    if run and run.meta.samples:
-        values["training"] = count_text(run.meta.samples, "sample")
-    options = run.meta.recipe.get("data", {}) if run else {}
-    for name, value in options.items():
-        if value is not None and name not in ("task", "train_samples"):
-            values[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else str(value)
-    return panel("data", "Data", "", [facts("Model and data", values)] if any(values.values()) else [])
+class DataPanel(Panel):
+    """Base model, task and samples."""
+
+    name, title = "data", "Data"
+
+    def parts(self) -> list[Part]:
+        """Base model, task, samples and the options of the command line."""
+        results = self.results
+        calibrated, run = results.calibrated, results.run
+        values = {"base model": results.model, "task": results.task}
+        if calibrated and calibrated.samples:
+            values["calibration"] = count_text(calibrated.samples, "sample")
+            values["tokens in the covariance"] = TOKENS.get(results.calibration_recipe.get("tokens", ""), "")
+        if run and run.meta.samples:
+            values["training"] = count_text(run.meta.samples, "sample")
+        options = run.meta.recipe.get("data", {}) if run else {}
+        for name, value in options.items():
+            if value is not None and name not in ("task", "train_samples"):
+                values[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else str(value)
+        return [facts("Model and data", values)] if any(values.values()) else []

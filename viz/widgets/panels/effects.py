@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, Rescaling
 from tlora.explanation.side_effects import SideEffects
 from viz import style
 from viz.widgets.panels.attribution import largest_modules
-from viz.widgets.panels.parts import Column, Part, intervals, panel, shorten, shorten_all, table, text, whole
-from viz.widgets.results import Results
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Column, Part, intervals, shorten, shorten_all, table, text, whole
 
-ABOUT = "What the adapter changed on text that it was not meant for."
 STRIPS = (
     "Tokens in red became more likely, those in blue less. A loss that rose is a text that the model writes less well."
 )
@@ -44,14 +41,18 @@ CHANGED: list[Column] = [
 ]  # fmt: skip
 
 
-def effects_panel(results: Results, texts: bool = True) -> list[dict[str, Any]]:
-    """The panel; without ``texts`` only the curve over the adapter's scale, which holds none."""
-    parts: list[Part] = []
-    if results.effects is not None and texts:
-        parts += _texts(results.effects)
-    if results.rescaling is not None:
-        parts += [text(CURVE), _curve(results.rescaling)]
-    return panel("effects", "Side effects", ABOUT, parts)
+class EffectsPanel(Panel):
+    """Texts, the worst first, and the curve over the adapter's scale, which holds no text."""
+
+    name, title = "effects", "Side effects"
+    about = "What the adapter changed on text that it was not meant for."
+    needs = ("effects", "rescaling")
+
+    def parts(self) -> list[Part]:
+        """Those of each result that is known."""
+        effects, rescaling = self.results.effects, self.results.rescaling
+        parts = _texts(effects) if effects is not None and self.context.has("effects") else []
+        return parts if rescaling is None else [*parts, text(CURVE), _curve(rescaling)]
 
 
 def _texts(effects: SideEffects) -> list[Part]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,6 @@ from viz import style
 Part = dict[str, Any]
 Column = tuple[str, str, Callable[[Any], str]]
 """Key of a frame's column, its title, and how a value is written; ``str`` marks a column of text."""
-
-
-def panel(name: str, title: str, about: str, parts: Iterable[Part]) -> list[dict[str, Any]]:
-    """A panel in a list of its own; an empty list if it has no parts."""
-    drawn = list(parts)
-    return [{"name": name, "title": title, "about": about, "parts": drawn}] if drawn else []
 
 
 def text(words: str) -> Part:
@@ -64,6 +58,11 @@ def line(label: str, x: ArrayLike, y: ArrayLike, **look: Any) -> dict[str, Any]:
     points = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
     points = points[np.isfinite(points).all(1)]
     return {"label": label, "points": [[shorten(a), shorten(b)] for a, b in points]} | look
+
+
+def bar(words: str, done: int, total: int | None) -> dict[str, Any]:
+    """The progress of something under way: how many of its items are done, and their number if it is known."""
+    return {"words": words, "done": done, "total": total}
 
 
 def shorten(value: float | None, digits: int = 4) -> float | None:

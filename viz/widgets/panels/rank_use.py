@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
+from tlora.training.run import TrainingRun
 from tlora.utils.defaults import ENERGY
 from tlora.utils.text import count_text
-from viz.widgets.panels.parts import Column, Part, number, panel, percent, table, text, whole
-from viz.widgets.results import Results
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Column, Part, number, percent, table, text, whole
 
-ABOUT = (
-    f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Unused rank can go "
-    "elsewhere in the next allocation."
-)
 COLUMNS: list[Column] = [
     ("rank", "rank", whole),
     ("used_rank", "used", whole),
@@ -24,20 +19,32 @@ COLUMNS: list[Column] = [
 ]
 
 
-def rank_use_panel(results: Results) -> list[dict[str, Any]]:
+class RankUsePanel(Panel):
     """Rank used by projection and by module."""
-    if results.run is None or not results.run.ranks:
-        return []
-    use = results.run.rank_use(ENERGY)
-    full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
-    still = f", and {idle:,} did not move" if idle else ""
-    words = f"{used_rank(use)}. {full:,} of {count_text(len(use), 'module')} use all of their rank{still}."
-    parts: list[Part] = [text(words)]
-    if results.places and set(use["module"]) <= results.places[0].keys():
-        parts.append(_by_projection(use.assign(projection=use["module"].map(results.places[1]))))
-    caption = f"All {count_text(len(use), 'module')}"
-    parts.append(table(use, caption, [("module", "module", str), *COLUMNS], folded=True))
-    return panel("rank-use", "Rank use", ABOUT, parts)
+
+    name, title = "rank-use", "Rank use"
+    about = (
+        f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Unused rank "
+        "can go elsewhere in the next allocation."
+    )
+    needs = ("run",)
+
+    def parts(self) -> list[Part]:
+        """A sentence and two tables; nothing if the run records no ranks."""
+        run: TrainingRun = self.result
+        if not run.ranks:
+            return []
+        use = run.rank_use(ENERGY)
+        full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
+        still = f", and {idle:,} did not move" if idle else ""
+        words = f"{used_rank(use)}. {full:,} of {count_text(len(use), 'module')} use all of their rank{still}."
+        parts: list[Part] = [text(words)]
+        places = self.results.places
+        if places and set(use["module"]) <= places[0].keys():
+            parts.append(_by_projection(use.assign(projection=use["module"].map(places[1]))))
+        caption = f"All {count_text(len(use), 'module')}"
+        parts.append(table(use, caption, [("module", "module", str), *COLUMNS], folded=True))
+        return parts
 
 
 def used_rank(use: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,9 @@ import torch
 from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.utils.defaults import KINDS
 from tlora.utils.text import count_text
-from viz.widgets.panels.parts import panel, percent, shorten_all, text
-from viz.widgets.results import Results
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Part, percent, shorten_all, text
 
-ABOUT = (
-    "Which tokens the directions of the selected module respond to. z is how far a token's input lies from the mean "
-    "along a direction, in standard deviations; the sign is arbitrary, so both ends are shown. Random directions have "
-    "ends too: trust what stands out from theirs. A direction that reads the template can still be one that training "
-    "needs: reading is not importance."
-)
 NEED = (
     "Need is the norm of the loss's gradient at the module's output. Weighted by it all kinds look more alike, random "
     "ones too, since the need of a token is the same for every direction."
@@ -30,36 +24,65 @@ PAGE_DIRECTIONS = 4
 """Directions of each kind in such a page."""
 
 
-def reads_panel(results: Results, names: Sequence[str], small: bool = False) -> list[dict[str, Any]]:
-    """The panel without its values, which follow the selected module; ``small`` for a page without a kernel."""
-    activations = results.activations
-    if activations is None or not names:
-        return []
-    samples, directions = extent(activations, small)
-    frame = activations.to_frame()
+class ReadsPanel(Panel):
+    """Directions of the selected module, whose values follow when the browser asks for them."""
 
-    def by_module(column: str) -> list[list[float | None]]:
-        """Means over directions, by module and kind."""
-        means = frame.pivot_table(column, "module", "kind", dropna=False).reindex(names)[activations.kinds]
-        return [shorten_all(row, 2) for row in means.to_numpy()]
+    name, title = "reads", "Reads"
+    about = (
+        "Which tokens the directions of the selected module respond to. z is how far a token's input lies from the "
+        "mean along a direction, in standard deviations; the sign is arbitrary, so both ends are shown. Random "
+        "directions have ends too: trust what stands out from theirs. A direction that reads the template can still be "
+        "one that training needs: reading is not importance."
+    )
+    needs = ("activations",)
+    needs_map = True
+    answers = ("reading",)
 
-    part = {
-        "kind": "reads",
-        "kinds": activations.kinds,
-        "meanings": [_meaning(kind) for kind in activations.kinds],
-        "directions": directions,
-        "parts": list(PARTS),
-        "sides": {side: _tokens(tokens, samples) for side, tokens in activations.tokens.items()},
-        "side": [activations.sides.get(name) for name in names],
-        "constant": by_module("constant"),
-        "agreement": by_module("agreement"),
-        "sinks": [names.index(name) for name in activations.sinks() if name in names],
-        "need": bool(activations.need),
-        "samples": min(samples, activations.meta.samples or samples),
-        "of": activations.meta.samples,
-    }
-    words = [finding(activations), *([NEED] if activations.need else [])]
-    return panel("reads", "Reads", ABOUT, [*map(text, words), part])
+    @property
+    def _is_small(self) -> bool:
+        """Whether it has to fit into a page."""
+        return self.context.show is None
+
+    def parts(self) -> list[Part]:
+        """A finding, what need is, and the directions without their values."""
+        activations, names = self.result, self.context.names
+        samples, directions = extent(activations, self._is_small)
+        frame = activations.to_frame()
+
+        def by_module(column: str) -> list[list[float | None]]:
+            """Means over directions, by module and kind."""
+            means = frame.pivot_table(column, "module", "kind", dropna=False).reindex(names)[activations.kinds]
+            return [shorten_all(row, 2) for row in means.to_numpy()]
+
+        part = {
+            "kind": "reads",
+            "kinds": activations.kinds,
+            "meanings": [_meaning(kind) for kind in activations.kinds],
+            "directions": directions,
+            "parts": list(PARTS),
+            "sides": {side: _tokens(tokens, samples) for side, tokens in activations.tokens.items()},
+            "side": [activations.sides.get(name) for name in names],
+            "constant": by_module("constant"),
+            "agreement": by_module("agreement"),
+            "sinks": [names.index(name) for name in activations.sinks() if name in names],
+            "need": bool(activations.need),
+            "samples": min(samples, activations.meta.samples or samples),
+            "of": activations.meta.samples,
+        }
+        words = [finding(activations), *([NEED] if activations.need else [])]
+        return [*map(text, words), part]
+
+    def requests(self) -> Mapping[str, Callable[..., None]]:
+        """Show the values of a module."""
+        return {"read": self._read}
+
+    def page_state(self, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of all modules."""
+        names = self.context.names
+        return {"readings": [reading(self.result, names, k, small=True) for k in range(len(names))]}
+
+    def _read(self, module: int) -> None:
+        self.show(reading=reading(self.result, self.context.names, module))
 
 
 def finding(activations: DirectionActivations) -> str:

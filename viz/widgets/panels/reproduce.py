@@ -9,11 +9,11 @@ from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS
 from tlora.utils.defaults import ROWS
-from viz.widgets.panels.parts import Part, code, facts, panel, text, texts
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Part, code, facts, text, texts
 from viz.widgets.results import Results, scores_to_show
 from viz.widgets.state import allocation_code, state_from_allocation
 
-ABOUT = "The same versions, data and seed give the same results; other hardware gives them up to rounding."
 UNRECORDED = (
     "The results do not keep all arguments. Put back what was not as shown here: those of load_model, load_task and "
     "task_subspaces, the path of your own data, the optimizer and the callbacks of train."
@@ -30,17 +30,24 @@ NOT_ARGUMENTS = (
 """What the recipe of a run holds in addition to the arguments of `tlora.train`."""
 
 
-def reproduce_panel(results: Results) -> list[dict[str, Any]]:
+class ReproducePanel(Panel):
     """Commands, calls, origins and versions."""
-    parts: list[Part] = []
-    if lines := commands(results):
-        parts.append(code("On the command line", "\n".join(lines)))
-    else:
-        parts += [code("In Python", python_calls(results)), text(caveat(results))]
-    if results.run is not None:
-        parts.append(code("The adapter, to use or to train further", f"model = tlora.load_adapter({results.folder!r})"))
-    parts += [_origins(results), facts("Versions", versions(results))]
-    return panel("reproduce", "Reproduce", ABOUT, parts)
+
+    name, title = "reproduce", "Reproduce"
+    about = "The same versions, data and seed give the same results; other hardware gives them up to rounding."
+    needs = ("run", "allocation")
+
+    def parts(self) -> list[Part]:
+        """The command lines, or else the calls and what these leave out; then two tables."""
+        results, parts = self.results, list[Part]()
+        if lines := commands(results):
+            parts.append(code("On the command line", "\n".join(lines)))
+        else:
+            parts += [code("In Python", python_calls(results)), text(caveat(results))]
+        if results.run is not None:
+            again = f"model = tlora.load_adapter({results.folder!r})"
+            parts.append(code("The adapter, to use or to train further", again))
+        return [*parts, _origins(results), facts("Versions", versions(results))]
 
 
 def commands(results: Results) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from tlora.allocation.stability import ranking_stability
@@ -11,47 +9,54 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import gini
 from tlora.utils.text import count_text
 from viz import style
-from viz.widgets.panels.parts import Column, Part, intervals, number, panel, percent, table, text, whole
-from viz.widgets.results import Results
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Column, Part, intervals, number, percent, table, text, whole
 
 TOP = 15
 """Modules that are listed before the reader opens the whole table."""
-ABOUT = (
-    "How sensitive the loss is to each module: the mean of |weight × gradient| over its weights, averaged over "
-    "samples. Ranks and scalings follow these scores."
-)
 
 
-def sensitivity_panel(results: Results) -> list[dict[str, Any]]:
+class SensitivityPanel(Panel):
     """Top modules with intervals, sums by projection, and the stability of the ranking."""
-    scores = results.sensitivity
-    if scores is None or not any(scores.scores.values()):
-        return []
-    frame, note = scores_with_intervals(scores)
-    top = frame.nlargest(TOP, "score", keep="first")
-    top = top.assign(place=top.apply(style.place, axis=1))
-    columns: list[Column] = [("score", "score, nats", number), ("share", "of the total", percent)]
-    if "interval" in frame:
-        columns.insert(1, ("interval", "95 % interval", str))
-    by_projection: list[Column] = [
-        ("projection", "projection", str),
-        ("modules", "modules", whole),
-        ("score", "mean score, nats", number),
-        ("share", "of the total", percent),
-    ]
-    parts = [
-        text(f"{concentration(frame)} {note}"),
-        table(
-            top,
-            f"The {len(top)} most sensitive of {count_text(len(frame), 'module')}",
-            [("place", "module", str), *columns],
-        ),
-        table(scores.by_projection(), "By projection", by_projection),
-        *_stability(scores),
-    ]
-    if len(frame) > len(top):
-        parts.append(table(frame, f"All {len(frame):,} modules", [("module", "module", str), *columns], folded=True))
-    return panel("sensitivity", "Sensitivity", ABOUT, parts)
+
+    name, title = "sensitivity", "Sensitivity"
+    about = (
+        "How sensitive the loss is to each module: the mean of |weight × gradient| over its weights, averaged over "
+        "samples. Ranks and scalings follow these scores."
+    )
+    needs = ("sensitivity",)
+
+    def parts(self) -> list[Part]:
+        """Nothing if all scores are zero."""
+        scores: Sensitivity = self.result
+        if not any(scores.scores.values()):
+            return []
+        frame, note = scores_with_intervals(scores)
+        top = frame.nlargest(TOP, "score", keep="first")
+        top = top.assign(place=top.apply(style.place, axis=1))
+        columns: list[Column] = [("score", "score, nats", number), ("share", "of the total", percent)]
+        if "interval" in frame:
+            columns.insert(1, ("interval", "95 % interval", str))
+        by_projection: list[Column] = [
+            ("projection", "projection", str),
+            ("modules", "modules", whole),
+            ("score", "mean score, nats", number),
+            ("share", "of the total", percent),
+        ]
+        parts = [
+            text(f"{concentration(frame)} {note}"),
+            table(
+                top,
+                f"The {len(top)} most sensitive of {count_text(len(frame), 'module')}",
+                [("place", "module", str), *columns],
+            ),
+            table(scores.by_projection(), "By projection", by_projection),
+            *_stability(scores),
+        ]
+        if len(frame) > len(top):
+            columns.insert(0, ("module", "module", str))
+            parts.append(table(frame, f"All {len(frame):,} modules", columns, folded=True))
+        return parts
 
 
 def scores_with_intervals(scores: Sensitivity) -> tuple[pd.DataFrame, str]:

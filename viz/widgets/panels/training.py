@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tlora.numerics.statistics import share_interval
@@ -11,23 +9,27 @@ from tlora.training.run import TrainingRun
 from tlora.utils.text import duration_text, is_share, metric_text, size_text
 from viz import style
 from viz.plots.training import split_in_words
-from viz.widgets.panels.parts import Column, Part, chart, facts, line, number, panel, table, text, texts, whole
+from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.parts import Column, Part, chart, facts, line, number, table, text, texts, whole
 from viz.widgets.results import Results
 
 ROWS = 40
 """Most rows of the history in the table."""
 
 
-def training_panel(results: Results) -> list[dict[str, Any]]:
+class TrainingPanel(Panel):
     """Curves, metrics, circumstances and history of the run."""
-    run = results.run
-    if run is None:
-        return []
-    metrics = metrics_table(run) if run.before or run.after else text("No metrics were taken before and after.")
+
+    name, title = "training", "Training"
     about = "How the loss fell, and the metrics of the task before and after."
-    stopped = [text(ending(run))] if ending(run) else []
-    parts = [*stopped, *_losses(run), metrics, _circumstances(results, run), *_history(run)]
-    return panel("training", "Training", about, parts)
+    needs = ("run",)
+
+    def parts(self) -> list[Part]:
+        """How it ended if it was stopped, a chart, tables, and the history folded."""
+        run: TrainingRun = self.result
+        metrics = metrics_table(run) if run.before or run.after else text("No metrics were taken before and after.")
+        stopped = [text(ending(run))] if ending(run) else []
+        return [*stopped, *_losses(run), metrics, _circumstances(self.results, run), *_history(run)]
 
 
 def ending(run: TrainingRun) -> str:

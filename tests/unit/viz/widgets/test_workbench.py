@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections import Counter
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import hypothesis.strategies as st
@@ -19,10 +21,14 @@ from tests.helpers import jobs, results
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import sensitivity as by_hand
+from tlora.allocation.constraints import RankLimits
 from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets.state import ALLOCATION_PRESETS
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
+allocate_file, allocation_file, race_file = (
+    import_module(name) for name in ("tlora.allocation.allocate", "tlora.allocation.allocation", "viz.widgets.race")
+)
 
 
 def small(**options: Any) -> viz.Workbench:
@@ -110,6 +116,43 @@ def test_one_gesture_is_one_step_to_undo() -> None:
     assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4))
     request(it, "redo")
     assert it.allocation.ranks["layers.1.q_proj"] == 11
+
+
+@pytest.mark.parametrize(("module", "rank"), [(3, 9), (3, 60), (3, 1), (0, 30)])
+def test_a_drag_shares_the_budget_once(module: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is refused and ends at the nearest possible rank; an accepted one works its limits out once."""
+    it, counts = small(), Counter[str]()
+
+    def count(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    request(it, "set_rank", "drag 1", modules=[module], rank=5)
+    count(RankLimits, "share_ranks")
+    for file in (allocate_file, allocation_file):
+        count(file, "rank_limits")
+    it.widget.observe(lambda change: counts.update(["current"]), "current")
+    request(it, "set_rank", "drag 1", modules=[module], rank=rank)
+    limits = counts.pop("rank_limits")
+    assert counts == {"share_ranks": 1, "current": 1}
+    assert limits == 1 or it.widget.current["message"]
+    assert same(it.allocation, eval(it.code("scores"), {"tlora": tlora, "scores": by_hand(SCORES)}))
+
+
+def test_going_back_to_what_was_kept_computes_no_uniform_allocation_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = small()
+    start = it.allocation.ranks[it.names[3]]
+    it.set_rank(it.names[3], 9)
+    monkeypatch.setattr(race_file, "allocate", None)
+    it.undo()
+    assert list(it.arms) == ["uniform", "kept"]
+    it.set_rank(it.names[3], start)
+    assert it.widget.current["race"]["arms"] == ["uniform", "kept"]
 
 
 def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
@@ -396,13 +439,13 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     it.preset("uniform")
     a, b = it.kept, it.allocation
     request(it, "train")
-    assert it._live is not None
+    assert it._race.live is not None
     assert it.widget.current["race"]["is_shown"]
     it.set_rank(it.names[0], 4)
     assert not it.widget.current["race"]["is_shown"]
     request(it, "train")
     assert "being trained already" in it.widget.current["message"]
-    it._live.wait()
+    it._race.live.wait()
     assert it.race is not None
     assert [it.race.runs[name][0].ranks for name in ("kept", "new")] == [a.ranks, b.ranks]  # not what came after
     assert it.allocation.ranks[it.names[0]] == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tests.helpers.foreign import foreign
 from tests.helpers.jobs import task
 from tests.helpers.results import attribution, base, calibration, subspaces
 from tests.helpers.tokenizers import letters_tokenizer
-from viz.widgets.panels.attribution import attribution_panel
+from viz.widgets.panels.attribution import AttributionPanel
+from viz.widgets.panels.panel import Context
 from viz.widgets.results import Results
 
 
@@ -31,8 +33,7 @@ def live() -> viz.Workbench:
 
 
 def part() -> dict[str, Any]:
-    found: dict[str, Any] = attribution_panel(Results(attribution=attribution()))[0]["parts"][0]
-    return found
+    return AttributionPanel(Context(Results(attribution=attribution()))).parts()[0]
 
 
 def ask(it: viz.Workbench, call: str, **args: Any) -> dict[str, Any]:
@@ -91,9 +92,16 @@ def test_the_kernel_cuts_a_module_as_attribute_does(live: viz.Workbench) -> None
 
 def test_a_request_of_ones_own_is_taken_apart(live: viz.Workbench) -> None:
     bars: list[Any] = []
-    live.widget.observe(lambda change: bars.append(change["new"].get("bar")), "explained")
+    ended = threading.Event()
+
+    def note(change: Any) -> None:
+        bars.append(change["new"].get("bar"))
+        if not change["new"]["running"]:
+            ended.set()
+
+    live.widget.observe(note, "explained")
     ask(live, "explain", prompt="w4 w9", answer="w7")
-    live._explainer._thread.join(60)
+    assert ended.wait(60)
     live.widget.unobserve_all("explained")
     stages = list(dict.fromkeys(bar["words"].split(",")[0] for bar in bars if bar))
     assert stages[0] == ""  # at once

@@ -11,14 +11,15 @@ import pytest
 import viz
 from tests.helpers.reported import page_data, panel_names
 from tests.helpers.results import calibration, effects, rescaling, subspaces
-from viz.widgets.panels.effects import effects_panel
+from viz.widgets.panels.effects import EffectsPanel
+from viz.widgets.panels.panel import Context
 from viz.widgets.results import Results
 
 RESULTS = Results(effects=effects(), rescaling=rescaling())
 
 
-def part(kind: str, **options: Any) -> dict[str, Any]:
-    (found,) = [one for one in effects_panel(RESULTS, **options)[0]["parts"] if one["kind"] == kind]
+def part(kind: str) -> dict[str, Any]:
+    (found,) = [one for one in EffectsPanel(Context(RESULTS)).parts() if one["kind"] == kind]
     return json.loads(json.dumps(found))
 
 

@@ -15,15 +15,18 @@ import tlora
 from tests.helpers import results as walked
 from tests.helpers.pictured import gradient_capture
 from tests.helpers.reported import results_of, run_of
-from viz.widgets.panels.alignment import align_pairs, capture_panel, pair_values
-from viz.widgets.panels.allocation import allocation_parts, by_projection, training_bytes
-from viz.widgets.panels.data import data_panel
-from viz.widgets.panels.modules import captured_curves, curves_by_rank, spectra
-from viz.widgets.panels.rank_use import rank_use_panel
-from viz.widgets.panels.sensitivity import sensitivity_panel
-from viz.widgets.panels.spectrum import spectrum_panel
-from viz.widgets.panels.training import metric, training_panel
-from viz.widgets.panels.view import panels
+from viz.widgets.modules import captured_curves, curves_by_rank, spectra
+from viz.widgets.panels.alignment import align_pairs, pair_values
+from viz.widgets.panels.allocation import AllocationPanel, by_projection, training_bytes
+from viz.widgets.panels.capture import CapturePanel
+from viz.widgets.panels.data import DataPanel
+from viz.widgets.panels.panel import Context, Panel
+from viz.widgets.panels.parts import Part
+from viz.widgets.panels.rank_use import RankUsePanel
+from viz.widgets.panels.registry import make_panels, panel_values
+from viz.widgets.panels.sensitivity import SensitivityPanel
+from viz.widgets.panels.spectra import SpectraPanel
+from viz.widgets.panels.training import TrainingPanel, metric
 from viz.widgets.results import Results
 
 SMALL = Results(**results_of("2 layers"))
@@ -36,9 +39,13 @@ def value(text: str) -> float:
     return parsed / 100 if "%" in text else parsed
 
 
-def rows(panels: list[dict[str, Any]], caption: str) -> list[list[str]]:
+def parts_of(panel: type[Panel], results: Results = SMALL) -> list[Part]:
+    return panel(Context(results)).parts()
+
+
+def rows(parts: list[Part], caption: str) -> list[list[str]]:
     """The rows of the table whose caption begins so."""
-    (part,) = [part for part in panels[0]["parts"] if part.get("caption", "").startswith(caption)]
+    (part,) = [part for part in parts if part.get("caption", "").startswith(caption)]
     return part["rows"]
 
 
@@ -64,15 +71,16 @@ def test_ranks_by_projection_are_sums_over_the_modules() -> None:
 def test_an_allocation_that_was_not_trained_is_named() -> None:
     other = SMALL.allocation.edit({SMALL.allocation.names[0]: 1})
     words = "not the allocation of the adapter that was trained"
-    assert words in allocation_parts(other, SMALL)[0]["text"]
-    assert words not in json.dumps(allocation_parts(SMALL.allocation, SMALL))
+    panel = AllocationPanel(Context(SMALL))
+    assert words in panel.parts_of(other)[0]["text"]
+    assert words not in json.dumps(panel.parts_of(SMALL.allocation))
 
 
 def test_sensitivity_with_intervals() -> None:
     scores = SMALL.sensitivity
     intervals = scores.intervals().set_index("module")
     total = scores.per_sample.double().mean(0).sum().item()
-    cells = rows(sensitivity_panel(SMALL), "The 14 most sensitive of 14 modules")
+    cells = rows(parts_of(SensitivityPanel), "The 14 most sensitive of 14 modules")
     order = sorted(scores.scores, key=scores.scores.get, reverse=True)
     for name, (place, score, interval, share) in zip(order, cells, strict=True):
         assert place == f"layer {scores.layers[name]} {scores.projections[name]}"
@@ -84,13 +92,13 @@ def test_sensitivity_with_intervals() -> None:
 
 def test_a_single_sample_has_no_intervals_and_zero_scores_have_no_panel() -> None:
     scores = SMALL.sensitivity
-    one = sensitivity_panel(Results(dataclasses.replace(scores, per_sample=scores.per_sample[:1])))
-    assert one[0]["parts"][1]["head"] == ["module", "score, nats", "of the total"]
-    assert sensitivity_panel(Results(dataclasses.replace(scores, per_sample=scores.per_sample * 0))) == []
+    one = parts_of(SensitivityPanel, Results(dataclasses.replace(scores, per_sample=scores.per_sample[:1])))
+    assert one[1]["head"] == ["module", "score, nats", "of the total"]
+    assert not parts_of(SensitivityPanel, Results(dataclasses.replace(scores, per_sample=scores.per_sample * 0)))
 
 
 def test_spectra_by_module() -> None:
-    cells = rows(spectrum_panel(SMALL), "All 14 modules")
+    cells = rows(parts_of(SpectraPanel), "All 14 modules")
     for name, dimension, rank, r90, r99, top in cells:
         values = np.sort(SMALL.spectrum.eigenvalues[name].double().numpy())[::-1]
         shares = values / values.sum()
@@ -102,7 +110,7 @@ def test_spectra_by_module() -> None:
 
 
 def test_training() -> None:
-    panel = training_panel(SMALL)
+    panel = parts_of(TrainingPanel)
     assert rows(panel, "Before and after, on test samples") == [
         ["loss", "3.21", "1.19", "\u22122.02"],
         ["perplexity", "24.8", "3.29", "\u221221.51"],
@@ -112,7 +120,7 @@ def test_training() -> None:
     assert facts["optimizer steps"] == "20"
     assert facts["time"] == "7 min 11 s"
     assert facts["learning rate"] == "0.001"
-    lines = {one["label"]: one["points"] for one in panel[0]["parts"][0]["lines"]}
+    lines = {one["label"]: one["points"] for one in panel[0]["lines"]}
     history = SMALL.run.history
     np.testing.assert_allclose(lines["training loss"], history[["step", "loss"]], rtol=1e-3)
     np.testing.assert_allclose(lines["validation loss"], history[["step", "eval_loss"]].dropna(), rtol=1e-3)
@@ -133,14 +141,16 @@ def test_training() -> None:
     ],
 )
 def test_unusual_runs_are_explained(changes: dict[str, Any], words: str) -> None:
-    assert words in json.dumps(training_panel(changed(**changes)))
+    assert words in json.dumps(parts_of(TrainingPanel, changed(**changes)))
 
 
 def test_a_run_without_history_and_an_adapter_without_modules() -> None:
     run = run_of(ranks={}, scalings={}, adapter={})
     run = dataclasses.replace(run, history=pd.DataFrame(columns=list(run.columns)).astype("float64"))
-    assert dict(rows(training_panel(Results(run=run)), "Circumstances"))["optimizer steps"] == "none was logged"
-    assert rank_use_panel(Results(run=run)) == []
+    assert (
+        dict(rows(parts_of(TrainingPanel, Results(run=run)), "Circumstances"))["optimizer steps"] == "none was logged"
+    )
+    assert parts_of(RankUsePanel, Results(run=run)) == []
 
 
 def test_a_metric_is_a_share_in_all_places_or_in_none() -> None:
@@ -152,7 +162,7 @@ def test_a_metric_is_a_share_in_all_places_or_in_none() -> None:
 def test_rank_use() -> None:
     """Against a full SVD of ``s B A``."""
     run, used = SMALL.run, {}
-    panel = rank_use_panel(SMALL)
+    panel = parts_of(RankUsePanel)
     for name, rank, needed, share, effective, norm in rows(panel, "All 14 modules"):
         a, b = (run.adapter[f"base_model.model.{name}.lora_{part}.weight"].double().numpy() for part in "AB")
         squares = np.linalg.svd(run.scalings[name] * b @ a, compute_uv=False) ** 2
@@ -162,7 +172,7 @@ def test_rank_use() -> None:
         assert value(effective) == pytest.approx(squares.sum() ** 2 / (squares**2).sum(), rel=0.05)
         assert value(norm) == pytest.approx(np.sqrt(squares.sum()), rel=0.05)
     full = sum(used[name] == run.ranks[name] for name in used)
-    words = panel[0]["parts"][0]["text"]
+    words = panel[0]["text"]
     assert f"{sum(used.values())} of {sum(run.ranks.values())} ranks are used" in words
     assert f"{full} of 14 modules use all of their rank." in words
 
@@ -170,7 +180,7 @@ def test_rank_use() -> None:
 def test_data_has_the_options_of_the_command_line() -> None:
     data = {"task": "a b", "train_samples": 300, "test_samples": 1300, "max_length": None}
     meta = dataclasses.replace(SMALL.run.meta, recipe={"data": data})
-    facts = dict(data_panel(changed(meta=meta))[0]["parts"][0]["rows"])
+    facts = dict(parts_of(DataPanel, changed(meta=meta))[0]["rows"])
     assert (facts["training"], facts["calibration"], facts["test samples"]) == ("300 samples", "5 samples", "1,300")
     assert "max length" not in facts
 
@@ -183,8 +193,8 @@ def test_missing_results_have_no_panels() -> None:
         ("run", ["data", "training", "rank-use", "reproduce"]),
     ):
         alone = Results(**{name: getattr(SMALL, name)})
-        assert [panel["name"] for panel in panels(alone, [], [])] == expected
-    json.dumps(panels(SMALL, [], SMALL.sensitivity.names), allow_nan=False)
+        assert [panel["name"] for panel in panel_values(make_panels(Context(alone)))] == expected
+    json.dumps(panel_values(make_panels(Context(SMALL, SMALL.sensitivity.names))), allow_nan=False)
 
 
 # Spectra of a module, by kind.
@@ -254,13 +264,13 @@ def test_overlap_is_the_mean_squared_cosine() -> None:
 
 def test_captured_gradient_of_all_modules() -> None:
     capture = walked.capture()
-    panel = capture_panel(Results(capture=capture))
+    panel = parts_of(CapturePanel, Results(capture=capture))
     table = capture.overall()
     for row, wanted in zip(rows(panel, "Gradient captured, 2"), table.itertuples(), strict=True):
         assert (row[0], int(row[1])) == (wanted.kind, wanted.rank)
         assert value(row[2]) == pytest.approx(wanted.captured, rel=0.06)
         assert [value(end) for end in row[3].split(" to ")] == pytest.approx([wanted.low, wanted.high], rel=0.06)
-    lines = {one["label"]: one["points"] for one in panel[0]["parts"][0]["lines"]}
+    lines = {one["label"]: one["points"] for one in panel[0]["lines"]}
     for kind, wanted in table.groupby("kind"):
         np.testing.assert_allclose(lines[kind], wanted[["rank", "captured"]], rtol=1e-3)
 

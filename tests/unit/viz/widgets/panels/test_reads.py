@@ -6,6 +6,7 @@ import dataclasses
 import json
 from base64 import b64decode
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import torch
 import viz
 from tests.helpers.results import activations, calibration, subspaces
 from tlora.explanation.direction_activations_result import PARTS
+from viz.widgets.panels.panel import Context
 from viz.widgets.panels.parts import percent
-from viz.widgets.panels.reads import PAGE_BYTES, PAGE_DIRECTIONS, extent, finding, reading, reads_panel
+from viz.widgets.panels.reads import PAGE_BYTES, PAGE_DIRECTIONS, ReadsPanel, extent, finding, reading
 from viz.widgets.results import Results
 
 NAMES = calibration().names
@@ -23,6 +25,11 @@ NAMES = calibration().names
 
 def bench() -> viz.Workbench:
     return viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
+
+
+def shown(found: Any) -> dict[str, Any]:
+    """The part that the browser draws."""
+    return ReadsPanel(Context(Results(activations=found), NAMES)).parts()[-1]
 
 
 @pytest.mark.parametrize("k", [0, 6, 13])
@@ -38,8 +45,7 @@ def test_bytes_are_the_values_of_a_module(k: int) -> None:
 
 def test_the_panel_says_which_tokens_and_how_much_is_constant() -> None:
     found = activations()
-    (panel,) = reads_panel(Results(activations=found), NAMES)
-    part, tokens = panel["parts"][-1], found.tokens["input_ids"]
+    part, tokens = shown(found), found.tokens["input_ids"]
     side = part["sides"]["input_ids"]
     assert [side["texts"][n] for n in side["text"]] == tokens.texts
     assert [PARTS[int(n)] for n in side["part"]] == [PARTS[n] for n in tokens.parts]
@@ -107,7 +113,7 @@ def test_a_module_that_was_not_read_has_no_values() -> None:
         field: {n: v for n, v in getattr(found, field).items() if n != name}
         for field in ("z", "deviations", "sides", "targets")
     }
-    part = reads_panel(Results(activations=dataclasses.replace(found, **parts)), NAMES)[0]["parts"][-1]
+    part = shown(dataclasses.replace(found, **parts))
     assert part["side"][2] is None
     assert part["constant"][2] == [None, None]
     assert reading(dataclasses.replace(found, **parts), NAMES, 2) == {"module": 2}

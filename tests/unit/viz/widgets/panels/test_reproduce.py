@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import tlora
 import viz
 from tests.helpers.reported import run_of, walked
-from viz.widgets.panels.reproduce import python_calls, reproduce_panel
+from viz.widgets.panels.panel import Context
+from viz.widgets.panels.reproduce import ReproducePanel, python_calls
 from viz.widgets.results import Results, load_results
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -61,7 +62,7 @@ def test_code_makes_the_adapter_again(options, written):
     walk(**options)
     first = load_file(Path("adapter", ADAPTER))
     code = code_in(viz.card("adapter"))
-    assert code.rstrip("\n") == reproduce_panel(load_results("adapter"))[0]["parts"][0]["code"]
+    assert code.rstrip("\n") == ReproducePanel(Context(load_results("adapter"))).parts()[0]["code"]
     assert written in code
     assert ("task_subspaces" in code) != ("drawn" in options)
     assert "  # or the path of your own data\n" in code
@@ -114,7 +115,7 @@ def test_a_command_line_takes_the_place_of_the_calls() -> None:
     run = run_of()
     line = "tlora run --task 'a b' --output demo"
     run = dataclasses.replace(run, meta=dataclasses.replace(run.meta, recipe={"command": line}))
-    parts = reproduce_panel(Results(run=run))[0]["parts"]
+    parts = ReproducePanel(Context(Results(run=run))).parts()
     assert parts[0]["code"] == line
     assert "load_task" not in str(parts)
     assert dict(parts[-1]["rows"]) == run.meta.versions

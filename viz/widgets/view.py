@@ -1,54 +1,65 @@
-"""All that the browser shows: what stays (`about`) and what follows the state (`current`), as JSON values."""
+"""WorkbenchView: the part in the browser, what stays in it (`about`) and what follows the state (`current`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import anywidget
+import traitlets
+
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import TRAINED_PARTS, Footprint
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.subspaces import Subspaces
 from viz import style
-from viz.widgets.panels.alignment import alignment_panel, capture_panel
+from viz.widgets.base import LOOK, SCRIPT, for_widget
+from viz.widgets.map import map_tabs
+from viz.widgets.modules import spectra
+from viz.widgets.panels import registry
 from viz.widgets.panels.allocation import training_bytes
-from viz.widgets.panels.attribution import attribution_panel
-from viz.widgets.panels.data import data_panel
-from viz.widgets.panels.effects import effects_panel
-from viz.widgets.panels.map import map_tabs
-from viz.widgets.panels.modules import spectra
+from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import shorten, shorten_all
-from viz.widgets.panels.rank_use import rank_use_panel
-from viz.widgets.panels.reads import reads_panel
-from viz.widgets.panels.reproduce import reproduce_panel
-from viz.widgets.panels.sensitivity import sensitivity_panel
-from viz.widgets.panels.spectrum import spectrum_panel
-from viz.widgets.panels.training import training_panel
-from viz.widgets.results import Results
+from viz.widgets.results import TEXTS, Results, fields_with
 from viz.widgets.state import ALLOCATION_PRESETS, AllocationState, available_presets, control_values
 
 BY_RANK = {
     "captured": "gradient captured", "overlap": "overlap with {}", "neighbors": "overlap, next layers",
 }  # fmt: skip
 """Curves of a module over the rank, and what they are called."""
-ALLOCATION = {
-    "name": "allocation", "title": "Allocation", "parts": [],
-    "about": "Ranks follow the scores, or the captured gradient, under a fixed budget.",
-}  # fmt: skip
-"""The panel whose parts follow the state."""
+
+
+class WorkbenchView(anywidget.AnyWidget):
+    """The part in the browser: it draws its traits, and sends requests back.
+
+    It has a trait for every answer of a panel, in addition to these.
+    """
+
+    _esm, _css = for_widget(SCRIPT), for_widget(LOOK)
+    about: Any = traitlets.Dict().tag(sync=True)
+    current: Any = traitlets.Dict().tag(sync=True)
+    tab: Any = traitlets.Unicode("rank").tag(sync=True)
+    panel: Any = traitlets.Unicode("").tag(sync=True)
+    compared: Any = traitlets.Dict().tag(sync=True)
+    selected: Any = traitlets.List().tag(sync=True)
+    resampled: Any = traitlets.List().tag(sync=True)
+    training: Any = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, **values: Any) -> None:
+        answers = [name for panel in registry.PANELS for name in panel.answers]
+        self.add_traits(**{name: traitlets.Dict().tag(sync=True) for name in answers})
+        super().__init__(**values)
 
 
 def about(
     sensitivity: Sensitivity,
     results: Results,
+    panels: Sequence[Panel],
     *,
     curves: Mapping[str, Sequence[Sequence[float | None]]],
-    alignments: Sequence[Alignment],
     most: int,
     training: Mapping[str, Any] | None,
-    live: bool,
     knows_directions: bool,
 ) -> dict[str, Any]:
     """What stays as it is: the modules, what is known of them, tabs and panels."""
@@ -71,7 +82,8 @@ def about(
         "tabs": map_tabs(sensitivity, results, curves, training is not None),
         "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
-        "panels": panels(results, alignments, sensitivity.names, live),
+        "panels": registry.panel_values(panels),
+        "texts": any(getattr(results, name) for name in fields_with(TEXTS)),
         "presets": {name: ALLOCATION_PRESETS[name] for name in available_presets(sensitivity, knows_directions)},
         "most": most,
         "steps": 20,  # of the temperature from 0 to 1
@@ -80,27 +92,6 @@ def about(
         "source": style.source(sensitivity.meta),
         "resamples": len(sensitivity.per_sample) > 1,
     }
-
-
-def panels(
-    results: Results, alignments: Sequence[Alignment], names: Sequence[str], live: bool = False
-) -> list[dict[str, Any]]:
-    """The panels that have something to show, in the order of the pipeline; ``live`` if an adapted model answers."""
-    more = [] if results.alignment is None else [results.alignment]
-    return [
-        *data_panel(results),
-        *spectrum_panel(results),
-        *alignment_panel([*alignments, *more], names),
-        *capture_panel(results),
-        *reads_panel(results, names),
-        *sensitivity_panel(results),
-        *([ALLOCATION] if names else []),
-        *training_panel(results),
-        *rank_use_panel(results),
-        *attribution_panel(results, live),
-        *effects_panel(results),
-        *(reproduce_panel(results) if results.run or results.allocation else []),
-    ]
 
 
 def current(names: Sequence[str], allocation: Allocation, state: AllocationState, most: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlora.calibration.sensitivity import Sensitivity
-from viz.widgets.panels.modules import ENERGY, VARIANCE
+from viz.widgets.modules import ENERGY, VARIANCE
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.results import Results
 

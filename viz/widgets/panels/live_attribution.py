@@ -27,7 +27,8 @@ from tlora.explanation.gated_adapter import GatedAdapter, Variant
 from tlora.tasks.evaluation import predict
 from tlora.tasks.task import Task
 from tlora.utils.progress import report_progress
-from viz.widgets.panels.attribution import answer_values, nats, switch_key
+from viz.widgets.panels.answers import answer_values, nats, switch_key
+from viz.widgets.panels.parts import bar
 
 POINTS = 8
 """Quadrature points of a first try for a request: half of what `tlora.attribute` takes, for half the time."""
@@ -85,8 +86,8 @@ class LiveAttribution:
         said = f"Taking the answer to \u201c{prompt}\u201d apart"
 
         def report(words: str, done: int, total: int | None) -> None:
-            bar = {"words": words, "done": done, "total": total}
-            self._report({"said": said, "running": True, "bar": bar, "samples": self._own})
+            values = {"said": said, "running": True, "bar": bar(words, done, total), "samples": self._own}
+            self._report(values)
 
         report("", 0, None)
         try:
