@@ -6,11 +6,10 @@ import io
 import os
 from abc import ABC, abstractmethod
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
+import anywidget
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -39,7 +38,7 @@ def hears_while_busy() -> bool:
 class PicturedWidget(ABC):
     """A widget if there is a front end, else a picture and a line of text."""
 
-    widget: ipywidgets.DOMWidget
+    widget: anywidget.AnyWidget
     """All that is shown."""
 
     @property
@@ -61,11 +60,9 @@ class PicturedWidget(ABC):
 
     def close(self) -> None:
         """Take the widget off the page and free what it holds; ipywidgets keeps every widget until it is closed."""
-        for widget in list(_parts(self.widget)):
-            widget.unobserve_all()
-            for part in (getattr(widget, "style", None), widget.layout, widget):
-                if part is not None:
-                    part.close()
+        self.widget.unobserve_all()
+        self.widget.layout.close()
+        self.widget.close()
 
     def _picture(self) -> dict[str, str]:
         return {"image/png": b64encode(self._repr_png_()).decode("ascii"), "text/plain": self.line}
@@ -76,26 +73,18 @@ class PicturedWidget(ABC):
         ipykernel answers where a widget was last changed, which may be the thread that is busy with the cell. With
         this it answers in the subshell that the front end asks, as JupyterLab does from 4.4 on.
         """
-        for part in _parts(self.widget):
-            if part.comm is not None:
-                part.comm._reply_subshell_for = lambda data, asked: asked
+        if self.widget.comm is not None:
+            self.widget.comm._reply_subshell_for = lambda data, asked: asked
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
         """The picture is always in it, so that it is there when the notebook is read or exported later."""
-        bundle = self.widget._repr_mimebundle_() if has_front_end() else {}
-        if isinstance(bundle, tuple):  # of anywidget, with metadata
-            return bundle[0] | self._picture(), bundle[1]
-        return bundle | self._picture()
+        if not has_front_end():
+            return self._picture()
+        data, metadata = self.widget._repr_mimebundle_() or ({}, {})
+        return data | self._picture(), metadata
 
     def __repr__(self) -> str:
         return self.line
-
-
-def _parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
-    """A widget and all that is in it, the innermost first."""
-    for child in getattr(widget, "children", ()):
-        yield from _parts(child)
-    yield widget
 
 
 def png_bytes(figure: Figure) -> bytes:

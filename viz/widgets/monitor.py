@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets
+import anywidget
 import numpy as np
 import pandas as pd
+import traitlets
 from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -19,17 +20,12 @@ from tlora.utils.front_end import has_front_end, shell
 from tlora.utils.text import duration_text
 from viz import style
 from viz.plots import heatmap
-from viz.widgets.base import PicturedWidget, hears_while_busy, png_bytes
-from viz.widgets.curves import Curves, TrainingFollower
+from viz.widgets.base import LOOK, SCRIPT, PicturedWidget, for_widget, hears_while_busy, png_bytes
 from viz.widgets.panels.parts import shorten
+from viz.widgets.training_follower import TrainingFollower
 
 INTERVAL = 2.0
 """Least seconds between two pictures."""
-NOTES = {
-    "waiting": "Pass it to <code>tlora.train(..., callbacks=[monitor])</code>.",
-    "training": "Interrupting the kernel stops training too. Either way the run is kept.",
-    "stopping": "Ends after this step.",
-}
 WORDS = {"stopped": "Stopped after step", "done": "Done: step", "stopping": "Stopping after step"}
 
 
@@ -87,6 +83,18 @@ class MonitorState:
         )
 
 
+class MonitorView(anywidget.AnyWidget):
+    """The part in the browser: it draws its traits, and asks for a stop.
+
+    ``state`` holds the status of a `MonitorState`, its texts and what `curve_values` returns; ``button`` its label, and
+    whether it is disabled.
+    """
+
+    _esm, _css = for_widget(SCRIPT), for_widget(LOOK)
+    state: Any = traitlets.Dict({"status": "waiting"}).tag(sync=True)
+    button: Any = traitlets.Dict().tag(sync=True)
+
+
 class TrainingMonitor(PicturedWidget, TrainingFollower):
     """A live picture of training, with a button that stops it; ``tlora.train(..., callbacks=[monitor])``.
 
@@ -102,6 +110,8 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
     ----------
     state : MonitorState
         What the picture shows.
+    widget : MonitorView
+        The part in the browser.
 
     Notes
     -----
@@ -121,10 +131,8 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self._began = self._next = 0.0
         self._first = 0
         self._handle: DisplayHandle | None = None
-        self.stop_button = ipywidgets.Button(icon="stop", tooltip="End training after this step and keep the run")
-        self.stop_button.on_click(lambda _: self.stop())
-        self.status, self.note, self.curves = ipywidgets.HTML(), ipywidgets.HTML(NOTES["waiting"]), Curves()
-        self.widget = ipywidgets.VBox([ipywidgets.HBox([self.stop_button, self.note]), self.status, self.curves])
+        self.widget = MonitorView()
+        self.widget.on_msg(self._answer)
         self._set_button("Stop", disabled=True)
         self._answer_while_busy()
 
@@ -171,8 +179,13 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         if self._handle is not None:
             self._handle.update(self._picture(), raw=True)
 
-    def _set_button(self, description: str, disabled: bool) -> None:
-        self.stop_button.description, self.stop_button.disabled = description, disabled
+    def _answer(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
+        """Stop when the browser asks for it."""
+        if content["call"] == "stop":
+            self.stop()
+
+    def _set_button(self, label: str, disabled: bool) -> None:
+        self.widget.button = {"label": label, "disabled": disabled}
 
     def _show(self, status: str, state: TrainerState) -> None:
         """Bring state and picture up to date, and note when the next picture is due."""
@@ -189,9 +202,8 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
             recorded=self.steps[-1] if self.steps else 0,
             first=self._first,
         )
-        self.curves.state = curve_values(self.state)
-        self.status.value = f"<b>{self.state.line}</b><br>{self.state.detail}"
-        self.note.value = NOTES.get(status, "")
+        texts = {"status": status, "line": self.state.line, "detail": self.state.detail}
+        self.widget.state = texts | curve_values(self.state)
         self._next = began + INTERVAL
 
     def _repr_png_(self) -> bytes:

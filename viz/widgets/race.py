@@ -20,8 +20,8 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.progress import report_progress
 from tlora.utils.text import rough_duration_text
 from viz.plots.allocation import allocation_headline
-from viz.widgets.curves import TrainingFollower
 from viz.widgets.panels.parts import bar, shorten_all
+from viz.widgets.training_follower import TrainingFollower
 
 TRAINING: Mapping[str, Any] = {
     "seconds": 120, "seeds": [0], "learning_rate": 2e-3, "batch_size": 4, "evaluation_limit": 32,

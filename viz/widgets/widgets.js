@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 952cd9ef310f95ee4214d6d66b4bdb11700abf44fc28163555396b587914463d
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7222074fa2eab27a5555462723a9b89690286cc2c1988227cdd89b9082efe63e
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -392,29 +392,52 @@ function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
 }
 
 // monitor.js
+var STOP = "End training after this step and keep the run";
+var NOTES = {
+  training: "Interrupting the kernel stops training too. Either way the run is kept.",
+  stopping: "Ends after this step."
+};
 function renderMonitor({ model, el }) {
-  const root = make("div", { class: "tlora monitor" }, el);
-  function draw() {
-    const { arms, rows, columns, cells } = model.get("state");
-    root.replaceChildren();
-    explainer(root);
-    if (!arms) return;
-    const width = Math.max(320, Math.min(820, el.clientWidth || 640));
-    lossCurves(root, arms, width);
-    if (!cells.length) return;
-    const most = Math.max(...cells.map(([, , share]) => share ?? 0), 1e-12);
-    const words = `Update of each module relative to its weight, up to ${percent(most)}`;
-    make("div", { class: "key" }, root, `${words}: projections down, layers across`);
-    cellGrid(root, { title: "Update of each module", rows, columns, cells, most, width });
+  const root = make("div", { class: "tlora monitor", "data-lm-suppress-shortcuts": "true" }, el);
+  const bar = make("div", { class: "bar" }, root), stop = describe(make("button", { type: "button" }, bar), STOP);
+  make("span", { "aria-hidden": "true" }, stop, "\u25A0 ");
+  const label = make("span", {}, stop), note = make("span", {}, bar);
+  const status = make("div", { class: "status" }, root), curves = make("div", {}, root);
+  explainer(root);
+  stop.addEventListener("click", () => model.send({ call: "stop" }));
+  function follow2() {
+    const button2 = model.get("button");
+    label.textContent = button2.label;
+    stop.disabled = button2.disabled;
   }
+  function draw() {
+    const state = model.get("state");
+    drawNote(note, state);
+    status.replaceChildren();
+    if (state.line) make("b", {}, status, state.line);
+    make("div", {}, status, state.detail ?? "");
+    curves.replaceChildren();
+    if (state.arms) drawCurves(curves, state, Math.max(320, Math.min(820, el.clientWidth || 640)));
+  }
+  model.on("change:button", follow2);
   model.on("change:state", draw);
+  follow2();
   draw();
-  keepKeys(el);
 }
-function keepKeys(el) {
-  if (!el.isConnected) return requestAnimationFrame(() => keepKeys(el));
-  const box = el.closest(".widget-vbox");
-  if (box) box.dataset.lmSuppressShortcuts = "true";
+function drawNote(note, { status }) {
+  note.textContent = NOTES[status] ?? "";
+  if (status !== "waiting") return;
+  make("code", {}, note, "tlora.train(..., callbacks=[monitor])");
+  note.prepend("Pass it to ");
+  note.append(".");
+}
+function drawCurves(parent, { arms, rows, columns, cells }, width) {
+  lossCurves(parent, arms, width);
+  if (!cells.length) return;
+  const most = Math.max(...cells.map(([, , share]) => share ?? 0), 1e-12);
+  const words = `Update of each module relative to its weight, up to ${percent(most)}`;
+  make("div", { class: "key" }, parent, `${words}: projections down, layers across`);
+  cellGrid(parent, { title: "Update of each module", rows, columns, cells, most, width });
 }
 
 // guide.js

@@ -157,13 +157,21 @@ Deno.test("the page draws the workbench without a kernel, or panels alone if no 
 });
 
 Deno.test("the monitor draws the losses and the updates of a training, and nothing before", () => {
-  const el = place(), model = modelOf({ state: {} });
-  el.closest = () => null;
-  Object.defineProperty(el, "isConnected", { value: true });
+  const el = place(), model = modelOf({ state: { status: "waiting" }, button: { label: "Stop", disabled: true } });
   widgets.render({ model, el });
+  const stop = el.querySelector("button"), bar = () => el.querySelector(".bar").textContent;
   assert.equal(el.querySelector("svg"), null);
+  assert.equal(bar(), "\u25a0 StopPass it to tlora.train(..., callbacks=[monitor]).");
+  assert.equal(stop.disabled, true);
+  model.set("button", { label: "Stop", disabled: false });
+  assert.equal(stop.disabled, false);
+  send(stop, "click");
+  assert.deepEqual(model.sent, [{ call: "stop" }]);
   const arms = { run: { losses: [[1, 2]], held: [[1, 3]], planned: 2 } };
-  model.set("state", { arms, rows: ["q"], columns: [0], cells: [[0, 0, 0.5, "50"]] });
+  const curves = { arms, rows: ["q"], columns: [0], cells: [[0, 0, 0.5, "50"]] };
+  model.set("state", { status: "stopping", line: "Stopping after step 1 of 2", detail: "1 s", ...curves });
+  assert.equal(bar(), "\u25a0 StopEnds after this step.");
+  assert.equal(el.querySelector(".status").textContent, "Stopping after step 1 of 21 s");
   assert.equal(el.querySelectorAll("path.curve").length, 2);
   assert.equal(el.querySelectorAll("rect.grid").length, 1);
 });

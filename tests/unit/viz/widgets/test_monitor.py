@@ -31,6 +31,11 @@ class At(TrainerCallback):
             self.action()
 
 
+def press_stop(monitor: viz.TrainingMonitor) -> None:
+    """Send what the browser sends."""
+    monitor.widget._handle_custom_msg({"call": "stop"}, [])
+
+
 class Rows:
     """A task with a validation split."""
 
@@ -99,14 +104,14 @@ def test_the_button_ends_training_after_the_step_and_keeps_the_run(monkeypatch):
     monkeypatch.setattr(module, "hears_while_busy", lambda: True)
     monitor = viz.TrainingMonitor()
     seen = []
-    at = At(3, lambda: (seen.append(monitor.stop_button.disabled), monitor.stop_button.click()))
+    at = At(3, lambda: (seen.append(monitor.widget.button["disabled"]), press_stop(monitor)))
     run = train(at, monitor)  # the button is pressed while the third step runs; whoever presses it is not warned
     assert seen == [False]
     assert run.interrupted
     assert len(run.history) == 3
     assert monitor.state.status == "stopped"
     assert monitor.line.startswith("Stopped after step 3 of 6")
-    assert monitor.stop_button.disabled
+    assert monitor.widget.button == {"label": "Stop", "disabled": True}
 
 
 def test_pressed_when_training_is_over_it_does_not_stop_the_next(monkeypatch):
@@ -119,7 +124,7 @@ def test_pressed_when_training_is_over_it_does_not_stop_the_next(monkeypatch):
 
 def test_the_button_is_out_of_use_where_the_kernel_cannot_hear_it(monkeypatch):
     monitor, seen = viz.TrainingMonitor(), []
-    train(monitor, At(1, lambda: seen.append(monitor.stop_button.disabled)), steps=2)
+    train(monitor, At(1, lambda: seen.append(monitor.widget.button["disabled"])), steps=2)
     assert seen == [True]
 
     class Kernel:

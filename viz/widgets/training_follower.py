@@ -1,15 +1,11 @@
-"""What the training monitor and the race share: a follower of the losses, and their curves in the browser."""
+"""TrainingFollower: records the losses of a training, for the training monitor and the race."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
-import anywidget
-import traitlets
-
 from tlora.training.callbacks import ModuleRecorder
-from viz.widgets.base import LOOK, SCRIPT, for_widget
 
 
 class TrainingFollower(ModuleRecorder):
@@ -55,14 +51,3 @@ class TrainingFollower(ModuleRecorder):
         """Record the step if it is due, and end training if asked to."""
         super().on_step_end(args, state, control, **kwargs)
         control.should_training_stop |= self.stopped
-
-
-class Curves(anywidget.AnyWidget):
-    """Losses of a training and the updates of its modules, in the browser.
-
-    ``state`` holds ``arms`` (by name, each with ``losses``, ``held`` and ``planned``), and ``rows``, ``columns`` and
-    ``cells`` (row, column, share) of the updates.
-    """
-
-    _esm, _css = for_widget(SCRIPT), for_widget(LOOK)
-    state: Any = traitlets.Dict().tag(sync=True)
