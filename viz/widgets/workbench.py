@@ -608,7 +608,7 @@ class Workbench(PicturedWidget):
                 more = content["call"] == "resample" and 0 < len(self._resamples) < CHUNKS
                 self.widget.send({"answer": content.get("id"), "more": more})
 
-    @property
+    @functools.cached_property
     def _requests(self) -> dict[str, Callable[..., None]]:
         def by_position(action: Callable[..., None]) -> Callable[..., None]:
             return lambda modules, **args: action([self.names[i] for i in modules], **args)
