@@ -37,6 +37,7 @@ from .adapters.load_adapter import load_adapter as load_adapter
 from .adapters.adapter import LoraAdapter as LoraAdapter
 from .adapters.update import LoraUpdate as LoraUpdate
 from .adapters.attach import merge as merge
+from .adapters.extract import extract as extract
 from .adapters.compress import compress as compress
 from .adapters.combine import combine as combine
 from .serving.export import export as export

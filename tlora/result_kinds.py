@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tlora.adapters.combine import Combination
 from tlora.adapters.compression import Compression
+from tlora.adapters.extraction import Extraction
 from tlora.adapters.files import RUN
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
@@ -41,6 +42,7 @@ LOADABLE: dict[str, type[Result]] = {
         Allocation,
         Plan,
         TrainingRun,
+        Extraction,
         Compression,
         Combination,
         Inspection,

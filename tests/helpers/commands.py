@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.helpers.fine_tuned import fine_tune
 from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tlora.cli import main, pipeline
@@ -21,11 +22,13 @@ QUICK = "--steps 1 --eval-limit 0"
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three tiny models with a tokenizer, a task of answers and one of classes."""
+    """Three tiny models with a tokenizer, a fine-tune of the first, a task of answers and one of classes."""
     folder = tmp_path_factory.mktemp("saved")
     for family in ("llama", "bert", "t5"):
         tiny_model(family).save_pretrained(folder / family)
         tiny_tokenizer().save_pretrained(folder / family)
+    fine_tune(others=True).save_pretrained(folder / "tuned")
+    tiny_tokenizer().save_pretrained(folder / "tuned")
     for name, rows in (("pairs", PAIRS), ("labels", LABELS)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

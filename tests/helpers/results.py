@@ -30,6 +30,8 @@ from tlora.adapters.attach import attach
 from tlora.adapters.combine import Combination, combine
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
+from tlora.adapters.extract import extract
+from tlora.adapters.extraction import Extraction
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
@@ -149,6 +151,11 @@ def inspection() -> Inspection:
         return inspect(run().save(Path(folder, "adapter")))
 
 
+def extraction() -> Extraction:
+    """Of rank 2 from a model with other weights, on the task; embeddings and norms changed too."""
+    return extract(base(), tiny_model("llama", seed=1), 2, calibration=calibration(), progress=False)
+
+
 def compression() -> Compression:
     """Half of the trained adapter, on the task."""
     with TemporaryDirectory() as folder:
@@ -226,6 +233,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Combination": combination,
     "Compression": compression,
     "DirectionActivations": activations,
+    "Extraction": extraction,
     "GradientCapture": capture,
     "Inspection": inspection,
     "Interference": interference,

@@ -27,9 +27,10 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     matplotlib.use("Agg")
     Path("commands.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    model.save_pretrained("base")
-    tokenizer.save_pretrained("base")
+    tokenizer = tiny_tokenizer()
+    for folder, seed in (("base", 0), ("tuned", 1)):
+        tiny_model("llama", seed=seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     model, tokenizer = tlora.load_model("base")
     task = tlora.load_task("commands.jsonl", tokenizer, validation=4, test=4)
     calibration = tlora.calibrate(model, task.calibration(8), gradient=True, fisher=True, progress=False)

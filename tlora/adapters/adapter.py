@@ -265,13 +265,16 @@ def input_moments(calibration: Calibration, adapters: Iterable[LoraAdapter], wha
     Refuse a calibration of another model than the base of the adapters, as far as shapes and fingerprints tell.
     """
     for adapter in adapters:
-        _check_calibration(calibration, adapter, what)
+        check_calibration(calibration, adapter.shapes, adapter.fingerprints, what)
     second_moment = lru_cache(maxsize=2)(lambda name: calibration.covariance[name].second_moment())
     return lambda name: second_moment(calibration.shared[name])
 
 
-def _check_calibration(calibration: Calibration, adapter: LoraAdapter, what: str) -> None:
-    for name, here in adapter.shapes.items():
+def check_calibration(
+    calibration: Calibration, shapes: Mapping[str, tuple[int, int]], fingerprints: Mapping[str, Tensor], what: str
+) -> None:
+    """Refuse a calibration that lacks a module, or is of another model, as far as shapes and fingerprints tell."""
+    for name, here in shapes.items():
         if name not in calibration.targets:
             raise ValueError(
                 f"{what} has no {name}, which the adapter changes: calibrate its base with target_modules=[...] that "
@@ -279,8 +282,8 @@ def _check_calibration(calibration: Calibration, adapter: LoraAdapter, what: str
             )
         if here != (there := calibration.sensitivity.shapes[name]):
             raise ValueError(f"{what} is of another model: {name} is {there} there, in the adapter it is {here}")
-        if name in adapter.fingerprints:
-            similarity = fingerprint_similarity(adapter.fingerprints[name], calibration.fingerprints[name])
+        if name in fingerprints:
+            similarity = fingerprint_similarity(fingerprints[name], calibration.fingerprints[name])
             if not similarity > SIMILARITY_THRESHOLD:
                 raise ValueError(
                     f"{what} is of another model than the adapter's base: {name} has another weight there (similarity "

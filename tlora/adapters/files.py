@@ -45,8 +45,8 @@ PAGE_TITLE = "# An untrained LoRA adapter for "
 
 BASE, SAMPLES, FROZEN_A, WRITER, SECONDS = "base", "digest of samples", "frozen_a", "written by", "seconds"
 """Keys of the records."""
-SAVE_INITIAL, COMPRESS, COMBINE, MEASURE_SCALES = "save_initial", "compress", "combine", "measure_scales"
-EXPORT, TRAINING = "export", "training"
+SAVE_INITIAL, EXTRACT, COMPRESS, COMBINE = "save_initial", "extract", "compress", "combine"
+MEASURE_SCALES, EXPORT, TRAINING = "measure_scales", "export", "training"
 """Writers of an adapter."""
 
 ARGUMENTS = "arguments.json"

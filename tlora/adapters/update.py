@@ -214,9 +214,13 @@ def project(update: LoraUpdate, directions: Float[Tensor, "... r k"]) -> LoraUpd
         return update
     q, r = _qr(update)
     rows, columns = directions.mT @ r @ update.a.detach().double(), q @ directions
-    size = rows.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    a, b = rows / size[..., :, None], columns * size[..., None, :]
-    return LoraUpdate(update.module, a.to(update.a.dtype), b.to(update.b.dtype))
+    return balance(LoraUpdate(update.module, rows, columns)).to(update.a.dtype)
+
+
+def balance(update: LoraUpdate) -> LoraUpdate:
+    """Return an update whose ``B`` has orthonormal columns with an ``A`` that is as large as ``B``."""
+    size = update.a.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return replace(update, a=update.a / size[..., :, None], b=update.b * size[..., None, :])
 
 
 def _qr(update: LoraUpdate) -> Any:

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 import tlora
-from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_picture_or_page
+from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_adapter, check_model, check_picture_or_page
 from tlora.cli.command_line import flatten_options
-from tlora.cli.loading import load_adapted, load_texts_for
-from tlora.cli.options import AdapterName, BaseModel, Placement, Quiet, Texts, option
+from tlora.cli.loading import base_name, load_adapted, load_texts_for
+from tlora.cli.options import BaseModel, Placement, Quiet, Texts, option
 from tlora.cli.output import Report, draw_into, load_viz
 from tlora.utils.files import check_place
 from tlora.utils.text import facts_text, table_text
 
+EXTRACTED = 64
+"""Rank at which a full fine-tune is explained."""
+
 
 @flatten_options
 def explain(
-    adapter: AdapterName,
     placement: Placement,
+    adapter: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ADAPTER]",
+            help="Folder of a PEFT LoRA adapter, or its name on the hub: owner/name, owner/name@revision.",
+            callback=check_adapter,
+        ),
+    ] = None,
     prompt: Annotated[str | None, option("Data", "The request, or the text to classify.")] = None,
     answer: Annotated[
         str | None, option("Data", "The answer to explain, or the class. Default: the adapter's own.")
     ] = None,
     text: Texts = (),  # type: ignore[assignment]
     model: BaseModel = None,
+    tuned: Annotated[
+        str | None,
+        option("Model", "A full fine-tune of --model, in place of an adapter.", "--tuned", callback=check_model),
+    ] = None,
+    rank: Annotated[int, option("Model", "Rank of the adapter that is extracted from --tuned.", min=1)] = EXTRACTED,
     output: Annotated[
         Path | None,
         option(
@@ -48,6 +64,9 @@ def explain(
     With --text, the adapter is measured on text that it was not meant for: the change of the loss of each set, and the
     tokens that lost and gained most, with the modules that did it.
 
+    A full fine-tune is explained by the adapter that `tlora extract` takes from it: give --model and --tuned. What the
+    fine-tune adds to an answer beyond that adapter is a row, not in the adapter.
+
     Examples
     --------
     `tlora explain demo --prompt "Set the blind in the kitchen to 90 percent."`
@@ -55,32 +74,56 @@ def explain(
     `tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
 
     `tlora explain demo --text prose --text code --text notes.txt --output worst.png`
+
+    `tlora explain --model models/base --tuned models/tuned --prompt "2 + 2 ="`
     """
     from tlora.adapters.hub import adapter_folder
 
+    if (adapter is None) == (tuned is None):
+        raise ValueError("give an ADAPTER, or a full fine-tune by --tuned")
+    if tuned is not None and model is None:
+        raise ValueError("--tuned needs its base: give --model")
     if (prompt is None) == (not text):
         raise ValueError("give --prompt for one answer, or --text for other text")
     if text and answer is not None:
         raise ValueError("--answer belongs to --prompt: leave it out with --text")
     if output:
         check_place(output)
-    report, folder = Report(quiet), adapter_folder(adapter)
-    texts = load_texts_for(folder, model, text) if text else {}
-    with report.step(f"loading {adapter}"):
-        adapted, tokenizer = load_adapted(folder, model, placement)
+    report, fine_tune = Report(quiet), None
+    folder = None if adapter is None else adapter_folder(adapter)
+    name = str(model) if folder is None else base_name(folder, model)[0]
+    texts = load_texts_for(name, text) if text else {}
+    if folder is not None:
+        with report.step(f"loading {adapter}"):
+            adapted, tokenizer = load_adapted(folder, model, placement)
+    else:
+        adapted, tokenizer, fine_tune = _load_extracted(name, str(tuned), rank, placement, report)
     if prompt is None:
         _explain_texts(adapted, texts, output, report)
     else:
-        _explain_answer(adapted, tokenizer, prompt, answer, output, report)
+        _explain_answer(adapted, tokenizer, prompt, answer, fine_tune, output, report)
+
+
+def _load_extracted(base: str, tuned: str, rank: int, placement: Placement, report: Report) -> tuple[Any, Any, Any]:
+    """Return the base with the adapter that is in the fine-tune, its tokenizer, and the fine-tune itself."""
+    with report.step(f"extracting from {tuned}"):
+        extraction = tlora.extract(base, tuned, rank, progress=report.progress)
+    report.say(f"  {extraction!r}")
+    with report.step(f"loading {tuned}"), TemporaryDirectory() as folder:
+        extraction.save_adapter(folder)
+        adapted, tokenizer = load_adapted(Path(folder), base, placement)
+        fine_tune, _ = tlora.load_model(tuned, **placement.arguments())
+    adapted.config.id2label, adapted.config.label2id = fine_tune.config.id2label, fine_tune.config.label2id
+    return adapted, tokenizer, fine_tune
 
 
 def _explain_answer(
-    adapted: Any, tokenizer: Any, prompt: str, answer: str | None, output: Path | None, report: Report
+    adapted: Any, tokenizer: Any, prompt: str, answer: str | None, tuned: Any, output: Path | None, report: Report
 ) -> None:
-    from tlora.explanation.attribution import HEAD
+    from tlora.explanation.attribution import HEAD, REST
 
     with report.step("explaining the answer"):
-        result = tlora.attribute(adapted, prompt, answer, tokenizer=tokenizer, progress=report.progress)
+        result = tlora.attribute(adapted, prompt, answer, tokenizer=tokenizer, tuned=tuned, progress=report.progress)
     (sample,) = result.samples
     said = dict(zip(("base answers", "adapter answers"), sample.generated, strict=True))
     typer.echo(
@@ -91,8 +134,9 @@ def _explain_answer(
         numbers = [f"{row.rise:+.2f}", f"{row.base:.2f}", f"{row.adapter:.2f}", f"{row.base_rank:,}"]
         rows.append([_line(str(row.token)), *numbers, _line(str(row.base_choice))])
     typer.echo(f"{table_text(rows)}\n")
-    head = [[HEAD, "", f"{result.head:+.2f}", "", "", ""]] if result.head else []
-    typer.echo(f"{table_text([_HEADER, *map(_module_row, result.largest().itertuples()), *head])}\n")
+    others = {HEAD: result.head, REST: result.rest}
+    more = [[label, "", f"{nats:+.2f}", "", "", ""] for label, nats in others.items() if nats]
+    typer.echo(f"{table_text([_HEADER, *map(_module_row, result.largest().itertuples()), *more])}\n")
     _draw(output, "plot_attribution", result)
     typer.echo(result.sentence)
 

@@ -26,11 +26,10 @@ def load_data(name: str, data: Data, report: Report, samples: int = 0) -> tlora.
     return task
 
 
-def load_texts_for(folder: Path, model: str | None, sources: list[str]) -> dict[str, tlora.Task]:
-    """Return texts in the tokens of the base of an adapter, which is not loaded."""
+def load_texts_for(name: str, sources: list[str]) -> dict[str, tlora.Task]:
+    """Return texts in the tokens of a base, which is not loaded."""
     from tlora.models.loading import load_config, load_tokenizer, set_length_limit
 
-    name, _ = base_name(folder, model)
     return tlora.load_texts(set_length_limit(load_tokenizer(name), load_config(name)), *sources)
 
 

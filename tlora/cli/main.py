@@ -14,6 +14,7 @@ from tlora.cli.estimate import estimate
 from tlora.cli.evaluate import evaluate, report
 from tlora.cli.explain import explain
 from tlora.cli.export import export
+from tlora.cli.extract import extract
 from tlora.cli.inspect import inspect
 from tlora.cli.measure_scales import measure_scales
 from tlora.cli.pipeline import allocate, calibrate, init, run, train
@@ -59,7 +60,7 @@ def main(
 COMMANDS = {
     "Train": (run, init, race),
     "Look into an adapter": (inspect, explain, measure_scales, evaluate, report),
-    "Change and serve an adapter": (compress, combine, export),
+    "Change and serve an adapter": (compress, combine, extract, export),
     "Before a run": (estimate,),
     "A run step by step": (calibrate, allocate, train),
 }

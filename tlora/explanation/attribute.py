@@ -14,7 +14,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
@@ -22,7 +22,7 @@ from tlora.adapters.lora_layers import adapter_layers, lora_updates, unwrap, wra
 from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
 from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups, order_by_size
-from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant
+from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant, score_answer
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
 from tlora.models.targets import Target, target_modules
@@ -52,6 +52,7 @@ def attribute(
     points: int = 16,
     switch_off: str | Iterable[Part] = (),
     calibration: Calibration | None = None,
+    tuned: PreTrainedModel | None = None,
     answers: bool = True,
     progress: bool = True,
 ) -> Attribution:
@@ -66,7 +67,8 @@ def attribute(
         A task, whose held-out samples are explained with their reference answers; or a request (for a classifier a
         text).
     answer : str, optional
-        The answer to the request, or the name of the class. By default what the adapted model answers greedily.
+        The answer to the request, or the name of the class. By default what the adapted model, or ``tuned``, answers
+        greedily.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         The model's, for a request; its chat template is used if it has one.
     split : str
@@ -82,6 +84,9 @@ def attribute(
         the index of a layer; ``(module, rank)`` for a module cut to a lower rank by `compress`.
     calibration : Calibration, optional
         Of the base, by which `compress` then cuts; otherwise it cuts by the weights.
+    tuned : transformers.PreTrainedModel, optional
+        The full fine-tune that the adapter was extracted from, by `extract`: what it adds beyond the adapter is then a
+        row of `Attribution.sums`.
     answers : bool
         Also generate the greedy answers of base and adapter.
     progress : bool
@@ -96,8 +101,8 @@ def attribute(
     ------
     ValueError
         If the update is not ``W + s B A`` of linear layers and embeddings (DoRA, PiSSA that was not converted,
-        experts), the adapter is switched off, the task is for another architecture, a request comes without a
-        tokenizer, or ``switch_off`` names nothing.
+        experts), the adapter is switched off, the task or ``tuned`` is of another architecture, a request comes without
+        a tokenizer, or ``switch_off`` names nothing.
 
     Notes
     -----
@@ -127,11 +132,15 @@ def attribute(
     check_arguments(attribute, locals())
     require_positive_int(points, "points")
     gated = GatedAdapter(adapted, "attribute")
+    if tuned is not None and type(tuned) is not type(gated.model):
+        kinds = f"a {type(tuned).__name__}, and the adapter is on a {type(gated.model).__name__}"
+        raise ValueError(f"tuned is {kinds}: pass the fine-tune that it was extracted from")
     if isinstance(task_or_text, Task):
         task, rows = task_or_text, task_or_text.rows(split, limit)
         check_architecture(gated.model, task, f"task {task.name!r}")
     elif tokenizer is not None:
-        task = request_task(gated, tokenizer, task_or_text, answer, progress=progress)
+        writer = gated.peft if tuned is None else tuned
+        task = request_task(gated, tokenizer, task_or_text, answer, progress=progress, writer=writer)
         rows = task.test
     else:
         raise ValueError("a request needs a tokenizer: pass the one that tlora.load_model returns, tokenizer=")
@@ -146,7 +155,7 @@ def attribute(
     greedy = _greedy_answers(gated, task, rows, progress) if answers else [_Greedy() for _ in rows]
     bar = progress_bar(texts, desc="leaving modules out", unit="sample", show=progress)
     samples = [
-        _explain(gated, task, text, *part, switches, said, bar)
+        _explain(gated, task, text, *part, switches, said, tuned, bar)
         for text, part, said in zip(bar, parts, greedy, strict=True)
     ]
     updates = lora_updates(gated.peft, embeddings=True)
@@ -212,12 +221,13 @@ def request_task(
     answer: str | None,
     ids: Sequence[int] = (),
     progress: bool = False,
+    writer: PreTrainedModel | PeftModel | None = None,
 ) -> Task:
-    """Return a task of one test sample; without an answer the adapted model gives it.
+    """Return a task of one test sample; without an answer ``writer`` gives it, by default the adapted model.
 
     ``ids`` are the tokens of the answer if the model wrote it: its text may be tokenized otherwise.
     """
-    config = gated.model.config
+    config, writer = gated.model.config, writer or gated.peft
     architecture = architecture_of(gated.model)
     if architecture == "classification":
         classes = [str(config.id2label[index]) for index in range(config.num_labels)]
@@ -230,8 +240,8 @@ def request_task(
 
         task = load(label)
         if answer is None:
-            with evaluation_mode(gated.peft):
-                task = load(int(class_logits(gated.peft, task, task.test, 1, False).argmax()))
+            with evaluation_mode(writer):
+                task = load(int(class_logits(writer, task, task.test, 1, False).argmax()))
         return task
 
     def write(completion: str) -> Task:
@@ -242,11 +252,11 @@ def request_task(
     task = write(text if answer is None else answer)
     (row,) = task.test
     if answer is None:
-        with evaluation_mode(gated.peft):
-            (ids,) = generate_tokens(gated.peft, task, task.test, 1, progress)
+        with evaluation_mode(writer):
+            (ids,) = generate_tokens(writer, task, task.test, 1, progress)
         answer = decode_answer(task, row, ids)
         if not answer.strip():
-            raise ValueError(f"the adapted model answers nothing to {text!r}: pass the answer to explain, answer=")
+            raise ValueError(f"the model answers nothing to {text!r}: pass the answer to explain, answer=")
     if ids:
         prompt = row["input_ids"][: row["prompt_length"]]
         row |= {"labels": [*ids], "answer": answer}
@@ -372,6 +382,7 @@ def _explain(
     points: int,
     switches: Mapping[str, Variant],
     greedy: _Greedy,
+    tuned: PreTrainedModel | None,
     bar: Bar,
 ) -> ExplainedAnswer:
     answer = text.answer
@@ -397,6 +408,7 @@ def _explain(
         switched={label: scores.values[:, row].clone() for row, label in enumerate(switches, 1)},
         unchanged={label: scores.choices[row] == choices for row, label in enumerate(switches, 1)},
         ids=text.ids,
+        tuned=None if tuned is None else score_answer(tuned, answer).values,
         generated=greedy.texts,
         matches=greedy.matches,
         points=points,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +25,8 @@ from tlora.utils.validation import require_choice
 Level = Literal["layer", "projection"]
 HEAD = "head and biases"
 """Label of the change by a trained head or embedding, in addition to the modules."""
+REST = "not in the adapter"
+"""Label of what a full fine-tune changes beyond the adapter that was extracted from it."""
 CHANGES = ("same", "within three", "beyond")
 """Classes of a token by the rank that the adapter's first choice has in the base model: 1, 2 or 3, and more."""
 CONFIDENCE = 0.95
@@ -75,6 +78,8 @@ class ExplainedAnswer:
         Quadrature points that were needed.
     ids : list of int
         Token ids of the answer, or the index of the class; empty in a file of format 7.
+    tuned : (2, K) float64 tensor, optional
+        The measures in the full fine-tune that the adapter was extracted from, if there is one.
     """
 
     prompt: str
@@ -96,6 +101,7 @@ class ExplainedAnswer:
     matches: list[float]
     points: int
     ids: list[int] = field(default_factory=list)
+    tuned: Float[Tensor, "2 answer"] | None = None
 
     @property
     def rise(self) -> Float[Tensor, "2 answer"]:
@@ -202,6 +208,11 @@ class Attribution(ModuleResult):
         return float(np.mean([float((sample.start - sample.base)[0].sum()) for sample in self.samples]))
 
     @property
+    def rest(self) -> float:
+        """Nats that the full fine-tune adds beyond the adapter, mean over samples; 0 if there is none."""
+        return float(_rest(self.samples)[0].mean())
+
+    @property
     def gap(self) -> float:
         """The tokens' gaps in log-probability relative to their rises, both as sums of absolute values."""
         gaps, rises = (sum(float(x[0].abs().sum()) for x in parts) for parts in zip(*_gaps(self.samples), strict=True))
@@ -233,7 +244,7 @@ class Attribution(ModuleResult):
         -------
         pandas.DataFrame
             ``by``, then as in ``columns``: ``contribution`` to ``changed``. What a trained head or embedding adds is a
-            row of its own.
+            row of its own, and so is what a full fine-tune adds beyond the adapter.
         """
         require_choice(by, "by", get_args(Level))
         rows = [{by: label} | self._row(label, names) for label, names in groups(self.targets, by).items()]
@@ -241,6 +252,8 @@ class Attribution(ModuleResult):
             heads = [sample.start - sample.base for sample in self.samples]
             values = [np.array([float(head[measure].sum()) for head in heads]) for measure in (0, 1)]
             rows.append({by: HEAD} | _mean_row(*values))
+        if self.rest:
+            rows.append({by: REST} | _mean_row(*_rest(self.samples)))
         return pd.DataFrame(rows)
 
     def costs(self) -> pd.DataFrame:
@@ -332,13 +345,14 @@ class Attribution(ModuleResult):
     def sentence(self) -> str:
         """The finding, what the others make up for, the same in log-odds, a trained head, and a gap if there is one."""
         top = self.largest(1).iloc[0]
-        spared, rest = top["contribution"] - top["cost"], ""
+        spared, others = top["contribution"] - top["cost"], ""
         if top["cost"] < -VISIBLE_COST:
-            rest = ", so the answer is likelier that way"
+            others = ", so the answer is likelier that way"
         elif spared > VISIBLE_COST:
-            rest = f", so the other modules make up for {spared:.2f}"
+            others = f", so the other modules make up for {spared:.2f}"
         odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
         head = f" Besides the modules, {HEAD} added {self.head:+.2f} nats." if self.head else ""
+        rest = f" The full fine-tune adds {self.rest:+.2f} nats that are {REST}." if self.rest else ""
         gap = ""
         if self.gap > VISIBLE_GAP:
             gap = (
@@ -346,8 +360,8 @@ class Attribution(ModuleResult):
                 f"{max(sample.points for sample in self.samples)} points, so go by the costs."
             )
         return (
-            f"{self.headline}{rest}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
-            f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}.{head}{gap}"
+            f"{self.headline}{others}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
+            f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}.{head}{rest}{gap}"
         )
 
     def _row(self, label: str, names: Sequence[str]) -> dict[str, float]:
@@ -408,6 +422,12 @@ def groups(targets: Mapping[str, Target], by: str) -> dict[str, list[str]]:
 
 def _gaps(samples: Iterable[ExplainedAnswer]) -> list[tuple[Tensor, Tensor]]:
     return [(sample.gaps, sample.adapter - sample.start) for sample in samples]
+
+
+def _rest(samples: Sequence[ExplainedAnswer]) -> NDArray[np.float64]:
+    """Nats that the full fine-tune adds to each answer beyond the adapter, (measures, samples)."""
+    parts = [torch.zeros(2) if one.tuned is None else (one.tuned - one.adapter).sum(1) for one in samples]
+    return torch.stack(parts, 1).double().numpy()
 
 
 def _mean_row(values: NDArray[np.float64], odds: NDArray[np.float64]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from tlora.adapters.lora_layers import adapter_layers, lora_updates, require_one_lora
 from tlora.adapters.peft_config import refuse_more_than_lora, trace_in_base
-from tlora.models.forward import can_restrict_logits
+from tlora.models.forward import can_restrict_logits, evaluation_mode, input_device
 from tlora.models.hooks import first_argument
 from tlora.models.record import record_of
 from tlora.models.targets import is_causal, output_embeddings
@@ -320,14 +320,30 @@ class GatedAdapter:
 
     def _logits(self, answer: Answer, rows: int = 1, tokens: slice = slice(None)) -> Float[Tensor, "rows answer vocab"]:
         """Logits that predict some of the answer's tokens, for copies of the sample."""
-        inputs: dict[str, Any] = {key: value.repeat_interleave(rows, 0) for key, value in answer.inputs.items()}
-        columns = answer.columns[tokens]
-        if not answer.columns:
-            return _in_full(self.model(**inputs).logits)[:, None]
-        if self._restricts_logits:
-            inputs["logits_to_keep"] = columns
-        logits = self.model(**inputs, use_cache=False).logits
-        return _in_full(logits if "logits_to_keep" in inputs else logits[:, columns])
+        return _answer_logits(self.model, answer, rows, tokens, self._restricts_logits)
+
+
+def score_answer(model: Any, answer: Answer) -> Scores:
+    """Score the answer with a model without an adapter."""
+    device = input_device(model.get_input_embeddings())
+    inputs = {key: value.to(device) for key, value in answer.inputs.items()}
+    with evaluation_mode(model), exact_products():
+        logits = _answer_logits(model, replace(answer, inputs=inputs), restricts=can_restrict_logits(model))[0]
+    return _scores(logits, answer.targets.to(logits.device))
+
+
+def _answer_logits(
+    model: Any, answer: Answer, rows: int = 1, tokens: slice = slice(None), restricts: bool = False
+) -> Float[Tensor, "rows answer vocab"]:
+    """Logits of a model that predict some of the answer's tokens, for copies of the sample."""
+    inputs: dict[str, Any] = {key: value.repeat_interleave(rows, 0) for key, value in answer.inputs.items()}
+    columns = answer.columns[tokens]
+    if not answer.columns:
+        return _in_full(model(**inputs).logits)[:, None]
+    if restricts:
+        inputs["logits_to_keep"] = columns
+    logits = model(**inputs, use_cache=False).logits
+    return _in_full(logits if restricts else logits[:, columns])
 
 
 def _blocks(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -133,13 +134,35 @@ def load_model(
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = choose_architecture(config, num_labels)
     tokenizer = set_length_limit(_load_padded_tokenizer(location, name), config)
+    model = _load_weights(architecture, location, name, seed, **{"config": config, "dtype": precision} | kwargs)
+    _set_padding(model, tokenizer)
+    return model.to(target) if target is not None else model, tokenizer
+
+
+@contextmanager
+def stream_model(name: str | os.PathLike[str], num_labels: int | None = None) -> Iterator[PreTrainedModel]:
+    """Inside the block, a base model whose weights stay in their files, for `tlora.models.weights.weight` to read.
+
+    Names are those of `load_model`. A GGUF file is unpacked into memory.
+    """
+    location = _locate_files(name, {})
+    config: PretrainedConfig = _load(AutoConfig, location, name)
+    architecture = choose_architecture(config, num_labels)
+    with TemporaryDirectory() as folder:  # for weights that transformers stores otherwise than the file does
+        is_packed = "gguf_file" in location.where
+        stays = {} if is_packed else {"device_map": {"": "disk"}, "offload_folder": folder}
+        yield _load_weights(architecture, location, name, 0, config=config, dtype="auto", **stays)
+
+
+def _load_weights(
+    architecture: Any, location: Location, name: str | os.PathLike[str], seed: int, **options: Any
+) -> Any:
     with temporary_seed(seed):
-        options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
+        options = {"ignore_mismatched_sizes": True} | options
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
     record_of(model).newly_initialized = _newly_initialized(model, info, name)
     model.name_or_path = model.config.name_or_path = str(name)
-    _set_padding(model, tokenizer)
-    return model.to(target) if target is not None else model, tokenizer
+    return model
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -163,7 +163,7 @@ def head_modules(model: nn.Module) -> list[str]:
     loaded otherwise, a pooler whose biases are all zero counts as missing.
     """
     heads = _outside_base(model)
-    names = {*heads, *(name for name in _newly_initialized(model) if not _is_within(name, heads))}
+    names = {*heads, *(name for name in _newly_initialized(model) if not is_within(name, heads))}
     return [name for name, _ in model.named_modules() if name in names]
 
 
@@ -221,7 +221,7 @@ def _places(model: nn.Module) -> list[_Place]:
     places: list[_Place] = []
     experts: list[str] = []
     for place in _linears_in_blocks(model):
-        is_head = place.module is output or _is_within(place.name, heads)
+        is_head = place.module is output or is_within(place.name, heads)
         if is_head or _is_router(place) or re.search("vision|visual|audio|image", place.block):
             continue
         if "experts" in place.path:
@@ -296,7 +296,8 @@ def _is_router(place: _Place) -> bool:
     return by_class or by_name or is_gate
 
 
-def _is_within(name: str, parents: Iterable[str]) -> bool:
+def is_within(name: str, parents: Iterable[str]) -> bool:
+    """Whether a module is one of these, or inside one."""
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
@@ -366,7 +367,7 @@ def _describe(model: nn.Module, name: str, module: nn.Module) -> str:
         is_tied = embeddings is not None and getattr(module, "weight", None) is embeddings.weight
         more = " (its weight is tied to the embeddings: merging would change both)" if is_tied else ""
         return f"the output head, never a target{more}"
-    if _is_within(name, head_modules(model)):
+    if is_within(name, head_modules(model)):
         return "part of the classification head, which is trained and saved whole"
     if isinstance(module, nn.Embedding) or module is embeddings:
         return "an embedding, never a target"

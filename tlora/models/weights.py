@@ -94,6 +94,14 @@ def _multiply_identity(module: nn.Module) -> Tensor:
     return (output if layer.bias is None else output - layer.bias).T
 
 
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """Read a parameter by its full name, detached, wherever accelerate keeps it; do not write into it."""
+    owner, _, key = name.rpartition(".")
+    module = model.get_submodule(owner)
+    with align_module_device(module):
+        return full_tensor(module.get_parameter(key).detach())
+
+
 @exact_products()
 def fingerprint(matrix: Tensor) -> Tensor:
     """Project sixteen rows of a weight (d_out, d_in) on one fixed random direction, in float32 on its device.

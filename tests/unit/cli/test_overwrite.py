@@ -23,6 +23,7 @@ COMMANDS = {
     "train": (f"train {DATA} alloc calib {QUICK} --output {{}}", ADAPTER),
     "compress": ("compress adapter --output {} --rank 1", ADAPTER),
     "combine": ("combine adapter=0.5 --output {}", ADAPTER),
+    "extract": ("extract llama tuned --output {} --rank 2", ADAPTER),
     "export": ("export adapter --output {} --quiet", EXPORT),
     "merge": ("export adapter --output {} --format merged --quiet", EXPORT),
     "calibrate": (f"calibrate {DATA} --samples 6 --output {{}}", RESULT),
@@ -57,7 +58,7 @@ def standing(saved_stages: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(saved_stages)
         patch.setattr(pipeline, "draw_pictures", lambda *_: "")
-        for command in ("init", "compress", "combine", "export", "merge"):
+        for command in ("init", "compress", "combine", "extract", "export", "merge"):
             done(COMMANDS[command][0].format(folder / command))
     for name in ("run", "train", "a trained adapter"):
         shutil.copytree(saved_stages / "adapter", folder / name)
@@ -113,7 +114,15 @@ def test_what_a_command_has_not_written_stays_and_is_named(
     line, marker = COMMANDS[command]
     output = output_of(command, there, standing)
     before = stamps()
-    for name in ("calibrate", "allocate", "train", "compress", "combine", "export"):  # it refuses before it computes
+    for name in (
+        "calibrate",
+        "allocate",
+        "train",
+        "compress",
+        "combine",
+        "extract",
+        "export",
+    ):  # it refuses before it computes
         monkeypatch.setattr(tlora, name, None)
     refusal = invoke(line.format(output) + option)
     assert stamps() == before

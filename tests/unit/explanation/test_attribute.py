@@ -350,7 +350,33 @@ REFUSED = {
     "a causal task on an encoder-decoder": (lambda: adapter("t5"), {}, "seq2seq"),
     "a causal task on a classifier": (lambda: adapter("bert"), {}, "classification"),
     "split": (lambda: adapter("llama"), {"split": "rest"}, "rest"),
+    "a fine-tune of another model": (lambda: adapter("llama"), {"tuned": tiny_model("qwen2")}, "tuned"),
 }
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_what_a_full_fine_tune_adds_beyond_its_adapter_is_a_row(family):
+    model, rows = adapter(family), task(family)
+    tuned = copy.deepcopy(model).merge_and_unload()
+    with torch.no_grad():
+        tuned.get_input_embeddings().weight += 0.1 * torch.randn(
+            tuned.get_input_embeddings().weight.shape, generator=torch.Generator().manual_seed(1)
+        )
+    tuned.train()
+    attribution = tlora.attribute(model, rows, tuned=tuned, points=64, answers=False, progress=False)
+    assert tuned.training
+    beyond = []
+    for row, sample in zip(rows.test, attribution.samples, strict=True):
+        expected = values(tuned, rows, row)
+        np.testing.assert_allclose(sample.tuned, expected, rtol=1e-9, atol=1e-10)
+        beyond.append((expected - values(model, rows, row))[0].sum())
+    assert attribution.rest == pytest.approx(np.mean(beyond))
+    sums = attribution.sums("layer")
+    assert sums["layer"].iloc[-1] == "not in the adapter"
+    assert sums["contribution"].iloc[-1] == pytest.approx(np.mean(beyond))
+    whole = np.mean([float((sample.tuned - sample.base)[0].sum()) for sample in attribution.samples])
+    assert sums["contribution"].sum() == pytest.approx(whole, abs=1e-8)
+    assert "not in the adapter" in attribution.sentence
 
 
 def test_an_embedding_that_is_tied_to_the_head_is_taken_apart():
