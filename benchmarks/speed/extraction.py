@@ -54,11 +54,11 @@ def main() -> None:
             [*command, "--rank", str(arguments.rank)], check=True, stdout=subprocess.PIPE, text=True
         )
     found = json.loads(output.stdout.splitlines()[-1])
-    limit, seconds = (2 * LAYER + 1e9) / 1e9, found["seconds"]
+    limit, processor = (2 * LAYER + 1e9) / 1e9, found["processor"]
     print(
-        f"{arguments.layers} layers, rank {arguments.rank}, {found['threads']} threads: {seconds:.0f} s, "
-        f"{found['processor']:.0f} s of processor time, peak {found['gigabytes']:.2f} GB (two layers and 1 GB: "
-        f"{limit:.2f} GB); {OF_7B} layers: about {seconds * OF_7B / arguments.layers:.0f} s"
+        f"{arguments.layers} layers, rank {arguments.rank}, {found['threads']} threads: {found['seconds']:.0f} s, "
+        f"{processor:.0f} s of processor time, peak {found['gigabytes']:.2f} GB (two layers and 1 GB: {limit:.2f} GB); "
+        f"{OF_7B} layers: about {processor * OF_7B / arguments.layers:.0f} s of processor time"
     )
 
 

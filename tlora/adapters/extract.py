@@ -141,7 +141,7 @@ def extract(
             base_print = fingerprint(old).cpu()
             if calibration is not None:
                 check_calibration(calibration, {name: shapes[name]}, {name: base_print}, "the calibration")
-            difference = weight(there[name], name).float() - old.float()
+            difference = weight(there[name], name).to(torch.float32, copy=True).sub_(old)
             del old
             change = _decompose(name, difference, ranks[name], inputs, seed)
             if change is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -151,7 +152,9 @@ def stream_model(name: str | os.PathLike[str], num_labels: int | None = None) ->
     with TemporaryDirectory() as folder:  # for weights that transformers stores otherwise than the file does
         is_packed = "gguf_file" in location.where
         stays = {} if is_packed else {"device_map": {"": "disk"}, "offload_folder": folder}
-        yield _load_weights(architecture, location, name, 0, config=config, dtype="auto", **stays)
+        with _silence_offloading():
+            model = _load_weights(architecture, location, name, 0, config=config, dtype="auto", **stays)
+        yield model
 
 
 def _load_weights(
@@ -327,6 +330,18 @@ def silence_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if has_bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _silence_offloading() -> Iterator[None]:
+    """Silence the note of `accelerate` that weights stay on the disk."""
+    logger = logging.getLogger("accelerate.big_modeling")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)
