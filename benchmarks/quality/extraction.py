@@ -145,7 +145,7 @@ class Bench:
                 scheduler.step()
                 optimizer.zero_grad()
                 if step % 20 == 0:
-                    print(self.model, self.name, step, f"{float(loss):.3f}", flush=True)
+                    print(self.model, self.name, step, f"{loss.item():.3f}", flush=True)
         model.eval().save_pretrained(self.folder)
         self.task.tokenizer.save_pretrained(self.folder)
 
