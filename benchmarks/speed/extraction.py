@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.extraction              # 8 layers, rank 16
 
-Both checkpoints are written to a temporary folder in bfloat16, one file per layer, and removed afterwards: 8.1 GB of
-disk for a while. The fine-tune differs by random numbers of full rank, whose spectrum is flat, so that the iteration
-has more to do than in a real one. The peak is VmHWM of the process that extracts, its imports included.
+Both checkpoints are written to a temporary folder in bfloat16, one file per layer, and removed afterwards: 7.5 GB of
+disk for a while. The fine-tune differs by random numbers of full rank, whose spectrum is flat. The peak is VmHWM of the
+process that extracts, its imports included.
 """
 
 from __future__ import annotations
