@@ -42,6 +42,7 @@ from .adapters.compress import compress as compress
 from .adapters.combine import combine as combine
 from .serving.export import export as export
 from .serving.inspect import inspect as inspect
+from .serving.survival import survival as survival
 from .explanation.direction_activations import direction_activations as direction_activations
 from .explanation.attribute import attribute as attribute
 from .explanation.side_effects import side_effects as side_effects

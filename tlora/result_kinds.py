@@ -23,6 +23,7 @@ from tlora.recipes import Plan
 from tlora.resources.estimate import ResourceEstimate
 from tlora.results import Result, read_result, result_file
 from tlora.serving.inspection import Inspection
+from tlora.serving.survival import Survival
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
@@ -46,6 +47,7 @@ LOADABLE: dict[str, type[Result]] = {
         Compression,
         Combination,
         Inspection,
+        Survival,
         DirectionActivations,
         Attribution,
         SideEffects,

@@ -53,6 +53,8 @@ from tlora.resources.estimate import ResourceEstimate, estimate
 from tlora.results import FORMAT_VERSION, Meta, Result
 from tlora.serving.inspect import inspect
 from tlora.serving.inspection import Inspection
+from tlora.serving.survival import Survival
+from tlora.serving.survival import survival as survive
 from tlora.subspaces.alignment import align
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces
@@ -225,6 +227,12 @@ def rescaling() -> Rescaling:
     return measure_scales(foreign(copy.deepcopy(base())), task(), texts, limit=0.05, parts="layers", progress=False)
 
 
+@cache
+def survival() -> Survival:
+    """In one format, with losses."""
+    return survive(foreign(copy.deepcopy(base())), formats=["q4_0"], task=task())
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
@@ -245,6 +253,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Sensitivity": lambda: calibration().sensitivity,
     "Spectrum": spectrum,
     "Subspaces": subspaces,
+    "Survival": survival,
     "TrainingRun": run,
 }
 

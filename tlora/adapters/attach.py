@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, get_args, runtime_checkable
@@ -18,6 +19,7 @@ from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
+    lora_updates,
     obstacle_to_merging,
     require_one_lora,
     unwrap,
@@ -35,7 +37,10 @@ from tlora.models.weights import (
     check_same_model,
     copy_sharing_weights,
     get_base_model,
+    has_four_bits,
+    weight,
 )
+from tlora.numerics.quantization import LOST, surviving_product
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import ROWS, Rows
@@ -297,13 +302,15 @@ def _take_off(base: Any) -> None:
 
 
 @exact_products()
-def merge(model: PeftModel) -> Any:
+def merge(model: PeftModel, *, lossy: bool = False) -> Any:
     """Fold the adapter into the weights: ``W + s B A``.
 
     Parameters
     ----------
     model : peft.PeftModel
         Consumed: its base layers are written to.
+    lossy : bool
+        Merge into a 4-bit base even if less than half of the update survives.
 
     Returns
     -------
@@ -314,12 +321,12 @@ def merge(model: PeftModel) -> Any:
     ------
     ValueError
         If there is no LoRA adapter that could be merged once, a module shares its weight with another, the base is
-        sharded, or the merged weights are not finite.
+        sharded, the merged weights are not finite, or less than half of the update survives in a base of 4 bits.
 
     Notes
     -----
-    On a quantized base PEFT rounds the merged weight to the few levels of the format again, and warns: merge into the
-    unquantized base instead.
+    On a quantized base PEFT rounds the merged weight to the few levels of the format again, and warns. The weight lies
+    on these levels already, so that most of an update smaller than half a step is lost: see `tlora.survival`.
 
     Examples
     --------
@@ -331,7 +338,30 @@ def merge(model: PeftModel) -> Any:
     require_one_lora(model, "merge")
     if obstacle := obstacle_to_merging(model):
         raise ValueError(f"{obstacle}: keep the adapter separate")
+    if not lossy and (share := _share_after_merging(model)) < LOST:
+        raise ValueError(
+            f"{share:.0%} of the update would survive, since this base is in 4 bits and merging rounds it again: keep "
+            "the adapter separate, merge it into the unquantized base (tlora.load_adapter with that model), or pass "
+            "lossy=True"
+        )
     before = [*record_of(model.get_base_model()).before_merging, base_fingerprints(model)]
     merged = model.merge_and_unload(safe_merge=True)
     record_of(merged).before_merging = before  # what was made for it does not fit it any more
     return merged
+
+
+def _share_after_merging(model: PeftModel) -> float:
+    """Return the share of the update that PEFT's merge leaves in the layers of 4 bits; 1 if it changes none of them."""
+    product = energy = 0.0
+    for name, update in lora_updates(model).items():
+        layer = adapter_layers(model)[name]
+        if not has_four_bits(layer.get_base_layer()):
+            continue
+        merged = copy_sharing_weights(layer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Merge lora module")
+            merged.merge()
+        before, after = (weight(one.get_base_layer(), name).float() for one in (layer, merged))
+        parts = surviving_product(before, after, update.to(torch.float32, before.device).matrix())
+        product, energy = product + parts[0], energy + parts[1]
+    return product / energy if energy else 1.0

@@ -26,7 +26,7 @@ from tlora.adapters.peft_config import EXPERTS, module_ranks, module_scalings
 from tlora.adapters.update import LoraUpdate
 from tlora.results import Meta, read_result
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD, MODEL_CONFIG
-from tlora.utils.files import digest, read_json
+from tlora.utils.files import digest, foreign_lora, read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
@@ -97,6 +97,8 @@ def check_files(folder: Path) -> None:
     """Refuse a folder that lacks a file of the adapter, or holds another adapter than its run trained."""
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).is_file():
+            if conversion := foreign_lora(folder):
+                raise ValueError(conversion)
             hint = ""
             if name == ADAPTER_CONFIG:
                 hint = " (a copy or a save broke off: copy or save it again)"

@@ -11,6 +11,7 @@ import typer
 
 from tlora.utils.defaults import RECIPE_NAMES, TEXTS
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
+from tlora.utils.files import foreign_lora
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
 PAGE_FORMAT = ".html"
@@ -75,7 +76,7 @@ def check_adapter(adapter: str | None) -> str | None:
         raise FileNotFoundError(f"no adapter in {adapter}: there is no such folder")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no adapter in {adapter}: it holds no {name}")
+            raise FileNotFoundError(foreign_lora(folder) or f"no adapter in {adapter}: it holds no {name}")
         if not os.access(folder / name, os.R_OK):
             raise PermissionError(f"{folder / name} cannot be read: give yourself the permission (chmod u+r)")
     return adapter

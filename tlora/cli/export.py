@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -81,9 +81,18 @@ def export(
         "exact": f"logits differ by at most {difference:.2g} on {len(prompts)} prompts, on which the adapter changes "
         f"them by up to {change:.2g}",
         **({} if engine is None or kind == "merged" else serving_facts(path, base, engine)),
+        "quantize": quantization_fact(adapted) if kind == "merged" else "",
         "next": next_command(ctx, "inspect", {"adapter": path}) if kind == "peft" else "",
     }
     typer.echo(facts_text(summary))
+
+
+def quantization_fact(adapted: Any) -> str:
+    """Return what is left of the adapter if the merged model is quantized; empty if that cannot be measured."""
+    try:
+        return tlora.survival(adapted, rows=64).headline
+    except (ModuleNotFoundError, ValueError):  # no format is installed or fits, or the adapter is not plain LoRA
+        return ""
 
 
 def serving_facts(path: Path, base: str, engine: EngineName) -> dict[str, str]:

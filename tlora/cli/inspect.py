@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import tlora
 from tlora.cli.command_line import next_command, with_suffix
-from tlora.cli.options import AdapterName, Json, OtherAdapter
+from tlora.cli.options import AdapterName, BaseModel, Json, OtherAdapter, option
 from tlora.cli.output import print_json
 from tlora.utils.defaults import ENERGY
 from tlora.utils.text import facts_text, range_text, ranks_text, table_text
+
+if TYPE_CHECKING:
+    from tlora.serving.survival import Survival
 
 
 def inspect(
     ctx: typer.Context,
     adapter: AdapterName,
     other: OtherAdapter = None,
+    survival: Annotated[
+        bool,
+        option("Measure", "Also read the base, and measure what quantization leaves of the adapter.", "--survival"),
+    ] = False,
+    model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     """Ranks, scales, the part of each rank that is used, and what each serving engine would compute.
 
     Of two adapters: whether they share base, modules and A, and how much their updates overlap. Reads the files of the
-    adapters and nothing else; works on any PEFT LoRA adapter.
+    adapters and nothing else, except for --survival; works on any PEFT LoRA adapter.
 
     Examples
     --------
@@ -32,16 +41,26 @@ def inspect(
     `tlora inspect owner/somebodys-adapter@main --json`
 
     `tlora inspect demo other`
+
+    `tlora inspect demo --survival`
     """
+    if other is not None and survival:
+        raise ValueError("--survival measures one adapter: leave OTHER out")
+    if model is not None and not survival:
+        raise ValueError("--model is read for --survival alone: add it, or leave --model out")
     if other is not None:
         _inspect_both(ctx, adapter, other, as_json)
         return
     from tlora.serving.engines import FOREIGN
 
     inspection = tlora.inspect(adapter)
+    measured = tlora.survival(adapter, model, progress=not as_json) if survival else None
     use, engines = inspection.rank_use(), inspection.engines()
     if as_json:
         records = {"modules": inspection.to_frame().to_dict("records"), "engines": engines.to_dict("records")}
+        if measured is not None:
+            findings = [measured.finding(format) for format in measured.formats]
+            records["survival"] = measured.to_frame().assign(finding=findings).to_dict("records")
         print_json({"base": inspection.meta.model, **records})
         return
     ranks, scalings = inspection.ranks.values(), inspection.scalings.values()
@@ -61,11 +80,25 @@ def inspect(
             scaled = f"scaled {range_text((row.smallest, row.largest), '{:.2g}'.format)} times"
             effects[str(row.engine)] = f"{row.wrong} of {len(ranks)} modules {scaled}"
     typer.echo(f"{facts_text(about)}\n\n{table_text(rows)}\n\n{facts_text(effects)}\n")
+    if measured is not None:
+        typer.echo(f"{survival_text(measured)}\n")
     if engines["wrong"].any() or len(set(ranks)) > 1:
         following = {"adapter": adapter, "output": with_suffix(adapter, "-served")}
         typer.echo(facts_text({"next": next_command(ctx, "export", following)}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
+
+
+def survival_text(measured: Survival) -> str:
+    """Return a table of what each format leaves of an adapter, and the finding for each."""
+    rows = [["quantized to", "survives", "95 % interval", "base changes by", "modules"]]
+    for row in measured.to_frame().itertuples():
+        interval = f"{row.low:.1%} to {row.high:.1%}"
+        cells = [f"{row.share:.1%}", interval, f"{row.grid_distance:.2%}", str(row.modules)]
+        rows.append([str(row.format).upper(), *cells])
+    findings = {format.upper(): measured.finding(format) for format in measured.formats}
+    missing = {"not measured": "; ".join(f"{name}: {why}" for name, why in measured.unmeasured.items())}
+    return f"{table_text(rows)}\n\n{facts_text(findings | missing)}"
 
 
 def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -> None:

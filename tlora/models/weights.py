@@ -190,6 +190,11 @@ def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m.get_base_layer() if is_adapted(m) else m for n, m in base.named_modules()}
 
 
+def has_four_bits(module: nn.Module) -> bool:
+    """Whether bitsandbytes holds a layer's weight in 4 bits."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
 def is_packed(module: nn.Module) -> bool:
     """Whether bitsandbytes packed a layer's weight, which cannot be undone."""
     state = getattr(getattr(module, "weight", None), "quant_state", None)

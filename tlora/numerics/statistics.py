@@ -74,11 +74,14 @@ def share_interval(share: float, n: int, confidence: float) -> tuple[float, floa
 
 
 def ratio_interval(
-    totals: Float[np.ndarray, " samples"], counts: Integer[np.ndarray, " samples"], confidence: float
+    totals: Float[np.ndarray, " samples"],
+    counts: Integer[np.ndarray, " samples"] | Float[np.ndarray, " samples"],
+    confidence: float,
 ) -> tuple[float, float]:
-    """Student's t interval of a mean over all tokens, from each sample's sum and number of tokens; NaN for one sample.
+    """Student's t interval of a ratio of two sums over samples; NaN for one sample.
 
-    Samples are independent, their tokens are not: the variance is that of the ratio of two means.
+    Such is a mean over all tokens, from each sample's sum and number of tokens: samples are independent, their tokens
+    are not, and the variance is that of the ratio of two means.
     """
     mean = totals.sum() / counts.sum()
     residuals = (totals - mean * counts) / counts.mean()

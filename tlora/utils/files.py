@@ -222,3 +222,22 @@ def _move_into_place(scratch: Path, target: Path, last: Path, first: str, earlie
             fsync(folder)
     else:
         fsync(target.parent)
+
+
+def foreign_lora(folder: Path) -> str:
+    """Say how to convert the LoRA of a diffusion trainer in a file or folder; empty if there is none.
+
+    Trainers such as kohya's name the factors ``lora_down`` and ``lora_up``, or ``lora.down`` and ``lora.up``.
+    """
+    for file in [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")):
+        try:
+            with file.open("rb") as opened:
+                keys = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        except (OSError, ValueError, OverflowError, MemoryError):
+            continue
+        if key := next((key for key in keys if re.search(r"[._]lora[._](down|up)\.", key)), None):
+            return (
+                f"{file} holds {key}, as kohya and diffusers name LoRA: convert it to PEFT's names with "
+                "examples/stable_diffusion/convert_sd_adapter_to_peft.py of PEFT's repository"
+            )
+    return ""

@@ -45,6 +45,7 @@ MADE_BY = {
     "SideEffects": "tlora.side_effects(adapted, texts)",
     "Rescaling": "tlora.measure_scales(adapted, task, texts)",
     "ResourceEstimate": "tlora.estimate(model)",
+    "Survival": "tlora.survival(adapter, base)",
     "Race": "tlora.race(model, task, arms)",
     "Axes": "plt.subplots()[1]",
 }
