@@ -354,7 +354,7 @@ def _share_after_merging(model: PeftModel) -> float:
     """Return the share of the update that PEFT's merge leaves in the layers of 4 bits; 1 if it changes none of them."""
     product = energy = 0.0
     for name, update in lora_updates(model).items():
-        layer = adapter_layers(model)[name]
+        layer: Any = adapter_layers(model)[name]
         if not has_four_bits(layer.get_base_layer()):
             continue
         merged = copy_sharing_weights(layer)

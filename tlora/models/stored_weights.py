@@ -19,6 +19,9 @@ from tlora.models.targets import shape
 from tlora.models.weights import base_modules, weight
 from tlora.utils.files import read_json
 
+_FLOATS = ("F32", "F16", "BF16")
+"""Types whose numbers are the weights themselves, as safetensors names them."""
+
 ReadWeight = Callable[[str], Float[Tensor, "d_out d_in"]]
 
 
@@ -56,18 +59,18 @@ def _stored_reader(base: str, names: list[str], where: Mapping[str, Any]) -> Rea
     files_by_key, config = _files_by_key(folder), load_config(folder)
     with torch.device("meta"):
         modules = dict(choose_architecture(config, None).from_config(config).named_modules())
-    keys = {name: _stored_key(name, files_by_key) for name in names if name in modules}
+    keys: dict[str, str] = {}
     for name in names:
-        if not keys.get(name):
+        key = _stored_key(name, files_by_key)
+        if key is None or name not in modules:
             return None
-        with safe_open(files_by_key[keys[name]], "pt") as file:
-            stored = file.get_slice(keys[name])
-            d_out, d_in = shape(modules[name])
-            is_transposed = isinstance(modules[name], Conv1D)
-            if stored.get_shape() != ([d_in, d_out] if is_transposed else [d_out, d_in]):
-                return None
-            if stored.get_dtype() not in ("F32", "F16", "BF16"):
-                return None
+        with safe_open(files_by_key[key], "pt") as file:
+            stored = file.get_slice(key)
+        d_out, d_in = shape(modules[name])
+        expected = [d_in, d_out] if isinstance(modules[name], Conv1D) else [d_out, d_in]
+        if stored.get_shape() != expected or stored.get_dtype() not in _FLOATS:
+            return None
+        keys[name] = key
 
     def read(name: str) -> Tensor:
         with safe_open(files_by_key[keys[name]], "pt") as file:

@@ -423,7 +423,8 @@ def _linear_layers(base: nn.Module) -> list[str]:
 
 def _set_linear(base: nn.Module, name: str, matrix: Tensor, bias: Any, dtype: torch.dtype) -> None:
     """Put a linear layer with this weight in place of a module, or under its adapter."""
-    linear = nn.Linear(*reversed(matrix.shape), bias=bias is not None, device="meta")
+    d_out, d_in = matrix.shape
+    linear = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(matrix.to(dtype), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)

@@ -9,6 +9,7 @@ import transformers
 
 import tlora
 from tests.helpers.commands import done, invoke
+from tests.helpers.foreign import foreign
 from tlora.cli.export import serving_facts
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
@@ -39,6 +40,12 @@ def test_each_format_and_engine(line, file):
     if "merged" in line:
         whole = transformers.AutoModelForCausalLM.from_pretrained("whole")
         assert whole.num_parameters() == tlora.load_model("llama")[0].num_parameters()
+
+
+def test_a_merged_model_is_said_to_keep_the_update_when_quantized():
+    foreign(tlora.load_model("llama")[0], Path("moved"))
+    text = done("export moved --model llama --format merged --output whole").stdout
+    assert re.search(r"quantize +\w+: .+ of the update survives", text)
 
 
 @pytest.mark.usefixtures("stages")

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 
 import tlora
 from tests.helpers.commands import RUN, done, invoke
+from tests.helpers.foreign import foreign
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -49,6 +52,34 @@ def test_an_adapter_of_zeros_is_said_to_change_nothing():
         assert "all updates of start: it changes nothing" in text
         assert "nan" not in text
         assert "combine" not in text
+
+
+def test_what_quantization_leaves_is_said_on_request():
+    foreign(tlora.load_model("llama")[0], Path("adapter"))
+    assert "survives" not in done("inspect adapter").stdout
+    text = done("inspect adapter --survival --model llama").stdout
+    for format in ("Q8_0", "Q4_0"):
+        assert f"{format} " in text
+    assert "K-quants: gguf cannot write K-quants" in text
+    rows = json.loads(done("inspect adapter --survival --json").stdout)["survival"]
+    expected = tlora.survival("adapter").to_frame()
+    assert [row["share"] for row in rows] == pytest.approx(expected["share"].tolist())
+    assert all(row["finding"] for row in rows)
+    for line, name in (("adapter adapter --survival", "OTHER"), ("adapter --model llama", "--survival")):
+        result = invoke(f"inspect {line}")
+        assert (result.exit_code, name in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("key", ["lora_unet_down_blocks_0_attn1_to_q.lora_down.weight", "unet.to_q.lora.down.weight"])
+def test_an_adapter_of_a_diffusion_trainer_is_said_to_need_conversion(key, tmp_path):
+    (tmp_path / "painted").mkdir()
+    save_file({key: torch.zeros(2, 4), key.replace("down", "up"): torch.zeros(4, 2)}, "painted/lora.safetensors")
+    for name in ("painted", "painted/lora.safetensors"):
+        result = invoke(f"inspect {name}")
+        assert (result.exit_code, "convert_sd_adapter_to_peft.py" in result.stderr) == (2, True)
+        for read in (tlora.inspect, tlora.load_adapter, tlora.LoraAdapter.read):
+            with pytest.raises(ValueError, match=r"lora\.safetensors"):
+                read(name)
 
 
 def test_an_engine_that_halves_every_module_is_said_to_halve_it():
