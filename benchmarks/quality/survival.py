@@ -29,7 +29,7 @@ from tlora.tasks.load import load_task_for_model
 
 STORE = Path("benchmarks/results/survival.jsonl")
 DATA = {"smollm2-135m": "notebooks/data/smart_home", "minilm": "rotten_tomatoes"}
-STEPS = {"smollm2-135m": 60, "minilm": 100}
+STEPS = {"smollm2-135m": 60, "minilm": 300}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "captured, r = 8": {"recipe": "captured", "rank": 8, "learning_rate": 2e-3},
     "LoRA, r = 8": {"recipe": "lora", "rank": 8, "learning_rate": 1e-3},
@@ -73,7 +73,7 @@ def main() -> None:
 
 def measure(store: Store, model_name: str, name: str, seed: int, arguments: dict[str, Any]) -> None:
     """Train one adapter, unless all of its records are there, and measure it on each base."""
-    keys = {base: {"model": model_name, "adapter": name, "seed": seed, "base": base} for base in BASES}
+    keys = {base: {"model": model_name, "adapter": name, "seed": seed, "steps": STEPS[model_name], "base": base} for base in BASES}
     there = store.by_key()
     if all(key_text(key) in there for key in keys.values()):
         return
@@ -91,7 +91,7 @@ def measure(store: Store, model_name: str, name: str, seed: int, arguments: dict
         with_weights = [(layer, layer.weight.data) for layer in base_layers(adapted, linears)]
         for layer, weight in with_weights:
             layer.weight.data = BASES[base](weight)
-        survival = tlora.survival(adapted, task=task, limit=LIMIT)
+        survival = tlora.survival(adapted, task=task, limit=LIMIT, progress=False)
         for layer, weight in with_weights:
             layer.weight.data = weight
         rows = survival.to_frame().astype({"on_grid": bool}).to_dict("records")

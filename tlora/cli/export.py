@@ -90,7 +90,7 @@ def export(
 def quantization_fact(adapted: Any) -> str:
     """Return what is left of the adapter if the merged model is quantized; empty if that cannot be measured."""
     try:
-        return tlora.survival(adapted, rows=64).headline
+        return tlora.survival(adapted, rows=64, progress=False).headline
     except (ModuleNotFoundError, ValueError):  # no format is installed or fits, or the adapter is not plain LoRA
         return ""
 

@@ -211,7 +211,7 @@ def survival(
     *,
     rows: int | None = _ROWS,
     limit: int | None = 32,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Survival:
     """Measure how much of an adapter is left when it is merged into its base and the result is quantized.
 
