@@ -73,7 +73,8 @@ def main() -> None:
 
 def measure(store: Store, model_name: str, name: str, seed: int, arguments: dict[str, Any]) -> None:
     """Train one adapter, unless all of its records are there, and measure it on each base."""
-    keys = {base: {"model": model_name, "adapter": name, "seed": seed, "steps": STEPS[model_name], "base": base} for base in BASES}
+    run = {"model": model_name, "adapter": name, "seed": seed, "steps": STEPS[model_name]}
+    keys = {base: run | {"base": base} for base in BASES}
     there = store.by_key()
     if all(key_text(key) in there for key in keys.values()):
         return
