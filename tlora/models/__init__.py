@@ -2,6 +2,6 @@
 
 loading (from a folder, a hub or a package), record (what is known of a live model), targets (the linear modules that an
 adapter may adapt), module_result (the base of results about them), sharding (over processes, by FSDP2), offloading (to
-the CPU or the disk), weights (dense matrices of any layer, their fingerprints), stored_weights (those of a saved model, one by
-one), forward (logits and per-sample losses), hooks (record what modules read).
+the CPU or the disk), weights (dense matrices of any layer, their fingerprints), stored_weights (those of a saved model,
+one by one), forward (logits and per-sample losses), hooks (record what modules read).
 """
