@@ -259,7 +259,7 @@ def survival(
     >>> survival = tlora.survival("adapter", "base", formats=["q8_0", "q4_0"])
     >>> survival.formats
     ['q8_0', 'q4_0']
-    >>> survival.modules()["share"].notna().all()
+    >>> bool(survival.modules()["share"].notna().all())
     True
     """
     check_arguments(survival, locals())
