@@ -82,7 +82,7 @@ class Recipe:
     ------
     TypeError
         If a function has no such argument, if it is the caller's to give (the rank, the seed, the data), or if a
-        value cannot be written as JSON.
+        value is of another kind than the function takes, or cannot be written as JSON.
 
     Examples
     --------
@@ -100,6 +100,7 @@ class Recipe:
     train: Arguments = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_arguments(Recipe, vars(self))
         for function in _FUNCTIONS:
             arguments = getattr(self, function)
             if arguments is None:
@@ -128,6 +129,9 @@ class Recipe:
 
         ``task_subspaces=None`` drops the subspaces.
         """
+        for function in arguments.keys() - _FUNCTIONS.keys():
+            raise TypeError(f"a recipe has no arguments of {function!r}: it has those of {', '.join(_FUNCTIONS)}")
+        check_arguments(Recipe, arguments)
         changed: dict[str, Any] = {
             function: None if values is None else {**(getattr(self, function) or {}), **values}
             for function, values in arguments.items()
@@ -174,6 +178,7 @@ def _check(function: str, arguments: Arguments) -> None:
             raise TypeError(f"a recipe cannot set {name!r} of {function}(): it has {', '.join(sorted(named))}")
     if open_ended:  # train, which passes the rest on to the Trainer
         check_names(arguments.keys() - named)
+    check_arguments(_FUNCTIONS[function], arguments)
 
 
 _CAPTURED: dict[str, Any] = {

@@ -30,6 +30,7 @@ from torch import Tensor
 from tlora.utils.file_names import result_file
 from tlora.utils.files import read_json, replace_file
 from tlora.utils.packages import library_versions
+from tlora.utils.validation import check_arguments
 
 FORMAT_VERSION = 8
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
@@ -87,17 +88,17 @@ class Meta:
     def __post_init__(self) -> None:
         # Checked here, not when hours of work are saved; and a loaded recipe equals the original one.
         try:
-            recipe = json.loads(json.dumps(self.recipe, default=_plain_number))
+            recipe = json.loads(json.dumps(self.recipe, default=_plain))
         except TypeError as error:
             raise TypeError(f"a recipe takes JSON values only, got {self.recipe!r} ({error})") from error
         object.__setattr__(self, "recipe", recipe)
         object.__setattr__(self, "seed", None if self.seed is None else int(self.seed))
 
 
-def _plain_number(value: Any) -> Any:
-    """A number of NumPy as one of Python."""
-    if isinstance(value, np.generic):
-        return value.item()
+def _plain(value: Any) -> Any:
+    """A number, or an array of them, of NumPy or torch as one of Python."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
@@ -156,6 +157,7 @@ class Result:
         >>> tlora.Calibration.load(file).names == calibration.names
         True
         """
+        check_arguments(Result.save, locals())
         file = result_file(path)
         refuse_other_file(file, type(self).__name__)
         write_result(file, self)
@@ -182,6 +184,7 @@ class Result:
         ValueError
             If it is another kind of result, of another format, truncated or damaged.
         """
+        check_arguments(Result.load, locals())
         return read_result(result_file(path), {cls.__name__: cls})
 
 

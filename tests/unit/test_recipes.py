@@ -1,8 +1,10 @@
 """Recipes: what they refuse, and what they stand for."""
 
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -29,12 +31,31 @@ RANK = 2
         ({"train": {"seed": 8}}, "seed"),
         ({"train": {"learning_rte": 1}}, "learning_rate"),
         ({"task_subspaces": {"model": 8}}, "model"),
-        ({"calibrate": {"tokens": {1}}}, "JSON"),
+        ({"train": {"lr_scheduler_kwargs": {1}}}, "JSON"),
+        ({"calibrate": {"tokens": {1}}}, "tokens is a set"),
+        ({"calibrate": {"sketch_size": 8.5}}, r"sketch_size is a float \(8.5\): pass a whole number"),
+        ({"allocate": {"temperature": "hot"}}, "temperature is a str"),
+        ({"attach": {"freeze_a": "no"}}, "freeze_a is a str"),
+        ({"train": {"learning_rate": "fast"}}, "learning_rate is a str"),
+        ({"allocate": 3}, "allocate is an int: pass a dict$"),
+        ({"allocate": None}, "allocate is None: pass a dict$"),
     ],
 )
 def test_recipes_set_only_arguments_that_are_theirs(arguments, name):
-    with pytest.raises(TypeError, match=name):
-        Recipe("mine", **arguments)
+    for make in (partial(Recipe, "mine"), Recipe.named("captured-trained").override):
+        with pytest.raises(TypeError, match=name):
+            make(**arguments)
+
+
+def test_recipes_override_functions_that_they_have():
+    with pytest.raises(TypeError, match=r"'nope'.* allocate"):
+        Recipe.named("captured").override(nope=1)
+
+
+def test_recipes_take_numbers_and_arrays_of_numpy():
+    names = ["q_proj", "v_proj"]
+    plain = Recipe("mine", calibrate={"target_modules": names, "sketch_size": 8})
+    assert Recipe("mine", calibrate={"target_modules": np.array(names), "sketch_size": np.int64(8)}) == plain
 
 
 @pytest.mark.parametrize(

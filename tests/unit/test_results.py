@@ -256,6 +256,21 @@ def test_a_damaged_or_foreign_file_is_refused_with_a_way_out(saved, damage, word
         Sensitivity.load(saved)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sensitivity().save(None),
+        lambda: Sensitivity.load(None),
+        lambda: results.run().save(None),
+        lambda: type(results.run()).load(None),
+        lambda: tlora.load_result(None),
+    ],
+)
+def test_a_path_that_is_none_is_named(call):
+    with pytest.raises(TypeError, match="path is None: pass a string or a path"):
+        call()
+
+
 def test_nothing_to_load(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no result at .*nothing\.safetensors"):
         Sensitivity.load(tmp_path / "nothing")
@@ -420,8 +435,13 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
         assert type(result).load(file).meta == result.meta
     tlora.ranking_stability(calibration.sensitivity, [one], seed=one)
     tlora.allocation_stability(calibration.sensitivity, allocation, [one], resamples=np.int64(20), seed=one)
-    run = tlora.train(adapted_model(), token_rows(8), seed=np.int64(3), **QUIET | {"batch_size": np.int64(4)})
-    assert (run.steps, run.meta.seed, run.meta.recipe["batch_size"]) == (3, 3, 4)
+    numbers = {"batch_size": np.int64(4), "max_steps": np.int64(3), "warmup_steps": np.float32(0.5)}
+    numbers |= {"learning_rate": np.float32(1e-3), "weight_decay": torch.tensor(0.5), "evaluation_limit": np.int64(2)}
+    run = tlora.train(
+        adapted_model(), token_rows(8), seed=np.int64(3), output_dir=tmp_path / "steps", **QUIET | numbers
+    )
+    assert (run.steps, run.meta.seed) == (3, 3)
+    assert {name: run.meta.recipe[name] for name in numbers} == {name: value.item() for name, value in numbers.items()}
     assert ModuleRecorder(every=np.int64(5)).every == 5
 
 

@@ -42,6 +42,7 @@ from tlora.models.weights import SIMILARITY_THRESHOLD, base_fingerprints, finger
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
 from tlora.utils.text import ranks_text
+from tlora.utils.validation import check_arguments
 
 UNNAMED = "an unnamed model"
 
@@ -114,6 +115,7 @@ class LoraAdapter:
             If the adapter is damaged, merged, has no linear module, or computes something else (DoRA, PiSSA that was
             not converted to LoRA, ...).
         """
+        check_arguments(LoraAdapter.read, locals())
         if isinstance(adapter, PeftModel):
             require_one_lora(adapter, reader)
             warn_resized_vocabulary(adapter)
@@ -210,6 +212,7 @@ class LoraAdapter:
         FileExistsError
             If the folder holds a model, or an adapter of another writer.
         """
+        check_arguments(LoraAdapter.save, locals())
         refuse_other_writer(folder, writer)
         prints = {name: values.tolist() for name, values in self.fingerprints.items()}
         record = {WRITER: writer} | ({BASE: prints} if prints else {}) | ({FROZEN_A: True} if self.frozen_a else {})

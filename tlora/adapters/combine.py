@@ -217,7 +217,7 @@ def combine(
     for first, second in combinations(names, 2):
         if why := difference_of_bases(parts[first], parts[second]):
             raise ValueError(f"{first} and {second} are of different bases ({why}): combine adapters of one base")
-    owner = _owner_of_head(parts, None if head is None else os.fspath(head))
+    owner = _owner_of_head(parts, head)
     moment = None if calibration is None else input_moments(calibration, parts.values(), "the calibration")
     by_module: dict[str, list[tuple[float, LoraUpdate]]] = {}  # weights and updates of each module
     for name, part in parts.items():
@@ -261,7 +261,7 @@ def combine(
     )
 
 
-def _owner_of_head(parts: Mapping[str, LoraAdapter], head: str | None) -> str:
+def _owner_of_head(parts: Mapping[str, LoraAdapter], head: str | os.PathLike[str] | None) -> str:
     """Return the adapter whose other tensors are kept, empty if none has any; refuse to choose one of several."""
     for name, part in parts.items():
         if part.embeddings:
@@ -269,11 +269,12 @@ def _owner_of_head(parts: Mapping[str, LoraAdapter], head: str | None) -> str:
             raise ValueError(f"{name} has LoRA of an embedding, {embedding}: combine takes linear layers")
     owners = [name for name, part in parts.items() if part.others]
     if head is not None:
-        if head not in owners:
+        by_place = {os.path.normpath(name): name for name in owners}
+        if (place := os.path.normpath(head)) not in by_place:
             raise ValueError(
-                f"head={head!r} is not one of the adapters with a head: {', '.join(owners) or 'none has one'}"
+                f"head={place!r} is not one of the adapters with a head: {', '.join(owners) or 'none has one'}"
             )
-        return head
+        return by_place[place]
     if len(owners) > 1:
         key = next(iter(parts[owners[0]].others)).removeprefix(PREFIX)
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, SupportsIndex, get_args
 
 from tlora.calibration.sensitivity import SCORES
@@ -107,6 +107,14 @@ class AllocationOptions:
         weights = [score**self.temperature for score in scores]
         total = math.fsum(weights)
         return [max(alpha, round(alpha * len(weights) * weight / total)) for weight in weights]
+
+
+def change_options(options: AllocationOptions, changes: Mapping[str, Any]) -> AllocationOptions:
+    """Return the options with other values of some; a TypeError names one that `allocate` does not have."""
+    names = [each.name for each in fields(options)]
+    for name in changes.keys() - set(names):
+        raise TypeError(f"allocate() has no option {name!r}: it has {', '.join(names)}")
+    return replace(options, **changes)
 
 
 def _parse_limit(name: str, value: SupportsIndex | Mapping[str, SupportsIndex], least: int = 1) -> Limit:

@@ -70,7 +70,7 @@ def run_batches(
     """Run batches from `prepare_batches` through the model and backpropagate the sum of the samples' losses.
 
     Without ``backward`` only the forward pass is run, and observed. The ``bar`` over the batches counts the
-    modules that a backward pass has passed.
+    modules that a forward or backward pass has passed.
 
     Samples stay separate because no row of a batch reads another: row ``n`` of the gradient at a module's output is
     that of sample ``n`` alone. To check this, and that the loss is the model's own, the shortest sample is run alone:
@@ -78,7 +78,12 @@ def run_batches(
     before samples, or rows that belong to no sample, such as positions, are run sample by sample. A sharded model
     gathers its weights as it runs: a process that has no batch left runs one of another process and observes nothing.
     """
-    scale, passed = LOSS_SCALE if model.dtype == torch.float16 else 1.0, itertools.count()
+    scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
+    passed = {"forward": itertools.count(), "backward": itertools.count()}
+
+    def note_module(direction: str) -> None:
+        if bar is not None:
+            note_progress(bar, f"{direction}, {next(passed[direction]) % len(targets) + 1} of {len(targets)} modules")
 
     @exact_products()
     def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
@@ -87,8 +92,7 @@ def run_batches(
             return
         unscaled = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
         observer.add_gradients(name, inputs, unscaled)
-        if bar is not None:
-            note_progress(bar, f"{next(passed) % len(targets) + 1} of {len(targets)} modules")
+        note_module("backward")
 
     parts: list[Batch] = []
 
@@ -103,7 +107,10 @@ def run_batches(
         checked, one_by_one = -1, False
         for part, is_own in processes.synchronized_items(each_part()):
             batch = part.to(device, model)
-            with contextlib.nullcontext() if backward else _no_saved_tensors():
+            with (
+                contextlib.nullcontext() if backward else _no_saved_tensors(),
+                observe_inputs(model, targets, lambda name, _: note_module("forward")),
+            ):
                 losses = sample_losses(model, batch.inputs)
             _check_rows(targets, batch, recorder.inputs)
             if processes.any(not all(batch.has_sample_rows(x) for calls in recorder.inputs.values() for x in calls)):

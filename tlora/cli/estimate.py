@@ -131,12 +131,17 @@ def _measure_lengths(model: str, task: str) -> tuple[dict[str, Any], str]:
     """Return the arguments of `tlora.estimate` that the samples of a task decide, and the samples in words."""
     from tlora.models.forward import IGNORED
     from tlora.tasks.load import load_task_for_model
+    from tlora.tasks.splits import TooFewSamplesError
 
-    data = load_task_for_model(model, task, progress=False, **Data(task=task).sizes())
-    lengths = [len(ids) for ids in data.train["input_ids"]]
+    try:
+        data = load_task_for_model(model, task, {}, progress=False, **Data(task=task).sizes())
+    except TooFewSamplesError as error:
+        raise ValueError(f"{error.finding}: give more, or leave TASK out and give --length and --labels") from error
+    rows = data.train if len(data.train) else data.test
+    lengths = [len(ids) for ids in rows["input_ids"]]
     measured: dict[str, Any] = {"length": max(lengths), "num_labels": data.num_labels}
     if data.num_labels is None:
-        measured["labels"] = max(sum(label != IGNORED for label in labels) for labels in data.train["labels"])
+        measured["labels"] = max(sum(label != IGNORED for label in labels) for labels in rows["labels"])
     mean = sum(lengths) / len(lengths)
     return measured, f"{len(lengths):,} samples of {min(lengths):,} to {max(lengths):,} tokens, {mean:,.0f} on average"
 

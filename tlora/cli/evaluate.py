@@ -47,11 +47,18 @@ def evaluate(
     `tlora evaluate demo answers.jsonl --eval-limit 100 --json`
     """
     from tlora.adapters.hub import adapter_folder
+    from tlora.tasks.splits import TooFewSamplesError
 
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
     record, data, is_trained_on = recorded_data(folder, task)
-    loaded = load_data(name, data, report)
+    try:
+        loaded = load_data(name, data, report, **where)
+    except TooFewSamplesError as error:
+        raise ValueError(
+            f"{error.finding}: give more, or put {task} into a folder of its own, as its test.jsonl, and give the "
+            "folder: all are test samples then"
+        ) from error
     if record:
         _compare_with_training(adapter, task, loaded, record.meta, is_trained_on)
     bare = load_base(name, loaded, data.seed, placement, report, **where)

@@ -91,8 +91,8 @@ def explain(
         check_place(output)
     report, fine_tune = Report(quiet), None
     folder = None if adapter is None else adapter_folder(adapter)
-    name = str(model) if folder is None else base_name(folder, model)[0]
-    texts = load_texts_for(name, text) if text else {}
+    name, where = (str(model), {}) if folder is None else base_name(folder, model)
+    texts = load_texts_for(name, text, **where) if text else {}
     if folder is not None:
         with report.step(f"loading {adapter}"):
             adapted, tokenizer = load_adapted(folder, model, placement)

@@ -10,27 +10,28 @@ from tlora.cli.options import Data, Placement
 from tlora.cli.output import Report
 
 
-def load_data(name: str, data: Data, report: Report, samples: int = 0) -> tlora.Task:
+def load_data(name: str, data: Data, report: Report, samples: int = 0, **where: Any) -> tlora.Task:
     """Return the task in the tokens of a base, which is not loaded: an error in the data does not have to wait for it.
 
-    ``samples`` is how many training samples it needs at least.
+    ``samples`` is how many training samples it needs at least, ``where`` the revision of the base if there is one.
     """
     from tlora.tasks.load import load_task_for_model
 
     with report.step(f"reading {data.task} for {name}"):
         options = {"max_length": data.max_length, "seed": data.seed, "progress": report.progress}
-        task = load_task_for_model(name, data.task, **options, **data.sizes())
+        task = load_task_for_model(name, data.task, where, **options, **data.sizes())
     report.say(f"  {task!r}")
     if samples:
         task.calibration(samples)  # refuses more than there are
     return task
 
 
-def load_texts_for(name: str, sources: list[str]) -> dict[str, tlora.Task]:
-    """Return texts in the tokens of a base, which is not loaded."""
+def load_texts_for(name: str, sources: list[str], **where: Any) -> dict[str, tlora.Task]:
+    """Return texts in the tokens of a base, which is not loaded; ``where`` is its revision if there is one."""
     from tlora.models.loading import load_config, load_tokenizer, set_length_limit
 
-    return tlora.load_texts(set_length_limit(load_tokenizer(name), load_config(name)), *sources)
+    tokenizer = set_length_limit(load_tokenizer(name, **where), load_config(name, **where))
+    return tlora.load_texts(tokenizer, *sources)
 
 
 def load_base(name: str, task: tlora.Task, seed: int, placement: Placement, report: Report, **where: Any) -> Any:

@@ -65,7 +65,7 @@ def measure_scales(
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
     data = recorded_data(folder, task)[1]
-    loaded = load_data(name, data, report)
+    loaded = load_data(name, data, report, **where)
     texts = tlora.load_texts(loaded.tokenizer, *text)
     bare = load_base(name, loaded, data.seed, placement, report, **where)
     with report.step("measuring"):

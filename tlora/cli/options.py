@@ -75,7 +75,8 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in parameters:
-            raise ValueError(f"{path}: tlora {ctx.command.name} has no option {key!r}{_nearest(name, parameters)}")
+            nearest = _nearest(name.lower(), parameters)
+            raise ValueError(f"{path}: tlora {ctx.command.name} has no option {key!r}{nearest}")
         if value is not None:
             is_list = getattr(parameters[name], "multiple", False) and not isinstance(value, list)
             ctx.default_map[name] = [value] if is_list else value
@@ -83,9 +84,10 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def _nearest(name: str, parameters: Mapping[str, Any]) -> str:
-    """Return a clause with the options of nearly this name, or which have this other name; empty without any."""
-    short = [one for one, parameter in parameters.items() if f"--{name}" in parameter.opts]
-    close = short or difflib.get_close_matches(name, parameters)
+    """Return a clause with the option that has this name, or those of nearly this name; empty without any."""
+    flag = f"--{name.replace('_', '-')}"
+    same = [option for option, parameter in parameters.items() if flag in parameter.opts]
+    close = same or difflib.get_close_matches(name, parameters)
     return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

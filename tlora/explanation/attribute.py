@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,8 @@ def attribute(
     ------
     ValueError
         If the update is not ``W + s B A`` of linear layers and embeddings (DoRA, PiSSA that was not converted,
-        experts), the adapter is switched off, the task or ``tuned`` is of another architecture, a request comes without
-        a tokenizer, or ``switch_off`` names nothing.
+        experts), the adapter is switched off, the task or ``tuned`` is of another architecture, an answer comes with a
+        task, a request comes without a tokenizer, or ``switch_off`` names nothing.
 
     Notes
     -----
@@ -135,6 +136,11 @@ def attribute(
     if tuned is not None and type(tuned) is not type(gated.model):
         kinds = f"a {type(tuned).__name__}, and the adapter is on a {type(gated.model).__name__}"
         raise ValueError(f"tuned is {kinds}: pass the fine-tune that it was extracted from")
+    if isinstance(task_or_text, Task) and answer is not None:
+        raise ValueError(
+            f"answer={answer!r} belongs to a request, and task {task_or_text.name!r} has answers of its own: leave it "
+            "out, or pass the request as a text"
+        )
     if isinstance(task_or_text, Task):
         task, rows = task_or_text, task_or_text.rows(split, limit)
         check_architecture(gated.model, task, f"task {task.name!r}")
@@ -314,7 +320,7 @@ def _switches(
             variants[f"{name} rank {rank}"] = {name: rank_cut(gated, whole, name, rank)}
             continue
         chosen = by_level.get(str(part).removesuffix("s"), {})
-        if isinstance(part, int):
+        if isinstance(part, Integral):
             chosen = {label: names for label, names in by_level["layer"].items() if targets[names[0]].layer == part}
         elif not chosen and part in by_level["projection"]:
             chosen = {part: by_level["projection"][part]}

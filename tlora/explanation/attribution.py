@@ -20,7 +20,7 @@ from tlora.models.targets import Target
 from tlora.numerics.statistics import mean_interval
 from tlora.results import Meta
 from tlora.utils.defaults import ENERGY
-from tlora.utils.validation import require_choice
+from tlora.utils.validation import require_choice, require_index
 
 Level = Literal["layer", "projection"]
 HEAD = "head and biases"
@@ -302,7 +302,7 @@ class Attribution(ModuleResult):
         pandas.DataFrame
             ``token`` (its text) and ``contribution`` (nats), one row per token of the sample.
         """
-        explained = self.samples[sample]
+        explained = self.samples[require_index(sample, "sample", len(self.samples))]
         modules = slice(None) if module is None else [self.names.index(module)]
         part = explained.by_token_read[modules].double().sum(0)
         values = part.sum(0) if token is None else part[token]
@@ -334,12 +334,12 @@ class Attribution(ModuleResult):
     @property
     def headline(self) -> str:
         """The finding: what the largest module contributed, and what leaving it out alone costs."""
-        top = self.largest(1).iloc[0]
+        top, rise = self.largest(1).iloc[0], self.rise
         mean = f", mean of {len(self.samples)} answers" if len(self.samples) > 1 else ""
-        return (
-            f"{_place(top)} contributed {top['contribution']:.2f} of {self.rise:.2f} nats{mean}; leaving it out alone "
-            f"costs {top['cost']:.2f}"
-        )
+        share = f"contributed {top['contribution']:.2f} of {rise:.2f} nats"
+        if max(top["contribution"], rise) < 0:
+            share = f"took away {-top['contribution']:.2f} of the {-rise:.2f} nats that the answer lost"
+        return f"{_place(top)} {share}{mean}; leaving it out alone costs {top['cost']:.2f}"
 
     @property
     def sentence(self) -> str:

@@ -250,6 +250,7 @@ def side_effects(
     if not texts:
         raise ValueError(NO_TEXTS)
     require_positive_int(batch_size, "batch_size")
+    require_positive_int(explain, "explain", 0)
     measured: list[tuple[MeasuredText, Row]] = []
     rows = {name: task.rows("test", limit) for name, task in texts.items()}
     check_texts(gated.model, texts, rows)

@@ -168,16 +168,16 @@ def _load_weights(
     return model
 
 
-def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, with a padding token; names are those of `load_model`."""
-    return _load_padded_tokenizer(_locate_files(name, {}), name)
+def load_tokenizer(name: str | os.PathLike[str], **where: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, with a padding token; name and arguments are those of `load_model`."""
+    return _load_padded_tokenizer(_locate_files(name, where), name)
 
 
-def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
-    """Load the config of a model; names are those of `load_model`, or a ``.json`` file that is a config."""
+def load_config(name: str | os.PathLike[str], **where: Any) -> PretrainedConfig:
+    """Load the config of a model, named as for `load_model`, or as a ``.json`` file that is a config."""
     path = Path(name)
     is_config = path.suffix == ".json" and path.is_file()
-    return _load(AutoConfig, Location(str(path)) if is_config else _locate_files(name, {}), name)
+    return _load(AutoConfig, Location(str(path)) if is_config else _locate_files(name, where), name)
 
 
 def is_generative(config: PretrainedConfig) -> bool:
@@ -355,7 +355,7 @@ class Location:
 def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
     """Locate the files of a model; the hub is asked last. Arguments that locate files are taken out of ``kwargs``."""
     where = {key: kwargs.pop(key) for key in _LOCATING if key in kwargs}
-    return _locate_locally(name, where) or _locate_on_hub(str(name), where)
+    return _locate_locally(name, where) or _locate_on_hub(str(name), **where)
 
 
 def _locate_files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
@@ -437,13 +437,17 @@ def _gguf_location(path: Path, where: dict[str, Any]) -> Location:
     return Location(str(path.parent), where | {"gguf_file": path.name})
 
 
-def _locate_on_hub(name: str, where: dict[str, Any]) -> Location:
-    """Ask the hub, before `transformers` retries for half a minute on every file; else use the hub's local cache."""
+@cache
+def _locate_on_hub(name: str, **where: Any) -> Location:
+    """Ask the hub, before `transformers` retries for half a minute on every file; else use the hub's local cache.
+
+    A process asks once for adapter, config, tokenizer and weights together; what was not found is asked for again.
+    """
     cached = None
     try:
         cached = _locate_in_cache(name, where)
         if not where.get("local_files_only"):
-            _ask_hub(name, where.get("revision"), where.get("token"))
+            HfApi(token=where.get("token")).model_info(name, revision=where.get("revision"), timeout=10)
             return Location(name, where)
         reason = "it is not in the local cache of the hub"
     except HFValidationError:
@@ -462,12 +466,6 @@ def _locate_on_hub(name: str, where: dict[str, Any]) -> Location:
         f"no model {name!r}: it is no packaged model ({', '.join(PACKAGED)}), no folder and no .gguf file "
         f"here, and {reason}{hint}"
     )
-
-
-@cache
-def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
-    """Raise if the hub does not have the model; asked once a process, for config, tokenizer and weights together."""
-    HfApi(token=token).model_info(name, revision=revision, timeout=10)
 
 
 def _locate_in_cache(name: str, where: dict[str, Any]) -> Location | None:

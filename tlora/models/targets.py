@@ -15,7 +15,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from tlora.models.record import record_of
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, list_names
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
             f"{type(model).__name__} has no target module: expected linear layers inside a "
             "torch.nn.ModuleList of blocks; pass a transformer language model, encoder or encoder-decoder"
         )
-    targets = _targets(places)
+    targets, select = _targets(places), list_names(select)
     if select is None or select == "all":
         return targets
     roles = ", ".join(dict.fromkeys(target.projection for target in targets.values()))

@@ -206,8 +206,9 @@ def refuse_packed(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if is_packed(module):
             raise ValueError(
-                f"bitsandbytes has packed {name} for inference on this CPU, and it passes no gradient: load the model "
-                "again, and calibrate and train before it evaluates or generates anything"
+                f"bitsandbytes packed the 4-bit weight of {name} when the model was used for inference on this CPU, "
+                "and no gradient passes through it any more: load the model again, and run it by functions of tlora "
+                "alone before this one (task.predict packs nothing, model.generate does)"
             )
 
 

@@ -160,11 +160,15 @@ def default_length(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(min(_MAX_LENGTH, tokenizer.model_max_length))
 
 
-def load_task_for_model(model: str, task: str, **options: Any) -> Task:
-    """Load a task in the tokens of a base model, named as for `tlora.load_model`, in the form that suits the model."""
-    config = load_config(model)
+def load_task_for_model(model: str, task: str, where: Mapping[str, Any] | None = None, **options: Any) -> Task:
+    """Load a task in the tokens of a base model, named as for `tlora.load_model`, in the form that suits the model.
+
+    ``where`` are arguments that locate the model, such as its revision.
+    """
+    where = where or {}
+    config = load_config(model, **where)
     writes_text = is_generative(config)  # first of all, since it refuses models that are not of text
-    tokenizer = set_length_limit(load_tokenizer(model), config)
+    tokenizer = set_length_limit(load_tokenizer(model, **where), config)
     architecture = "seq2seq" if config.is_encoder_decoder else None
     loaded = load_task(task, tokenizer, **({"architecture": architecture} | options))
     if loaded.kind == "generation" and not writes_text:

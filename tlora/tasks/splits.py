@@ -15,6 +15,14 @@ from tlora.tasks.chat import is_trained_on, unpack_message
 SPLITS = ("train", "validation", "test")
 
 
+class TooFewSamplesError(ValueError):
+    """There are fewer samples than splits; ``finding`` says so without the way out, which not every caller has."""
+
+    def __init__(self, finding: str, way_out: str) -> None:
+        super().__init__(f"{finding}: {way_out}")
+        self.finding = finding
+
+
 def deal_splits(
     splits: Mapping[str, Dataset],
     sizes: Mapping[str, int | None],
@@ -119,9 +127,9 @@ def _check_enough(rows: int, unsized: Sequence[str], train: int | None, test: in
         )
     if rows < len(parts):
         counted = "1 sample" if rows == 1 else f"{rows} samples"
-        raise ValueError(
-            f"{counted} cannot be split into {', '.join(parts)}: give at least {len(parts)}, or load the task with "
-            f"{' and '.join(f'{split}=0' for split in unsized)}"
+        raise TooFewSamplesError(
+            f"{counted} cannot be split into {', '.join(parts)}",
+            f"give at least {len(parts)}, or load the task with {' and '.join(f'{split}=0' for split in unsized)}",
         )
 
 

@@ -20,6 +20,7 @@ from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tlora.utils.files import digest, replace_files
+from tlora.utils.validation import check_arguments
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -153,6 +154,7 @@ class TrainingRun(Result):
             If ``path`` is a file, or holds a model, or an adapter that no training of tlora wrote. The run is as it
             was: save it in another folder.
         """
+        check_arguments(TrainingRun.save, locals())
         refuse_other_writer(path, TRAINING)
         with replace_files(path, last=ADAPTER_CONFIG, first=RUN.name, earlier=earlier_files(path)) as folder:
             write_adapter(folder, self.adapter, self.adapter_config)
@@ -181,6 +183,7 @@ class TrainingRun(Result):
         ValueError
             If the run is damaged or of a newer format, or the adapter is not the one that it trained.
         """
+        check_arguments(TrainingRun.load, locals())
         folder = Path(path)
         check_files(folder)
         run = read_result(folder / RUN, {cls.__name__: cls})

@@ -39,7 +39,7 @@ from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, hea
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 from tlora.utils.peak_memory import PeakMemory
 from tlora.utils.progress import bars_for
-from tlora.utils.validation import check_arguments, require_positive, require_positive_int
+from tlora.utils.validation import as_python_number, check_arguments, require_positive, require_positive_int
 
 LOSS_SAMPLES = 256
 """Samples for a loss without a limit: stable to two digits, and seconds on two cores."""
@@ -165,13 +165,14 @@ def train(
     'trained'
     """
     check_arguments(train, locals())
-    require_positive(learning_rate, "learning_rate")
-    require_positive(epochs, "epochs")
-    batch_size, seed = require_positive_int(batch_size, "batch_size"), int(seed)  # perhaps numbers of NumPy
+    # Numbers of NumPy and torch become Python's: the Trainer writes them into its checkpoints as JSON.
+    learning_rate, epochs = require_positive(learning_rate, "learning_rate"), require_positive(epochs, "epochs")
+    batch_size, seed = require_positive_int(batch_size, "batch_size"), int(seed)
+    arguments = {name: as_python_number(value) for name, value in arguments.items()}
     if evaluation_limit is not None:
-        require_positive_int(evaluation_limit, "evaluation_limit", 0)
+        evaluation_limit = require_positive_int(evaluation_limit, "evaluation_limit", 0)
     check_trainable(model)
-    phases = TrainingPhases(a_learning_rate, head_learning_rate, freeze_a_after)
+    phases = TrainingPhases(*map(as_python_number, (a_learning_rate, head_learning_rate, freeze_a_after)))
     phases.check(model)
     data = as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)

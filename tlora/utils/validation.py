@@ -53,11 +53,18 @@ MADE_BY = {
 
 _BATCHES = Iterable[Mapping[str, Any]]
 _PLAIN = {"str": "a string", "PathLike": "a path", "Module": "a model", "Callable": "a function", "Decisions": "a Plan"}
-_NUMBERS = (bool, int, float, SupportsIndex)
+_WHOLE_NUMBERS = (int, SupportsIndex)
+_NUMBERS = (bool, float, *_WHOLE_NUMBERS)
+
+
+def as_python_number(value: Any) -> Any:
+    """Return a number of NumPy or torch as one of Python, and anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def require_positive_int(value: Any, name: str, least: int = 1) -> int:
     """Return the value as an int if it is a whole number of at least ``least``."""
+    value = as_python_number(value)
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}={value!r}: use a whole number of at least {least}")
     return int(value)
@@ -95,7 +102,15 @@ def require_confidence(value: float) -> float:
     return float(number)
 
 
+def require_index(value: int, name: str, count: int) -> int:
+    """Return the value if it is the place of one of ``count`` items; as in Python, -1 is the last."""
+    if not -count <= value < count:
+        raise ValueError(f"{name}={value} is out of range: there are {count}, from 0 to {count - 1}")
+    return value
+
+
 def _require_number(value: float, name: str) -> int | float:
+    value = as_python_number(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return int(value) if isinstance(value, Integral) else float(value)
@@ -112,7 +127,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     """Refuse an argument of another kind than the annotation of a public function names.
 
     A function calls it first: ``check_arguments(calibrate, locals())``. It compares kinds alone: which numbers and
-    names are possible, the function itself checks.
+    names are possible, the function itself checks. Of a part of the arguments that part is checked.
 
     Raises
     ------
@@ -120,7 +135,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         It names the argument and the kind of its value, and says what to pass.
     """
     for name, hint in _parameter_hints(function).items():
-        if misfit := _find_misfit(name, arguments[name], hint):
+        if name in arguments and (misfit := _find_misfit(name, arguments[name], hint)):
             place, value, expected = misfit
             raise TypeError(f"{place} is {_describe(value)}: pass {_way_out(place, value, expected)}")
 
@@ -151,7 +166,8 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
     if origin is Literal:
         return None if isinstance(value, str) else misfit
     if hint in _NUMBERS:
-        return None if isinstance(value, SupportsFloat | SupportsIndex) else misfit
+        numbers: Any = SupportsIndex if hint in _WHOLE_NUMBERS else SupportsFloat | SupportsIndex
+        return None if isinstance(value, numbers) else misfit
     kind: Any = origin or hint
     if kind is Any:
         return None
@@ -177,23 +193,24 @@ def _items(place: str, value: Any, kind: type, parts: tuple[Any, ...]) -> Iterab
 
 
 def _describe(value: Any) -> str:
-    """The kind of a value in words, with its beginning if it is a text."""
+    """The kind of a value in words, with the value if it is a fraction, and its beginning if it is a text."""
     if value is None:
         return "None"
-    return _with_article(type(value).__name__) + (f" ({value[:40]!r})" if isinstance(value, str) else "")
+    shown = f" ({value[:40]!r})" if isinstance(value, str) else f" ({value})" if isinstance(value, float) else ""
+    return _with_article(type(value).__name__) + shown
 
 
 def _with_article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def _way_out(place: str, value: Any, hint: Any) -> str:
     """What to pass in place of a value: what it holds, if that is of the right kind, or what its annotation names."""
     inside = {f"{place}.{name}": getattr(value, name, None) for name in ("module", "_orig_mod")}
     inside |= {f"{place}[{n}]": item for n, item in enumerate(value if isinstance(value, list | tuple) else ())}
-    for name, item in inside.items():
-        if item is not None and _find_misfit(name, item, hint) is None:
-            return name
+    fitting = [name for name, item in inside.items() if item is not None and _find_misfit(name, item, hint) is None]
+    if len(fitting) == 1:
+        return fitting[0]
     return _name_kind(hint, repr(value) if isinstance(value, str) else "...")
 
 
@@ -210,14 +227,14 @@ def _name_kind(hint: Any, given: str) -> str:
     if hint == _BATCHES:
         return "a list of batches, such as task.calibration(32)"
     if hint in _NUMBERS:
-        return "True or False" if hint is bool else "a number"
+        return "True or False" if hint is bool else "a whole number" if hint in _WHOLE_NUMBERS else "a number"
     kind: Any = origin or hint
     if kind is tuple and Ellipsis not in parts:
         return "a tuple of " + " and ".join(_name_kind(part, given) for part in parts)
     if kind is Any:
         return "anything"
     if parts and issubclass(kind, Mapping):
-        return f"a dict, each value {_name_kind(parts[1], given)}"
+        return "a dict" if parts[1] is Any else f"a dict, each value {_name_kind(parts[1], given)}"
     if parts and kind is not Callable and issubclass(kind, Iterable):
         return f"a list, each item {_name_kind(parts[0], given)}"
     name = kind.__name__

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tlora.explanation.attribution import Attribution
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, require_index
 from viz import style
 from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit
 
@@ -37,6 +37,7 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     <Axes: title={'left': 'layer ...'}, xlabel='nats of log-probability', ylabel='module'>
     """
     check_arguments(plot_attribution, locals())
+    explained = attribution.samples[require_index(sample, "sample", len(attribution.samples))]
     top = attribution.largest()
     ax = style.axes(ax, 8.6, 5.6)
     places = np.arange(len(top))
@@ -53,7 +54,6 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     ax.set(xlabel="nats of log-probability", ylabel="module")
     ax.legend(loc="lower right" if top["contribution"].iloc[0] > 0 else "lower left")  # where the short bars end
     strip = append_strip(ax)
-    explained = attribution.samples[sample]
     detail = style.sentence(
         f"tokens of the answer: red gained, blue lost, up to {style.number(strip_limit(explained.rise[0]))} nats",
         f"the contributions miss the exact difference by {style.percent(attribution.gap)}",

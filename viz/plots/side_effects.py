@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tlora.explanation.side_effects import SideEffects
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, require_index
 from viz import style
 from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit
 
@@ -36,7 +36,7 @@ def plot_side_effects(effects: SideEffects, sample: int = 0, *, ax: Axes | None 
     <Axes: title={'left': 'The loss of mine changed by ...'}, xlabel='change of the loss, nats per token', ylabel='set'>
     """
     check_arguments(plot_side_effects, locals())
-    sets, text = effects.sets(), effects.samples[sample]
+    text, sets = effects.samples[require_index(sample, "sample", len(effects.samples))], effects.sets()
     ax = style.axes(ax, 8.6, 0.9 + 0.4 * len(sets) + STRIP + GAP)
     places = np.arange(len(sets))
     ax.barh(places, sets["loss_change"], height=0.6, color=style.colors(1)[0], alpha=0.55)

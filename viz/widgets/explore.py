@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from tlora.utils.defaults import DEFAULT_RECIPE, RANK, SAMPLES
@@ -76,11 +75,7 @@ def explore(
     with progress_bar(total=1, desc="loading libraries", show=True, leave=False):  # for the first time, seconds
         from tlora.recipes import Recipe, prepare
         from viz.widgets.workbench import Workbench
-    check_arguments(
-        prepare,
-        {name: parameter.default for name, parameter in signature(prepare).parameters.items()}
-        | {"model": model, "task": task, "recipe": recipe, "rank": rank, "samples": samples},
-    )
+    check_arguments(prepare, {"model": model, "task": task, "recipe": recipe, "rank": rank, "samples": samples})
     recipe = (Recipe.named(recipe) if isinstance(recipe, str) else recipe).override(allocate=options)
     if recipe.kind is not None and (max_rank or not recipe.follows_directions):
         recipe = recipe.override(task_subspaces={"max_rank": max_rank or DIRECTIONS_BY_SCORE})

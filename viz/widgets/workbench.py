@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from peft import PeftModel
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.options import AllocationOptions
+from tlora.allocation.options import AllocationOptions, change_options
 from tlora.allocation.stability import resample_ranks
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -194,7 +195,7 @@ class Workbench(PicturedWidget):
         check_equal_lengths(self.names, subspaces)
         self._bound = None if subspaces is None else subspaces.max_rank
         directions = subspaces if subspaces is not None and subspaces.kind in GRADIENT_KINDS else None
-        initial = normalize_options(AllocationOptions(**dict(options, rank=rank)), self.sensitivity)
+        initial = normalize_options(change_options(AllocationOptions(operator.index(rank)), options), self.sensitivity)
         state = AllocationState(limit_ranks(initial, self._bound, self.names), directions=directions)
         self._allocation = allocate_state(self.sensitivity, state, self._bound)
         self.state = replace(state, kept=self._allocation)
@@ -372,7 +373,7 @@ class Workbench(PicturedWidget):
         TypeError, KeyError, ValueError
             If `tlora.allocate` refuses them. Nothing changes then.
         """
-        changed = normalize_options(replace(self.state.options, **options), self.sensitivity)
+        changed = normalize_options(change_options(self.state.options, options), self.sensitivity)
         if "max_rank" in options:
             changed = limit_ranks(changed, self._bound, self.names)
         self._move(replace(self.state, options=changed))
@@ -776,5 +777,6 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
 
 
 def as_sentence(refusal: str) -> str:
-    """A refusal of `tlora.allocate` as a sentence of its own; an argument keeps its name."""
-    return refusal if "_" in refusal.split(" ")[0] else refusal[:1].upper() + refusal[1:]
+    """A refusal as a sentence of its own; the name of an argument, a module or a file keeps its first letter."""
+    is_word = refusal.split(" ")[0].rstrip(",:").isalpha()
+    return refusal[:1].upper() + refusal[1:] if is_word else refusal

@@ -77,6 +77,8 @@ def test_a_factor_scales_what_peft_adds(case: str, factor: float, tmp_path: Path
             torch.testing.assert_close(update, factor * expected[name])
     assert not tlora.inspect(folder).to_frame()["scaling"].le(0).any()
     assert scaled.others.keys() == LoraAdapter.read(folder).others.keys()
+    same = LoraAdapter.read(tmp_path / "one") * torch.tensor(factor, dtype=torch.float64)
+    assert all(torch.equal(tensor, scaled.tensors[name]) for name, tensor in same.tensors.items())
 
 
 def test_a_sum_of_updates_is_what_peft_concatenates(tmp_path: Path) -> None:
@@ -124,6 +126,8 @@ REFUSED = {
         "init_lora_weights='olora'",
     ),
     "no folder": (lambda folder: LoraAdapter.read(folder / "none"), FileNotFoundError, "no adapter in"),
+    "None to read": (lambda folder: LoraAdapter.read(None), TypeError, "adapter is None: pass"),
+    "None to write": (lambda folder: LoraAdapter.read(lora()).save(None), TypeError, "folder is None: pass"),
     "A alone": (
         lambda folder: adapter_of({}, {"base_model.model.m.lora_A.weight": torch.eye(2)}, {}),
         ValueError,

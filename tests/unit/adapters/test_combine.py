@@ -175,8 +175,8 @@ def test_heads_are_kept_or_refused(tmp_path):
     parts = {tmp_path / "a": 1.0, tmp_path / "b": 1.0}
     with pytest.raises(ValueError, match="each have a head"):
         tlora.combine(parts)
-    for name in "ab":
-        combined = tlora.combine(parts, head=tmp_path / name)
+    for name, head in (("a", tmp_path / "a"), ("b", f"{tmp_path}/./b/")):
+        combined = tlora.combine(parts, head=head)
         assert combined.head == str(tmp_path / name)
         written = load_file(combined.save_adapter(tmp_path / "both") / "adapter_model.safetensors")
         heads = load_file(tmp_path / name / "adapter_model.safetensors")

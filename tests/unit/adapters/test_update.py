@@ -99,7 +99,7 @@ def test_a_sum_is_exact_and_keeps_the_rank_of_one_a() -> None:
 
 def test_a_factor_changes_the_scaling_and_a_sign_b() -> None:
     whole = update()
-    for scaled in (0.3 * whole, whole * 0.3):
+    for scaled in (0.3 * whole, whole * 0.3, np.float64(0.3) * whole, whole * torch.tensor(0.3).double()):
         assert scaled.a is whole.a
         assert scaled.b is whole.b
         assert close(scaled, 0.3 * dense(whole))
@@ -141,7 +141,16 @@ def test_an_update_that_is_not_finite_is_refused_by_name(part: str) -> None:
         broken.cut(1)
 
 
-@pytest.mark.parametrize("call", [lambda u: math.nan * u, lambda u: math.inf * u, lambda u: u.cut(-1)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda u: math.nan * u,
+        lambda u: math.inf * u,
+        lambda u: torch.tensor(math.nan) * u,
+        lambda u: np.float32(math.inf) * u,
+        lambda u: u.cut(-1),
+    ],
+)
 def test_a_number_that_leaves_no_update_is_refused(call):
     update = LoraUpdate("model.layers.3", torch.ones(2, 3), torch.ones(4, 2), 1.0)
     with pytest.raises(ValueError, match=r"factor|rank"):

@@ -1,5 +1,6 @@
 """Models whose pass would give wrong statistics are refused by name and left unchanged."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -43,7 +44,15 @@ def test_the_bar_counts_what_is_run_down_to_modules(call: Callable[[Any], Any], 
         call([tiny_batch("llama"), tiny_batch("llama", seed=1)])
     modules = len(subspaces().shapes)
     assert heard[0] == (words, 0, 2)
-    assert heard[-1] == (f"{words}, {modules} of {modules} modules", 2, 2)
+    assert heard[-1] == (f"{words}, backward, {modules} of {modules} modules", 2, 2)
+
+
+def test_the_bar_moves_within_a_forward_pass() -> None:
+    model, heard = tiny_model("llama"), list[str]()
+    model.model.layers[1].register_forward_pre_hook(lambda *_: time.sleep(0.4))
+    with report_progress(lambda words, *_: heard.append(words)):
+        tlora.calibrate(model, [tiny_batch("llama")])
+    assert "calibrating, forward, 8 of 14 modules" in heard
 
 
 class _NoGraph(nn.Module):

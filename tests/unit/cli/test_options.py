@@ -126,6 +126,8 @@ def test_the_line_takes_precedence_over_the_file():
     [
         ("learnig_rate: 1", "run.yaml: tlora run has no option 'learnig_rate': did you mean 'learning_rate'"),
         ("lr: 1e-3", "run.yaml: tlora run has no option 'lr': did you mean 'learning_rate'?"),
+        ("Learning_Rate: 1", "run.yaml: tlora run has no option 'Learning_Rate': did you mean 'learning_rate'?"),
+        ("LR: 1", "run.yaml: tlora run has no option 'LR': did you mean 'learning_rate'?"),
         ("zzz: 1", "run.yaml: tlora run has no option 'zzz'\n"),
         ("config: other.yaml", "'config'"),
         ("rank: [2", "run.yaml"),

@@ -1,6 +1,7 @@
 """What commands refuse before they compute, and what stays when a run breaks off."""
 
 import errno
+import json
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from tlora.calibration import calibrate
 from tlora.calibration.checkpoint import Checkpoint
 from tlora.cli import pipeline
 from tlora.cli.unfinished import LOCK, UnfinishedRun
+from tlora.models import loading
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -150,10 +152,55 @@ def test_commands_refuse_what_does_not_fit(line, name):
 
 
 @pytest.mark.usefixtures("stages")
+@pytest.mark.parametrize(
+    ("line", "way_out"),
+    [("evaluate adapter one.jsonl", "test.jsonl"), ("estimate llama one.jsonl", "--length and --labels")],
+)
+def test_commands_without_sizes_name_a_way_out_of_their_own(line, way_out):
+    Path("one.jsonl").write_text('{"prompt": "w4", "completion": "w5"}\n')
+    told = refusal(line)
+    assert way_out in told
+    assert "=0" not in told
+    if line.startswith("evaluate"):  # which takes it
+        Path("one").mkdir()
+        shutil.copy("one.jsonl", "one/test.jsonl")
+        assert "1 test samples" in done("evaluate adapter one").stdout
+
+
+@pytest.mark.usefixtures("stages")
+def test_a_folder_of_test_samples_is_estimated():
+    Path("one").mkdir()
+    shutil.copy("pairs.jsonl", "one/test.jsonl")
+    assert "40 samples" in done("estimate llama one --teraflops 1").stdout
+
+
+@pytest.mark.usefixtures("stages")
 def test_an_error_about_a_base_names_the_adapter_that_names_it():
     Path("llama").rename("elsewhere")
     for line in ("evaluate adapter pairs.jsonl", "export adapter --output whole --format merged"):
         assert "named by adapter/adapter_config.json: pass --model" in refusal(line)
+
+
+@pytest.mark.usefixtures("stages")
+@pytest.mark.parametrize(
+    "line", ["evaluate adapter pairs.jsonl", "explain adapter --text prose.txt", "export adapter --output served"]
+)
+def test_the_hub_is_asked_once_for_the_revision_that_an_adapter_names(line, monkeypatch):
+    Path("prose.txt").write_text("w4 w5 w6")
+    adapter, folder = Path("adapter").resolve(), Path("llama").resolve()
+    Path("adapter").unlink()
+    shutil.copytree(adapter, "adapter")
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    named = {"base_model_name_or_path": "somebody/tiny", "revision": "abc"}
+    Path("adapter/adapter_config.json").write_text(json.dumps(config | named))
+    asked, load = [], loading._load
+    monkeypatch.setattr(loading.HfApi, "model_info", lambda _, name, revision, **__: asked.append((name, revision)))
+    monkeypatch.setattr(
+        loading, "_load", lambda auto, _, name, **kw: load(auto, loading.Location(str(folder)), name, **kw)
+    )
+    loading._locate_on_hub.cache_clear()
+    done(line)
+    assert asked == [("somebody/tiny", "abc")]
 
 
 @pytest.mark.usefixtures("stages")

@@ -293,6 +293,24 @@ def test_the_others_make_up_only_for_what_leaving_out_a_module_does_not_cost():
     assert "costs -0.16, so the answer is likelier" in helps
 
 
+def test_an_answer_that_every_module_made_less_likely_is_said_to_have_lost():
+    _, _, attribution = explain("llama", points=4)
+    samples = [
+        dataclasses.replace(one, by_module=-one.by_module.abs(), adapter=one.base - one.rise.abs())
+        for one in attribution.samples
+    ]
+    worse = dataclasses.replace(attribution, samples=samples)
+    (top,), lost = -worse.largest(1)["contribution"], -worse.rise
+    assert min(top, lost) > 0
+    assert f"took away {top:.2f} of the {lost:.2f} nats that the answer lost, mean of " in worse.sentence
+
+
+@pytest.mark.parametrize("layers", [[np.int64(1)], np.array([1])])
+def test_a_layer_may_be_a_number_of_numpy(layers):
+    _, _, attribution = explain("llama", points=4, limit=1, switch_off=layers)
+    assert "layer 1" in attribution.switches
+
+
 def test_a_b_of_zeros_costs_nothing():
     """Every module contributed as much as any other, and only ten are left out."""
     model = adapter("llama", tiny_model("llama", num_hidden_layers=16), target_modules=["q_proj", "v_proj"])
@@ -351,6 +369,7 @@ REFUSED = {
     "a causal task on a classifier": (lambda: adapter("bert"), {}, "classification"),
     "split": (lambda: adapter("llama"), {"split": "rest"}, "rest"),
     "a fine-tune of another model": (lambda: adapter("llama"), {"tuned": tiny_model("qwen2")}, "tuned"),
+    "an answer of one's own": (lambda: adapter("llama"), {"answer": "w9"}, "answer='w9'"),
 }
 
 

@@ -183,3 +183,9 @@ def test_what_cannot_be_measured_is_refused(case, function):
     model, sets, named = REFUSED[case]
     with pytest.raises(ValueError, match=named):
         function(model(), sets(), progress=False)
+
+
+@pytest.mark.parametrize(("explain", "error"), [(-1, ValueError), (2.0, TypeError)])
+def test_tokens_to_explain_are_a_whole_number(explain, error):
+    with pytest.raises(error, match=r"explain.* whole number"):
+        tlora.side_effects(adapter("llama"), texts("llama"), explain=explain, progress=False)

@@ -201,7 +201,7 @@ def hub(monkeypatch):
             asked.append(name)
             raise error
 
-        loading._ask_hub.cache_clear()
+        loading._locate_on_hub.cache_clear()
         monkeypatch.setattr(loading.HfApi, "model_info", model_info)
         return asked
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -331,12 +332,13 @@ def test_a_block_that_is_called_attention_still_has_an_mlp():
     assert [t.part for t in found.values()] == ["attention", "mlp"]
 
 
-@pytest.mark.parametrize("form", [iter, set])
+@pytest.mark.parametrize("form", [iter, set, np.array])
 def test_target_modules_come_in_any_iterable(form: Any) -> None:
     names, model = ["v_proj", "q_proj"], tiny_model("llama")
     found = tlora.calibrate(model, [tiny_batch("llama")], target_modules=form(names), progress=False)
     assert {name.rpartition(".")[2] for name in found.names} == set(names)
     assert sorted(found.meta.recipe["target_modules"]) == sorted(names)
+    assert list(target_modules(model, form(names))) == found.names
     estimate = tlora.estimate(tiny_config("llama"), target_modules=form(names), length=8)
     assert list(estimate.shapes) == found.names
 

@@ -182,8 +182,9 @@ def test_the_way_out_is_in_the_message() -> None:
         ((things()["model and tokenizer"], tasks), r"model is a tuple: pass model\[0\]"),
         (("smollm2-135m", tasks), r"model is a str \('smollm2-135m'\): pass .*tlora.load_model\('smollm2-135m'\)\[0\]"),
         ((model, {"code": "code"}), r"texts\['code'\] is a str \('code'\): pass .*load_task"),
-        ((model, {1: task()}), r"a key of texts is a int: pass a string"),
+        ((model, {1: task()}), r"a key of texts is an int: pass a string"),
         ((model, task()), r"texts is a Task: pass a dict.*load_task"),
+        (((model, model), tasks), r"model is a tuple: pass a model"),
     ]:
         with pytest.raises(TypeError, match=message):
             example(*arguments)

@@ -82,6 +82,13 @@ def test_everything_is_inside_the_figure_and_no_labels_overlap(plot, model):
         assert not any(a.overlaps(b) for a, b in pairwise(labels))
 
 
+@pytest.mark.parametrize("plot", [viz.plot_attribution, viz.plot_side_effects])
+@pytest.mark.parametrize("sample", [99, -99])
+def test_a_sample_that_is_not_there_is_refused(plot, sample):
+    with pytest.raises(ValueError, match=rf"sample={sample} .* from 0 to \d+$"):
+        plot(PLOTS[plot](), sample)
+
+
 def test_dollar_signs_in_a_name_are_not_a_formula():
     run = training_run()
     meta = dataclasses.replace(run.meta, task="costs_$5_{or_$6")

@@ -24,6 +24,7 @@ from tests.helpers.sensitivities import sensitivity as by_hand
 from tlora.allocation.constraints import RankLimits
 from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets.state import ALLOCATION_PRESETS
+from viz.widgets.workbench import as_sentence
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 allocate_file, allocation_file, race_file = (
@@ -76,11 +77,27 @@ def test_a_refused_rank_changes_nothing() -> None:
         it.set_rank("layers.0.q_proj", 60)
     with pytest.raises(KeyError, match="nothing"):
         it.set_rank("nothing", 3)
-    with pytest.raises(TypeError, match="depth"):
+    with pytest.raises(TypeError, match=r"allocate\(\) has no option 'depth': it has rank, alpha"):
         it.set(depth=3)
     assert it.state is before
     it.undo()
     assert it.state is before
+
+
+@pytest.mark.parametrize(
+    ("refusal", "shown"),
+    [
+        ("rank 60 is too large", "Rank 60 is too large"),
+        ("adapted, but not here", "Adapted, but not here"),
+        ("layers.0.q_proj is pinned", "layers.0.q_proj is pinned"),
+        ("max_rank=8 has no room", "max_rank=8 has no room"),
+        ("alpha=8 has no effect", "alpha=8 has no effect"),
+        ("runs/mine holds a model", "runs/mine holds a model"),
+        ("fc1 is pinned", "fc1 is pinned"),
+    ],
+)
+def test_a_message_begins_with_a_capital_unless_it_begins_with_a_name(refusal: str, shown: str) -> None:
+    assert as_sentence(refusal) == shown
 
 
 @pytest.mark.parametrize(("rank", "nearest"), [(60, 19), (20, 19), (19, 19)])
@@ -247,7 +264,7 @@ REFUSALS: list[tuple[Any, type[Exception], str]] = [
     (lambda: viz.Workbench(calibration(), subspaces(), rank=9), ValueError, "tlora.task_subspaces"),
     (lambda: small(min_rank=5), ValueError, "min_rank"),
     (lambda: small(exclude_modules="o_proj"), KeyError, "o_proj"),
-    (lambda: small(depth=3), TypeError, "depth"),
+    (lambda: small(depth=3), TypeError, "allocate() has no option 'depth'"),
     (lambda: small().train(), ValueError, "model=model, task=task"),
     (lambda: viz.Workbench(calibration(), subspaces(), model=base()).train(), ValueError, "task=task"),
     (lambda: small().compare("wc", "w"), KeyError, "other="),
