@@ -36,7 +36,7 @@ FORMAT_VERSION = 8
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
 
 WITHOUT_CHECKSUM = 7
-"""The format before, which stays readable; damage to its numbers goes unnoticed."""
+"""The format before, which stays readable; damage to its numbers goes unnoticed, to its names rarely."""
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -239,7 +239,10 @@ def read_result(file: Path, classes: Mapping[str, type[T]]) -> T:
             raise _OtherFileError(
                 f"{file} holds {kind}, not {wanted}: tlora.load_result reads every kind that it knows"
             )
-        return unpack(classes[kind], head["values"], tensors)
+        result = unpack(classes[kind], head["values"], tensors)
+        if head["format"] == WITHOUT_CHECKSUM and isinstance(result, Result):
+            result._repr_html_()  # some damage shows only when parts that belong together are put together
+        return result
     except _OtherFileError:
         raise
     except (

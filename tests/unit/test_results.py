@@ -231,6 +231,23 @@ def test_format_7_has_no_checksum_and_says_so(caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("name", ["Allocation", "DirectionActivations", "Interference", "Spectrum", "Subspaces"])
+def test_format_7_with_a_flipped_bit_is_refused_or_can_be_shown(name, tmp_path):
+    whole, file = (results.STORED / "format_7" / f"{name}.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
+    header, bits = 8 + int.from_bytes(whole[:8], "little"), random.Random(0)
+    for place in [bits.randrange(8 * header) for _ in range(200)]:
+        blob = bytearray(whole)
+        blob[place // 8] ^= 1 << place % 8
+        file.write_bytes(blob)
+        try:
+            result = tlora.load_result(file)
+        except ValueError as refusal:
+            assert str(file) in str(refusal)
+            continue
+        assert set(result.columns) <= set(result.to_frame().columns)
+        assert repr(result)
+
+
 def cut(file: Path, kept: float) -> None:
     blob = file.read_bytes()
     file.write_bytes(blob[: int(kept * len(blob))])
