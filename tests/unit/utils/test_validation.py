@@ -172,6 +172,17 @@ def test_a_thing_of_another_kind_is_refused_by_the_name_of_the_argument(function
             _ = function(*positional, **arguments)
 
 
+SEEDED = [f for f in FUNCTIONS if inspect.isfunction(f) and "seed" in inspect.signature(f).parameters]
+
+
+@pytest.mark.parametrize("function", SEEDED)
+def test_a_fraction_is_no_seed(function: Any) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    with pytest.raises(TypeError, match=r"seed is a float \(1.5\): pass a whole number"):
+        function(**{name: things()[taken(function, name)[0]] for name in needed}, seed=1.5)
+
+
 def example(model: Model, texts: dict[str, tlora.Task], adapted: tlora.LoraAdapter | None = None) -> None:
     check_arguments(example, locals())
 
