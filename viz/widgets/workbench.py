@@ -442,6 +442,7 @@ class Workbench(PicturedWidget):
         FileExistsError
             If the folder holds something else.
         """
+        check_arguments(Workbench.save, locals())
         with self._lock:
             parts = session_results(self.results, self.kept)
             session = Session(
@@ -473,6 +474,7 @@ class Workbench(PicturedWidget):
         ValueError
             If it is damaged, or names a module that its calibration does not have.
         """
+        check_arguments(Workbench.load, locals())
         session, results, kept = load_session(path)
         options, edits = session.options, session.edits
         workbench = cls.from_results(results, options.rank)

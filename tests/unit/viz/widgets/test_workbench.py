@@ -265,6 +265,8 @@ REFUSALS: list[tuple[Any, type[Exception], str]] = [
     (lambda: small(min_rank=5), ValueError, "min_rank"),
     (lambda: small(exclude_modules="o_proj"), KeyError, "o_proj"),
     (lambda: small(depth=3), TypeError, "allocate() has no option 'depth'"),
+    (lambda: small().save(None), TypeError, "path is None: pass"),
+    (lambda: viz.Workbench.load(None), TypeError, "path is None: pass"),
     (lambda: small().train(), ValueError, "model=model, task=task"),
     (lambda: viz.Workbench(calibration(), subspaces(), model=base()).train(), ValueError, "task=task"),
     (lambda: small().compare("wc", "w"), KeyError, "other="),
