@@ -35,7 +35,14 @@ from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, evenly_spaced_rows
 from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
-from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restore_modules
+from tlora.training.trainer import (
+    AdapterTrainer,
+    MakeOptimizer,
+    NotFinite,
+    heads_in_float32,
+    restore_modules,
+    without_notes,
+)
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 from tlora.utils.peak_memory import PeakMemory
 from tlora.utils.progress import bars_for
@@ -255,7 +262,7 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
     started, peak = time.perf_counter(), PeakMemory(model.device)
     reason, diverged, skip_evaluation = "", False, False
     try:
-        with peak, heads_in_float32(model), torch.inference_mode(False), torch.enable_grad():
+        with peak, heads_in_float32(model), without_notes(), torch.inference_mode(False), torch.enable_grad():
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         reason, skip_evaluation = "training was interrupted", True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from tlora.utils.devices import on_host
 from tlora.utils.progress import is_shown
 from tlora.utils.reproducibility import temporary_seed
 
+_NOTES = ("Warning: The following arguments do not match", "mtime may not be reliable")
 # Attributes that the Trainer, accelerate and gradient checkpointing set on modules.
 _ATTRIBUTES = (
     "training",
@@ -215,6 +217,27 @@ class _Progress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.close()
             self.training_bar = None
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Leave out what the Trainer says about our own settings inside: the user can do nothing about it.
+
+    It compares `eval_steps` and `save_steps` with those of a checkpoint, where our shares of the steps are numbers, and
+    doubts the times of checkpoints that were written within a second.
+    """
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_NOTES)
+
+    for logger in loggers:
+        logger.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_kept)
 
 
 @contextlib.contextmanager

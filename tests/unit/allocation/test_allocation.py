@@ -217,7 +217,7 @@ def test_costs_are_those_of_the_footprints():
     ("options", "error", "words"),
     [
         ({"rank": 0}, ValueError, "rank"),
-        ({"rank": 2.5}, ValueError, "rank"),
+        ({"rank": 2.5}, (TypeError, ValueError), "rank"),
         ({"alpha": 0}, ValueError, "alpha"),
         ({"alpha": math.nan}, ValueError, "alpha"),
         ({"scaling": "paper"}, ValueError, "scaling"),

@@ -22,7 +22,7 @@ QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": Fal
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"learning_rate": math.nan}, ValueError, "learning_rate"),
     ({"epochs": -1}, ValueError, "epochs"),
-    ({"batch_size": 2.5}, ValueError, "batch_size"),
+    ({"batch_size": 2.5}, TypeError, "batch_size"),
     ({"evaluation_limit": -1}, ValueError, "evaluation_limit"),
     ({"learning_rat": 1}, TypeError, "did you mean learning_rate"),
     ({"zzzzzz": 1}, TypeError, "see transformers.TrainingArguments"),

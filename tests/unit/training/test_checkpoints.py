@@ -1,6 +1,7 @@
 """Checkpoints: a resumed training is the undisturbed one, another is refused, and a full disk ends none."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, declare_frozen: bo
     initial = fresh().state_dict()
     assert all(torch.equal(initial[name], model.state_dict()[name]) for name in initial if "lora_A" in name)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name)
+
+
+def test_a_resumed_run_says_nothing_of_our_own_settings(tmp_path: Path) -> None:
+    """The Trainer has a file for them, where shares of the steps are numbers."""
+    handler, heard = logging.Handler(logging.WARNING), list[str]()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        for options in ({"max_steps": 2}, {"max_steps": 4, "resume": True}):
+            train(adapted_model(), token_rows(), output_dir=tmp_path, **(QUICK | options))
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert heard == []
 
 
 def test_a_resumed_run_counts_the_seconds_until_its_checkpoint(tmp_path: Path) -> None:
