@@ -88,7 +88,8 @@ class SimulatedModel:
 
     def run(self, setup: Setup, kind: str) -> Step:
         """Run the model's code for a calibration batch (kind ``"calibration"``), or a training step of a kind."""
-        key = (kind, setup.batch_size, setup.length, setup.labels, setup.bits is not None, setup.gradient_checkpointing)
+        size = setup.batch_size, setup.length, setup.labels
+        key = (kind, *size, setup.bits is not None, setup.gradient_checkpointing, setup.fisher and kind == CALIBRATION)
         if key not in self._steps:
             self._steps[key] = self._run(setup, kind)
         return self._steps[key]
@@ -219,7 +220,11 @@ def _calibration_pass(
         shared[name] = first.setdefault(tensors, name)
 
     def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
-        """Do nothing: what the products take is counted with the statistics."""
+        """Make the copies that scores are computed from; without checkpointing they are little beside what is held."""
+        if recorder.has_blocks:
+            copies = [x.float() for x in (*inputs, *gradients)]
+            if setup.fisher:
+                copies.append(torch.cat(inputs).float() * 1.0)
 
     def forward() -> Tensor:
         loss = batch_loss(model, setup)
