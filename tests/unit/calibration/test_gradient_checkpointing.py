@@ -2,14 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.quantized import needs_bitsandbytes
 from tests.helpers.results import base, same, subspaces
 from tests.helpers.training_steps import allocated_peak
 from tlora.resources.simulated_model import switch_checkpointing
@@ -61,6 +65,25 @@ def test_the_numbers_are_the_same_to_the_last_bit(case: str) -> None:
     model = make()
     plain, checkpointed = (calibrated(model, batches(model), gradient_checkpointing=g) for g in (False, True))
     assert same(plain, checkpointed)
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_base_gives_the_same_numbers(bits: int, tmp_path: Path) -> None:
+    tiny_model("llama", hidden_size=128, intermediate_size=192).save_pretrained(tmp_path)
+    options = {f"load_in_{bits}bit": True}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**options)).eval()
+    batches = [tiny_batch(model), tiny_batch(model, (5, 5))]
+    assert same(*(calibrated(model, batches, gradient_checkpointing=g) for g in (False, True)))
+
+
+def test_an_offloaded_base_gives_the_same_numbers() -> None:
+    model, batches = tiny_model("llama"), [tiny_batch("llama")]
+    whole = calibrated(model, batches)
+    offloaded = accelerate.cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
+    assert same(calibrated(offloaded, batches, gradient_checkpointing=True), whole)
+    assert calibrated(offloaded, batches).sensitivity.per_sample.equal(whole.sensitivity.per_sample)
 
 
 @pytest.mark.parametrize(
