@@ -21,7 +21,7 @@ from tlora.calibration.constant_tokens import count_constant, find_constant_toke
 from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.forward import has_argument
-from tlora.models.hooks import token_embeddings
+from tlora.models.hooks import checkpointed_blocks, token_embeddings
 from tlora.models.record import record_of
 from tlora.models.targets import Model, refuse_adapted
 from tlora.models.targets import target_modules as find_targets
@@ -122,6 +122,8 @@ def calibrate(
     RuntimeError
         If a target module does not run in the forward pass, receives no gradient, or its input is changed in place
         afterwards; or if a sample gives a different result in its batch than on its own.
+    torch.OutOfMemoryError
+        If the memory of the device does not suffice; the message says what takes less.
 
     Notes
     -----
@@ -205,7 +207,17 @@ def calibrate(
 
     if saves is not None:
         todo = _save_between(todo, saves, current_result)
-    run_batches(model, targets, todo, statistics, gradient_checkpointing=gradient_checkpointing, bar=bar)
+    try:
+        run_batches(model, targets, todo, statistics, gradient_checkpointing=gradient_checkpointing, bar=bar)
+    except torch.OutOfMemoryError as error:
+        ways = {
+            "gradient_checkpointing=True": not checkpointed_blocks(model, gradient_checkpointing),
+            "batches of fewer samples": True,
+            "covariance='sketch'": covariance == "dense",
+            "shorter samples": True,
+        }
+        remedy = ", ".join(way for way, is_left in ways.items() if is_left)
+        raise torch.OutOfMemoryError(f"calibration ran out of memory: try, in this order, {remedy}; {error}") from error
     if saves is not None:
         saves.save(current_result())
     statistics.reduce(processes)

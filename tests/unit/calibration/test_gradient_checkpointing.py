@@ -152,6 +152,26 @@ def test_an_error_in_the_second_run_leaves_the_model_as_it_was() -> None:
     assert condition(model) == before
 
 
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("options", "ways"),
+    [
+        ({}, ["gradient_checkpointing=True", "fewer samples", "covariance='sketch'", "shorter"]),
+        ({"gradient_checkpointing": True, "covariance": "sketch", "sketch_size": 4}, ["fewer samples", "shorter"]),
+    ],
+)
+def test_out_of_memory_names_what_takes_less(options: dict[str, Any], ways: list[str]) -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.act_fn.register_forward_hook(out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=".*".join(ways)) as error:
+        calibrated(model, [tiny_batch(model)], **options)
+    taken = {"gradient_checkpointing", "covariance"} & options.keys()
+    assert not [name for name in taken if f"{name}=" in str(error.value)]
+
+
 @pytest.mark.parametrize("make", [lambda: tiny_model("llama"), with_a_block_that_runs_twice])
 def test_an_input_that_is_changed_in_place_is_refused(make: Callable[[], Any]) -> None:
     model = make()
