@@ -105,16 +105,15 @@ def test_a_run_writes_the_file_that_repeats_it():
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")
-@pytest.mark.parametrize("command", [RUN, RUN.replace("run", "init", 1), RUN.replace("run", "calibrate", 1)])
+@pytest.mark.parametrize("command", [f"{RUN} {QUICK}", f"init {DATA} --samples 4", f"calibrate {DATA} --samples 4"])
 def test_a_calibration_checkpoints_as_training_does(command, monkeypatch):
     asked = []
     calibrate = recipes.calibrate
     monkeypatch.setattr(recipes, "calibrate", lambda *args, gradient_checkpointing, **options: (
         asked.append(gradient_checkpointing) or calibrate(*args, **options)
     ))  # fmt: skip
-    quick = QUICK if command == RUN else "--samples 4"
-    done(f"{command} {quick} --output one")
-    done(f"{command} {quick} --gradient-checkpointing --output two")
+    done(f"{command} --output one")
+    done(f"{command} --gradient-checkpointing --output two")
     assert asked == [None, True]
 
 
