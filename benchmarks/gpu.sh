@@ -22,6 +22,7 @@ if [ -n "${SMALL:-}" ]; then
     measure subspaces --width 256 --rank 16
     measure peers --samples 2 --rank 4 --limit 180
     "$PYTHON" -m benchmarks.speed.freezing --only 0 --repeats 1
+    "$PYTHON" -m benchmarks.speed.checkpointing --only 0 --repeats 1
     "$PYTHON" -m benchmarks.speed.card --small --output "${TMPDIR:-/tmp}/card.json"
     exit
 fi
@@ -33,4 +34,5 @@ measure block --device cuda --layers 8 --samples 8 --tokens 512
 measure subspaces --device cuda
 measure peers --device cuda --samples 32 --rank 8 --limit 60
 "$PYTHON" -m benchmarks.speed.freezing --device cuda --times 32
+"$PYTHON" -m benchmarks.speed.checkpointing --device cuda --times 32
 "$PYTHON" -m benchmarks.speed.card --output card.json

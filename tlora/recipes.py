@@ -262,6 +262,7 @@ def prepare(
     allocation: Allocation | None = None,
     samples: int = SAMPLES,
     batch_size: int = BATCH_SIZE,
+    gradient_checkpointing: bool | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -287,6 +288,9 @@ def prepare(
         Training samples to calibrate on.
     batch_size : int
         Most samples at a time: the memory of a calibration grows with it, its numbers change by rounding.
+    gradient_checkpointing : bool, optional
+        Calibrate in the memory of a checkpointed training step, as `tlora.calibrate` does; by default if
+        ``recipe.train`` has it, or the model is set so.
     seed : int
         Seed of the directions, and of a random ``A``.
     checkpoint : path-like, optional
@@ -329,7 +333,10 @@ def prepare(
             _check_directions(allocation, recipe)
         if calibration is None and (allocation is None or recipe.kind):
             arguments = recipe.needs | dict(recipe.calibrate)
-            calibration = calibrate_on(model, task, arguments, samples, batch_size, checkpoint, progress)
+            if gradient_checkpointing is None:
+                gradient_checkpointing = recipe.train.get("gradient_checkpointing")
+            options = {"gradient_checkpointing": gradient_checkpointing, "checkpoint": checkpoint, "progress": progress}
+            calibration = calibrate_on(model, task, arguments, samples, batch_size, **options)
         elif calibration is not None:
             check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
         subspaces = None
@@ -418,16 +425,15 @@ def calibrate_on(
     arguments: Arguments,
     samples: int = SAMPLES,
     batch_size: int = BATCH_SIZE,
-    checkpoint: Any = None,
-    progress: bool = True,
+    **options: Any,
 ) -> Calibration:
-    """Calibrate on training samples of a task, or on batches; ``arguments`` are those of `calibrate`."""
+    """Calibrate on training samples of a task, or on batches; the rest are arguments of `calibrate`."""
     logger.info("calibrating on %s", count_text(samples, "sample"))
     batches = task
     if hasattr(task, "calibration"):
         share = max(1, samples // Processes.current().count)  # so that every process has a batch
         batches = task.calibration(samples, min(batch_size, share))
-    return calibrate(model, batches, samples=samples, checkpoint=checkpoint, progress=progress, **arguments)
+    return calibrate(model, batches, samples=samples, **options | dict(arguments))
 
 
 def decompose(

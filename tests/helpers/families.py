@@ -325,6 +325,13 @@ def _scatter(inputs: list[Tensor], sample: dict[str, Tensor], model: PreTrainedM
     return x.T @ x
 
 
+def batches(model: PreTrainedModel, head: str, padding: str) -> list[dict[str, Tensor]]:
+    """The samples of the family in the batches of a padding."""
+    rows, (groups, side) = samples(model, head), PADDINGS[padding]
+    token = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+    return [padded([rows[n] for n in group], side, token) for group in groups]
+
+
 @dataclass
 class Outcome:
     """What calibration made of a model: ``exact``, ``refused`` in a sentence, ``wrong``, or a ``foreign`` error."""
@@ -337,14 +344,12 @@ def judge(head: str, family: str, paddings: Sequence[str] = tuple(PADDINGS)) -> 
     """What becomes of the family's calibration, padding by padding."""
     model = tiny_model(head, family)
     rows = samples(model, head)
-    token = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     known: dict[int, Expected] = {}
     outcomes = {}
     for padding in paddings:
-        groups, side = PADDINGS[padding]
+        groups = PADDINGS[padding][0]
         try:
-            batches = [padded([rows[n] for n in group], side, token) for group in groups]
-            found = tlora.calibrate(model, batches, progress=False)
+            found = tlora.calibrate(model, batches(model, head, padding), progress=False)
         except Exception as error:
             outcomes[padding] = _refusal(error)
             continue

@@ -154,6 +154,10 @@ def in_this_process(folder: str) -> None:
         run.save(place / "adapter")
     calibration, _, subspaces = prepared(sharded(llama()), checkpoint=f"{folder}/calibrating", checkpoint_every=0)
     save(place / "again", calibration, subspaces)
+    with gathered.watched():
+        calibration, _, subspaces = prepared(sharded(llama()), gradient_checkpointing=True)
+        facts["most, checkpointed"] = gathered.most
+    save(place / "checkpointed", calibration, subspaces)
     split = parallelize_module(
         nn.Linear(4, 4), init_device_mesh("cpu", (state.num_processes,), mesh_dim_names=("tp",)), ColwiseParallel()
     )
@@ -221,7 +225,8 @@ def test_subspaces_are_those_of_one_process(folders: list[Path], alone: Any) -> 
 
 
 def test_all_processes_and_all_runs_have_the_same_bytes(folders: list[Path]) -> None:
-    first, *others = [results(folder / run) for folder in folders for run in ("results", "again")]
+    runs = ("results", "again", "checkpointed")
+    first, *others = [results(folder / run) for folder in folders for run in runs]
     assert all(same(other, first) for other in others)
 
 
@@ -256,6 +261,7 @@ def test_one_block_is_gathered_at_a_time(folders: list[Path]) -> None:
     for fact in facts(folders):
         assert block < fact["most of calibration and subspaces"] <= root + block
         assert block < fact["most"] <= root + block
+        assert block < fact["most, checkpointed"] <= root + block
 
 
 def test_a_sharded_base_is_not_merged_into(folders: list[Path]) -> None:

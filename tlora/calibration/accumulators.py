@@ -12,7 +12,7 @@ from tlora.calibration.calibration import Calibration, Options
 from tlora.calibration.covariance import Covariance, CovarianceSum, MomentSum
 from tlora.calibration.gradient import Gradient, GradientSum, sketch_sizes
 from tlora.models.forward import input_device
-from tlora.models.hooks import Recorder
+from tlora.models.hooks import ObservationError
 from tlora.models.targets import Target
 from tlora.models.weights import weight
 from tlora.numerics.linalg import tiles
@@ -38,6 +38,7 @@ class Statistics:
         self.fingerprints: list[int] = []
         self._column = {name: i for i, name in enumerate(targets)}
         self._batch: Batch
+        self._readers: dict[tuple[int, ...], str] = {}
 
     @property
     def samples(self) -> int:
@@ -49,24 +50,21 @@ class Statistics:
         if self.options.tokens == "labels" and batch.inputs["labels"].ndim == 1:
             raise ValueError("tokens='labels' needs a label for each token, this task labels whole texts: use 'all'")
         self._batch = batch
+        self._readers.clear()
         self.fingerprints += batch.fingerprints
         self.scores.append(torch.zeros(len(batch), len(self.targets), device=batch.device))
 
-    def add_inputs(self, recorder: Recorder) -> None:
-        """Add the inputs of a forward pass to the covariances; an input that modules share is added once."""
-        readers: dict[tuple[int, ...], str] = {}
-        for name, target in self.targets.items():
-            inputs = recorder.inputs_of(name)
-            # the recorder holds these tensors, so no other tensor can have their ids
-            first = readers.setdefault(tuple(id(x) for x in inputs), name)
-            if self.first.setdefault(name, first) != first:
-                raise RuntimeError(
-                    f"{name} shares its input with {self.first[name]} in one batch and with {first} in another: "
-                    f"calibrate it on its own with target_modules=[{name!r}]"
-                )
-            if first == name:
-                rows = self._batch.counted_rows(inputs, self.options.tokens)
-                self._covariance_sum(target.name, inputs[0].device).update(rows)
+    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+        """Add the inputs of a module to its covariance; an input that modules share is added once."""
+        first = self._readers.setdefault(tensors, name)
+        if self.first.setdefault(name, first) != first:
+            raise ObservationError(
+                f"{name} shares its input with {self.first[name]} in one batch and with {first} in another: "
+                f"calibrate it on its own with target_modules=[{name!r}]"
+            )
+        if first == name:
+            rows = self._batch.counted_rows(inputs, self.options.tokens)
+            self._covariance_sum(name, inputs[0].device).update(rows)
 
     def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``, after summing over the calls of the module."""

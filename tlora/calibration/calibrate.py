@@ -21,7 +21,7 @@ from tlora.calibration.constant_tokens import count_constant, find_constant_toke
 from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.forward import has_argument
-from tlora.models.hooks import token_embeddings
+from tlora.models.hooks import checkpointed_blocks, token_embeddings
 from tlora.models.record import record_of
 from tlora.models.targets import Model, refuse_adapted
 from tlora.models.targets import target_modules as find_targets
@@ -45,6 +45,7 @@ def calibrate(
     target_modules: str | Iterable[str] | None = None,
     covariance: CovarianceForm = COVARIANCE,
     sketch_size: int = SKETCH_SIZE,
+    gradient_checkpointing: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     task: str = "",
@@ -84,6 +85,10 @@ def calibrate(
     sketch_size : int
         Columns of a sketch: twice the largest rank of later subspaces is plenty. Inputs narrower than twice this are
         kept whole.
+    gradient_checkpointing : bool, optional
+        Keep only the inputs of blocks from the forward to the backward pass, and run each block twice: the memory of a
+        checkpointed training step, the same numbers, more time. By default if the model is set to checkpoint in
+        training.
     checkpoint : path-like, optional
         Folder to save the statistics in from time to time and to resume from: an interrupted calibration then gives
         the same numbers as an uninterrupted one. Samples it already contains, in whatever batches, are not run again,
@@ -99,6 +104,12 @@ def calibrate(
     -------
     Calibration
 
+    Warns
+    -----
+    UserWarning
+        If gradients are to be checkpointed and the model has no blocks that transformers checkpoints: it is then run
+        as without.
+
     Raises
     ------
     TypeError
@@ -111,6 +122,8 @@ def calibrate(
     RuntimeError
         If a target module does not run in the forward pass, receives no gradient, or its input is changed in place
         afterwards; or if a sample gives a different result in its batch than on its own.
+    torch.OutOfMemoryError
+        If the memory of the device does not suffice; the message says what takes less.
 
     Notes
     -----
@@ -119,6 +132,10 @@ def calibrate(
     losses is backpropagated: samples stay separate because no row of a batch reads another. To check this, one sample
     of the first batch with padding or several samples is run alone. The loss of a float16 model is scaled by 1024 so
     that small gradients do not underflow.
+
+    With gradient checkpointing a block's inputs enter the covariances in its first run, and its scores are computed in
+    its second run, in the backward pass: no more than the inputs of one block are held. Modules that run in several
+    blocks, which share their weights, are held as without.
 
     ``tokens="task"`` needs no tokenizer. The tokens of a sample are runs, alternately without and with labels. The
     longest prefix and suffix of token ids that all samples have in common are left out, separately for the first
@@ -190,7 +207,17 @@ def calibrate(
 
     if saves is not None:
         todo = _save_between(todo, saves, current_result)
-    run_batches(model, targets, todo, statistics, bar=bar)
+    try:
+        run_batches(model, targets, todo, statistics, gradient_checkpointing=gradient_checkpointing, bar=bar)
+    except torch.OutOfMemoryError as error:
+        ways = {
+            "gradient_checkpointing=True": not checkpointed_blocks(model, gradient_checkpointing),
+            "batches of fewer samples": True,
+            "covariance='sketch'": covariance == "dense",
+            "shorter samples": True,
+        }
+        remedy = ", ".join(way for way, is_left in ways.items() if is_left)
+        raise torch.OutOfMemoryError(f"calibration ran out of memory: try, in this order, {remedy}; {error}") from error
     if saves is not None:
         saves.save(current_result())
     statistics.reduce(processes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tlora.calibration.batches import Batch, prepare_batch
 from tlora.calibration.packing import unpack_batch
 from tlora.models.forward import both_losses, input_device, sample_losses
-from tlora.models.hooks import Recorder, observe_gradients, observe_inputs
+from tlora.models.hooks import ObservationError, observe_gradients, observe_inputs
 from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
 from tlora.models.weights import weight
@@ -25,6 +26,9 @@ from tlora.utils.reproducibility import exact_products, temporary_seed
 
 LOSS_SCALE = 2.0**10
 """Loss scale of a float16 model: the gradients of a long sample would underflow."""
+
+CHECKED_ROWS = 16
+"""Combinations of a sample's tokens that are compared: what a whole sample reads in all blocks would be too large."""
 
 LOSS_TOLERANCE = 1e-4
 """Largest difference between the model's own loss and ours of the same logits, which are summed in another order."""
@@ -40,11 +44,11 @@ class Observer(Protocol):
     def start_batch(self, batch: Batch) -> None:
         """Prepare for a new batch."""
 
-    def add_inputs(self, recorder: Recorder) -> None:
-        """Use the inputs of all modules after the forward pass."""
+    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+        """Use the inputs of a module in the forward pass, one entry for each call; see `Recorder`."""
 
     def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
-        """Use the inputs of a module and the gradients at its outputs, one entry for each call; see `Recorder`."""
+        """Use the inputs of a module and the gradients at its outputs, one entry for each call."""
 
 
 def prepare_batches(model: Any, batches: Iterable[Any], samples: int | None = None) -> Iterator[Batch]:
@@ -65,18 +69,21 @@ def run_batches(
     batches: Iterable[Batch],
     observer: Observer,
     backward: bool = True,
+    gradient_checkpointing: bool | None = None,
     bar: Bar | None = None,
 ) -> None:
     """Run batches from `prepare_batches` through the model and backpropagate the sum of the samples' losses.
 
-    Without ``backward`` only the forward pass is run, and observed. The ``bar`` over the batches counts the
-    modules that a forward or backward pass has passed.
+    Without ``backward`` only the forward pass is run, and observed. ``gradient_checkpointing`` is that of `calibrate`.
+    The ``bar`` over the batches counts the modules that a forward or backward pass has passed.
 
     Samples stay separate because no row of a batch reads another: row ``n`` of the gradient at a module's output is
     that of sample ``n`` alone. To check this, and that the loss is the model's own, the shortest sample is run alone:
     of the first batch, of the first batch with several samples, and of the first with padding. Modules that read tokens
-    before samples, or rows that belong to no sample, such as positions, are run sample by sample. A sharded model
-    gathers its weights as it runs: a process that has no batch left runs one of another process and observes nothing.
+    before samples, or rows that belong to no sample, such as positions, are run sample by sample. If blocks are
+    checkpointed, their inputs are summed as they come, so such a batch is first run without being observed. A sharded
+    model gathers its weights as it runs: a process that has no batch left runs one of another process and observes
+    nothing.
     """
     scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     passed = {"forward": itertools.count(), "backward": itertools.count()}
@@ -84,6 +91,14 @@ def run_batches(
     def note_module(direction: str) -> None:
         if bar is not None:
             note_progress(bar, f"{direction}, {next(passed[direction]) % len(targets) + 1} of {len(targets)} modules")
+
+    @exact_products()
+    def add_inputs(name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+        _check_rows(targets, batch, {name: inputs})
+        if single is not None:
+            single.compare(name, inputs, batch)
+        if is_own:
+            observer.add_inputs(name, inputs, tensors)
 
     @exact_products()
     def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
@@ -102,34 +117,48 @@ def run_batches(
             while parts:
                 yield parts.pop(0)
 
+    def run() -> Tensor:
+        with (
+            contextlib.nullcontext() if backward else _no_saved_tensors(),
+            observe_inputs(model, targets, lambda name, _: note_module("forward")),
+        ):
+            return sample_losses(model, batch.inputs)
+
     device, processes = input_device(model.get_input_embeddings()), model_processes(model)
-    with observe_gradients(model, targets, add_gradients) as recorder:
-        checked, one_by_one = -1, False
+    with observe_gradients(model, targets, add_inputs, add_gradients, gradient_checkpointing) as recorder:
+        checked: set[str] = set()
+        one_by_one = False
         for part, is_own in processes.synchronized_items(each_part()):
-            batch = part.to(device, model)
-            with (
-                contextlib.nullcontext() if backward else _no_saved_tensors(),
-                observe_inputs(model, targets, lambda name, _: note_module("forward")),
-            ):
-                losses = sample_losses(model, batch.inputs)
-            _check_rows(targets, batch, recorder.inputs)
-            if processes.any(not all(batch.has_sample_rows(x) for calls in recorder.inputs.values() for x in calls)):
+            batch, single, losses = part.to(device, model), None, None
+            has = {"several samples": len(batch) > 1, "padding": not bool(batch.real.all()), "any": True}
+            kinds = {kind for kind, is_there in has.items() if is_there}
+            is_new = processes.any(not kinds <= checked)
+            inputs: Mapping[str, list[Tensor]] = {}
+            if not recorder.has_blocks:
+                losses, inputs = run(), recorder.inputs
+            elif is_new:
+                with recorder.looking() as looked, _no_saved_tensors():
+                    sample_losses(model, batch.inputs)
+                inputs = looked
+            _check_rows(targets, batch, inputs)
+            if processes.any(not all(batch.has_sample_rows(x) for calls in inputs.values() for x in calls)):
                 one_by_one, parts[:0] = True, [part] * is_own
                 parts[:] = [single for each in parts for single in each.singles()]
                 recorder.clear()
                 continue
+            if is_new:
+                with recorder.paused():
+                    single = _Single(model, part, batch, targets)
+                checked |= kinds
             if is_own:
                 with exact_products():
                     observer.start_batch(batch)
-                    observer.add_inputs(recorder)
+            losses = run() if losses is None else losses
+            recorder.end_forward()
             if backward:
                 recorder.backward(losses.sum() * scale)
-            else:
-                recorder.pause()
-            mixture = 2 if not bool(batch.real.all()) else int(len(batch) > 1)  # with padding, or other samples
-            if processes.any(mixture > checked):
-                checked = max(checked, mixture)
-                _check_single(model, part, batch, losses.detach(), recorder)
+            if single is not None:
+                single.check(model, losses.detach())
             recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (an exhausted generator?)")
@@ -145,54 +174,77 @@ def _check_rows(targets: Mapping[str, Target], batch: Batch, inputs: Mapping[str
     unknown = [n for n, calls in inputs.items() if any(x.requires_grad and not batch.has_token_rows(x) for x in calls)]
     if unknown:
         rest = sorted({t.projection for t in targets.values()} - {targets[name].projection for name in unknown})
-        raise RuntimeError(
+        raise ObservationError(
             f"{unknown[0]} and {len(unknown) - 1} other modules read other rows than those of the {batch.real.numel()} "
             "tokens of the batch, and which of these are padding is unknown: "
             + (f"leave them out, target_modules={rest}" if rest else "such a model is not supported")
         )
 
 
-def _check_single(model: Any, part: Batch, batch: Batch, losses: Tensor, recorder: Recorder) -> None:
-    """Refuse a model that is trained with another loss, or whose samples give other results in a batch than alone.
+class _Single:
+    """The shortest sample of a batch run alone, to compare what modules read there with what they read in the batch.
 
-    Runs after the backward pass, while the recorder still holds what the modules read in the batch.
+    Of a longer sample ``CHECKED_ROWS`` random combinations of its tokens are kept: ``|P (X - Y)|^2`` is ``|X - Y|^2``
+    on average.
     """
-    n = int(part.real.sum(1).argmin())
-    single = part.single(n).to(batch.device, model)
-    distances: dict[str, list[Tensor]] = {name: [] for name in recorder.inputs}
 
-    def compare(name: str, x: Tensor) -> None:
-        call = len(distances[name])
-        rows = batch.gradient_rows(recorder.inputs[name][call : call + 1])
-        distances[name].append(_distance(x.flatten(0, -2), rows[n][: x.shape[:-1].numel()] if rows else x[:0]))
+    def __init__(self, model: Any, part: Batch, batch: Batch, names: Iterable[str]) -> None:
+        self.sample = int(part.real.sum(1).argmin())
+        single = part.single(self.sample).to(batch.device, model)
+        self.length = single.real.shape[1]
+        self._distances: dict[str, list[Tensor]] = {}
+        self._read: dict[str, list[tuple[torch.Size, Tensor, Tensor]]] = defaultdict(list)
+        last: list[Any] = [None, None]
 
-    with torch.no_grad(), temporary_seed(), observe_inputs(model, distances, compare):
-        actual, loss = both_losses(model, single.inputs)
-    differences = {f"what {name} reads": torch.stack(each).amax() for name, each in distances.items() if each}
-    differences["its loss"] = _difference(loss, losses[n])
-    actual, loss, *values = on_host([actual, loss, *differences.values()])
-    by_name = dict(zip(differences, map(float, values), strict=True))
-    length = single.real.shape[1]
-    if float(_difference(actual, loss)) > max(LOSS_TOLERANCE, 4 * torch.finfo(actual.dtype).eps):
-        raise ValueError(
-            f"a {type(model).__name__} is trained with a loss of {float(actual):.5g} on a sample of {length} tokens, "
-            f"and calibration would measure {float(loss):.5g}, the mean over its labels (tokens are predicted from "
-            "those before them): pass a causal, encoder-decoder or text classification model"
-        )
-    what = max(by_name, key=by_name.__getitem__)
-    if by_name[what] > _tolerance(model):
-        raise RuntimeError(
-            f"a sample of {length} tokens gives a different result in a batch than on its own, by {by_name[what]:.2g} "
-            f"of {what}: the model reads padding or other samples; pass batches of one sample without padding, e.g. "
-            "task.calibration(32, batch_size=1)"
-        )
+        def see(name: str, x: Tensor) -> None:
+            if last[0] is not x:  # modules that read one tensor do so one after another
+                rows = x.flatten(0, -2)
+                last[:] = x, (rows.shape, _combine_rows(rows), torch.linalg.vector_norm(rows, dtype=torch.float32))
+            self._read[name].append(last[1])
+
+        with torch.no_grad(), temporary_seed(), observe_inputs(model, names, see):
+            self.losses = both_losses(model, single.inputs)
+
+    def compare(self, name: str, inputs: list[Tensor], batch: Batch) -> None:
+        """Note how far what a module reads in the batch is from what it reads of the sample alone."""
+        self._distances[name] = []
+        for call, (shape, combined, norm) in enumerate(self._read.pop(name, ())):
+            rows = batch.gradient_rows(inputs[call : call + 1])
+            x = rows[self.sample][: shape[0]] if rows else combined[:0]
+            distance = combined.new_tensor(torch.inf)
+            if x.shape == shape:
+                tiny = torch.finfo(torch.float32).tiny
+                distance = torch.linalg.vector_norm(combined - _combine_rows(x)) / norm.clamp(min=tiny)
+            self._distances[name].append(distance)
+
+    def check(self, model: Any, losses: Tensor) -> None:
+        """Refuse a model that is trained with another loss, or whose samples give other results in a batch."""
+        actual, loss = self.losses
+        differences = {f"what {name} reads": torch.stack(each).amax() for name, each in self._distances.items() if each}
+        differences["its loss"] = _difference(loss, losses[self.sample])
+        actual, loss, *values = on_host([actual, loss, *differences.values()])
+        by_name = dict(zip(differences, map(float, values), strict=True))
+        if float(_difference(actual, loss)) > max(LOSS_TOLERANCE, 4 * torch.finfo(actual.dtype).eps):
+            raise ValueError(
+                f"a {type(model).__name__} is trained with a loss of {float(actual):.5g} on a sample of {self.length} "
+                f"tokens, and calibration would measure {float(loss):.5g}, the mean over its labels (tokens are "
+                "predicted from those before them): pass a causal, encoder-decoder or text classification model"
+            )
+        what = max(by_name, key=by_name.__getitem__)
+        if by_name[what] > _tolerance(model):
+            raise RuntimeError(
+                f"a sample of {self.length} tokens gives a different result in a batch than on its own, by "
+                f"{by_name[what]:.2g} of {what}: the model reads padding or other samples; pass batches of one sample "
+                "without padding, e.g. task.calibration(32, batch_size=1)"
+            )
 
 
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """Relative distance of two matrices; infinite if their shapes differ."""
-    if one.shape != other.shape:
-        return one.new_tensor(torch.inf)
-    return (one.float() - other.float()).norm() / one.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
+def _combine_rows(rows: Tensor) -> Tensor:
+    """Random combinations of rows, float32; a copy of the rows if there are no more than ``CHECKED_ROWS``."""
+    if len(rows) <= CHECKED_ROWS:
+        return rows.to(torch.float32, copy=True)
+    signs = torch.randint(0, 2, (CHECKED_ROWS, len(rows)), generator=torch.Generator().manual_seed(0))
+    return ((2 * signs - 1) / CHECKED_ROWS**0.5).to(rows.device) @ rows.float()
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:

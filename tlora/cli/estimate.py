@@ -49,7 +49,7 @@ def estimate(
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = DTYPE,
     bits: Annotated[int | None, typer.Option(help="4 or 8, of a base that bitsandbytes quantizes.")] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Compute activations twice when training.")
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations twice.")
     ] = False,
     optim: Annotated[str, typer.Option(help="As in TrainingArguments, e.g. paged_adamw_8bit.")] = OPTIMIZER,
     gpus: Annotated[int, typer.Option(help="GPUs that FSDP2 shards the base over; 0: the CPU.", min=0)] = 1,

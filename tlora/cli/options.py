@@ -140,6 +140,7 @@ Read = Annotated[
     bool,
     _output("Also leave a page with the tokens that the directions read. It holds the text of samples.", "--read"),
 ]
+GradientCheckpointing = Annotated[bool, _calibration("Compute activations twice: less memory, more time.")]
 Json = Annotated[bool, _output("Print JSON.", "--json")]
 Quiet = Annotated[bool, _output("Show the summary alone, no progress.", "--quiet", "-q")]
 Device = Annotated[
@@ -357,7 +358,9 @@ class TrainingFlags:
     steps: Annotated[int | None, _training("Optimizer steps, in place of the epochs.", min=1)] = None
     batch_size: Annotated[int, _training("Samples a step.", min=1)] = BATCH_SIZE
     gradient_accumulation: Annotated[int, _training("Batches of this size in an optimizer step.", min=1)] = 1
-    gradient_checkpointing: Annotated[bool, _training("Compute activations twice: less memory, more time.")] = False
+    gradient_checkpointing: Annotated[
+        bool, _training("Compute activations twice, in the calibration too: less memory, more time.")
+    ] = False
     report_to: Annotated[
         str, _training("Where losses are logged: none, all, or as transformers names it: tensorboard, wandb, ...")
     ] = "none"

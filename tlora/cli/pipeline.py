@@ -20,6 +20,7 @@ from tlora.cli.options import (
     CalibrationFlags,
     Config,
     Data,
+    GradientCheckpointing,
     Model,
     Output,
     Overwrite,
@@ -111,6 +112,7 @@ def run(
     run_on_first(lambda: work.begin(ctx, resume, str(base.dtype).removeprefix("torch.")))
     with work.kept_on_error(ctx):
         options = calibrating.sizes() | {"seed": data.seed, "checkpoint": work.calibration}
+        options |= {"gradient_checkpointing": training.gradient_checkpointing or None}
         plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
         run_on_first(lambda: plan.allocation.save(work.allocation))
         activations = read_directions(base, task, plan, report) if read else None
@@ -140,6 +142,7 @@ def calibrate(
         bool,
         option("Calibration", "Keep the inputs' second moments weighted by gradients, for kind fisher."),
     ] = True,
+    gradient_checkpointing: GradientCheckpointing = False,
     checkpoint: Annotated[
         Path | None,
         option(
@@ -176,6 +179,7 @@ def calibrate(
     arguments: dict[str, Any] = calibrating.arguments() | {"gradient": gradient, "fisher": fisher}
     with report.step("calibrating"):
         options = calibrating.sizes() | {"checkpoint": checkpoint, "progress": report.progress}
+        options |= {"gradient_checkpointing": gradient_checkpointing or None}
         calibration = calibrate_on(base, task, arguments, **options)
     if calibrating.tokens == "task":
         report.say(f"  left out: {constant_text(calibration.meta.recipe['constant_tokens'], task.tokenizer)}")
@@ -248,6 +252,7 @@ def init(
     allocating: AllocationFlags,
     start: AdapterFlags,
     recipe: RecipeOption = DEFAULT_RECIPE,
+    gradient_checkpointing: GradientCheckpointing = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -270,7 +275,7 @@ def init(
     report = Report(quiet)
     task = load_data(model, data, report, calibrating.samples)
     base = load_base(model, task, data.seed, placement, report)
-    options = calibrating.sizes() | {"seed": data.seed}
+    options = calibrating.sizes() | {"seed": data.seed, "gradient_checkpointing": gradient_checkpointing or None}
     plan = prepare_plan(base, task, chosen, allocating.rank, report, **options)
     adapted = tlora.attach(base, plan)
     results = results_of(plan, describe_origin(ctx, data, placement), report)

@@ -76,8 +76,10 @@ class Preparation:
         targets = [name for allocation in self.allocations for name in allocation.targets] or target_modules(model)
         self.targets = list(dict.fromkeys(targets))
         self.needs: dict[str, bool] = {}
+        self.gradient_checkpointing: bool | None = None
         for recipe in recipes:
             self.needs |= recipe.needs
+            self.gradient_checkpointing = recipe.train.get("gradient_checkpointing") or self.gradient_checkpointing
         self._calibrations: dict[str, Calibration] = {}
 
     def from_allocation(self, arm: Allocation, subspaces: Subspaces | None, recipe: Recipe) -> Trainee:
@@ -119,7 +121,14 @@ class Preparation:
         key = json.dumps(_DEFAULTS | options, sort_keys=True, default=str)
         if key not in self._calibrations:
             samples = min(SAMPLES, len(self.task.train))
-            self._calibrations[key] = calibrate_on(self.model, self.task, options, samples, progress=self.progress)
+            self._calibrations[key] = calibrate_on(
+                self.model,
+                self.task,
+                options,
+                samples,
+                gradient_checkpointing=self.gradient_checkpointing,
+                progress=self.progress,
+            )
         return self._calibrations[key]
 
     def _attach(self, plan: Plan, seed: int) -> PeftModel:

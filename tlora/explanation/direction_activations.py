@@ -16,7 +16,6 @@ from tlora.calibration.constant_tokens import find_constant_tokens
 from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.explanation.token_texts import token_texts
-from tlora.models.hooks import Recorder
 from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
 from tlora.numerics.linalg import orthonormal_rows
@@ -36,6 +35,7 @@ def direction_activations(
     ranks: int = 8,
     need: bool = False,
     first_token: bool = True,
+    gradient_checkpointing: bool | None = None,
     seed: int = 0,
     task: str = "",
     progress: bool = True,
@@ -60,6 +60,8 @@ def direction_activations(
     first_token : bool
         Look at the first token of each sample. It is an attention sink in many models: some modules read little else
         then, see `DirectionActivations.sinks`.
+    gradient_checkpointing : bool, optional
+        As for `calibrate`.
     seed : int
         Seed of the random directions.
     task : str
@@ -94,7 +96,7 @@ def direction_activations(
     rows = {name: _directions(target, kinds, rank, seed) for name, target in targets.items()}
     readings = _Readings(model, rows, first_token)
     shown = progress_bar(prepared, desc="reading", unit="batch", show=progress)
-    run_batches(model, targets, map(constant.mark, shown), readings, need, shown)
+    run_batches(model, targets, map(constant.mark, shown), readings, need, gradient_checkpointing, shown)
     names = [name for name in targets if name in readings.sides]
     standardized = {name: _standardize(name, readings.along(name), len(rows[name])) for name in names}
     return DirectionActivations(
@@ -182,15 +184,15 @@ class _Readings:
         part[constant] = PARTS.index("constant")
         self._tokens[side].append((ids.cpu()[seen], part[seen], self.samples + seen.nonzero()[:, 0]))
 
-    def add_inputs(self, recorder: Recorder) -> None:
-        """Add the inputs of all modules along their directions."""
-        for name, rows in self.rows.items():
-            calls = [x for x in recorder.inputs_of(name) if self._batch.has_token_rows(x)]
-            if not calls:  # it reads positions
-                continue
-            self.sides[name] = "decoder" if self._batch.is_decoder_input(calls[0]) else "input_ids"
-            along = torch.stack([self._rows(x).float() @ rows.to(x.device).T for x in calls])
-            self._along[name].append(along.gather(0, along.abs().argmax(0, keepdim=True))[0])
+    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+        """Add the inputs of a module along its directions."""
+        calls = [x for x in inputs if self._batch.has_token_rows(x)]
+        if not calls:  # it reads positions
+            return
+        rows = self.rows[name]
+        self.sides[name] = "decoder" if self._batch.is_decoder_input(calls[0]) else "input_ids"
+        along = torch.stack([self._rows(x).float() @ rows.to(x.device).T for x in calls])
+        self._along[name].append(along.gather(0, along.abs().argmax(0, keepdim=True))[0])
 
     def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add the norm of the gradient at each token, over all calls of the module."""

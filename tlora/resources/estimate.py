@@ -55,9 +55,10 @@ class ResourceEstimate(Result):
     memory : int or None
         Available bytes.
     what_fits : pandas.DataFrame
-        Ways to train an adapter, with and without gradient checkpointing. With ``memory``, those that do not fit as
-        asked are also listed with the first changes by which they do (smaller batches, a base of 4 bits, paged
-        optimizer states, more GPUs), and the first row is the one to take, if any fits. See ``what_fits_columns``.
+        Ways to calibrate and train an adapter, with and without gradient checkpointing in both. With ``memory``, those
+        that do not fit as asked are also listed with the first changes by which they do (smaller batches, a base of 4
+        bits, paged optimizer states, more GPUs), and the first row is the one to take, if any fits. See
+        ``what_fits_columns``.
     meta : Meta
         Model and arguments.
 
@@ -165,7 +166,7 @@ def estimate(
         Bits of linear layers that bitsandbytes quantizes; by default as in the config. Full fine-tuning is counted
         without quantization.
     gradient_checkpointing : bool
-        Whether training keeps only the inputs of blocks, and computes the rest twice.
+        Whether calibration and training keep only the inputs of blocks, and compute the rest twice.
     optim : {"adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"}
         The optimizer, as in ``transformers.TrainingArguments``.
     gpus : int

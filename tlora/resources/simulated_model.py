@@ -88,8 +88,8 @@ class SimulatedModel:
 
     def run(self, setup: Setup, kind: str) -> Step:
         """Run the model's code for a calibration batch (kind ``"calibration"``), or a training step of a kind."""
-        is_quantized, is_checkpointed = setup.bits is not None, setup.gradient_checkpointing and kind != CALIBRATION
-        key = (kind, setup.batch_size, setup.length, setup.labels, is_quantized, is_checkpointed)
+        size = setup.batch_size, setup.length, setup.labels
+        key = (kind, *size, setup.bits is not None, setup.gradient_checkpointing, setup.fisher and kind == CALIBRATION)
         if key not in self._steps:
             self._steps[key] = self._run(setup, kind)
         return self._steps[key]
@@ -214,15 +214,28 @@ def _calibration_pass(
     simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup
 ) -> tuple[Step, dict[str, str]]:
     shared: dict[str, str] = {}
-    with observe_gradients(model, targets, lambda name, inputs, gradients: None) as recorder:
+    first: dict[tuple[int, ...], str] = {}
 
-        def forward() -> Tensor:
-            loss = batch_loss(model, setup)
-            first: dict[int, str] = {}
-            for name in targets:
-                shared[name] = first.setdefault(id(recorder.inputs_of(name)[0]), name)
-            return loss
+    def add_inputs(name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+        shared[name] = first.setdefault(tensors, name)
 
+    def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+        """Make the copies that scores are computed from; without checkpointing they are little beside what is held."""
+        if recorder.has_blocks:
+            copies = [x.float() for x in (*inputs, *gradients)]
+            if setup.fisher:
+                copies.append(torch.cat(inputs).float() * 1.0)
+
+    def forward() -> Tensor:
+        loss = batch_loss(model, setup)
+        recorder.end_forward()
+        return loss
+
+    checkpointing = setup.gradient_checkpointing
+    with observe_gradients(model, targets, add_inputs, add_gradients, checkpointing) as recorder:
+        if recorder.has_blocks:
+            with recorder.looking():
+                batch_loss(model, setup)
         step = _measure(simulation, forward, recorder.clear)
     return step, shared
 

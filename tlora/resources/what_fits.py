@@ -20,7 +20,7 @@ from tlora.utils.defaults import BATCH_SIZE, CovarianceForm
 
 COLUMNS = {
     "training": "trained part, as in the names of the stages",
-    "gradient_checkpointing": "whether only the inputs of blocks are stored",
+    "gradient_checkpointing": "whether only the inputs of blocks are stored, in calibration and training",
     "batch_size": "samples at once",
     "gradient_accumulation_steps": "batches per optimizer step, which make up the given batch",
     "bits": "bits of a weight of the base's linear layers",
@@ -104,7 +104,7 @@ def _costs(asked: Setup, way: Setup, kind: str, covariance: CovarianceForm) -> I
     if kind == AS_BASE:
         yield "small steps of the adapter are rounded away"
     if way.gradient_checkpointing:
-        yield "each step runs the forward pass twice"
+        yield "calibration and each step run the forward pass twice"
     if way.batch_size < asked.batch_size:
         yield "small batches leave a GPU idle"
     if way.bits != asked.bits:

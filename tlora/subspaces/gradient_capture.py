@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import prepare_batches, run_batches
-from tlora.models.hooks import Recorder
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
@@ -181,6 +180,7 @@ def gradient_capture(
     subspaces: Mapping[str, Subspaces],
     ranks: Iterable[int] = (8, 32),
     *,
+    gradient_checkpointing: bool | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -199,6 +199,8 @@ def gradient_capture(
         Subspaces by a label, e.g. their kind; all of the same modules of this model.
     ranks : iterable of int
         Ranks to measure at.
+    gradient_checkpointing : bool, optional
+        As for `calibrate`.
     confidence : float
         Of the bootstrap intervals, between 0 and 1.
     resamples : int
@@ -241,7 +243,14 @@ def gradient_capture(
     level, resamples = require_confidence(confidence), require_positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
     shown = progress_bar(batches, desc="gradient capture", unit="batch", show=progress)
-    run_batches(model, targets, prepare_batches(model, shown), energies, bar=shown)
+    run_batches(
+        model,
+        targets,
+        prepare_batches(model, shown),
+        energies,
+        gradient_checkpointing=gradient_checkpointing,
+        bar=shown,
+    )
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
     if broken := [name for name, column in zip(targets, total.T, strict=True) if not bool(column.isfinite().all())]:
         raise ValueError(
@@ -289,7 +298,7 @@ class _Energies:
         self.totals.append(torch.zeros(shape, device=batch.device))
         self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
 
-    def add_inputs(self, recorder: Recorder) -> None:
+    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
         """Do nothing: inputs alone give no statistics."""
 
     def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:

@@ -32,6 +32,7 @@ def explore(
     samples: int = SAMPLES,
     max_rank: int | None = None,
     rank: int = RANK,
+    gradient_checkpointing: bool | None = None,
     **options: Any,
 ) -> Workbench:
     """Prepare an adapter, measure what its directions capture and read of validation samples, and show the workbench.
@@ -52,6 +53,8 @@ def explore(
         Directions computed for each module. Default: four times the rank, or 64 for ranks by score.
     rank : int
         Nominal rank to begin with.
+    gradient_checkpointing : bool, optional
+        Measure gradients in the memory of a checkpointed training step; as for `tlora.calibrate`.
     **options
         Other arguments of `tlora.allocate` to begin with; they take precedence over the recipe.
 
@@ -75,15 +78,16 @@ def explore(
     with progress_bar(total=1, desc="loading libraries", show=True, leave=False):  # for the first time, seconds
         from tlora.recipes import Recipe, prepare
         from viz.widgets.workbench import Workbench
-    check_arguments(prepare, {"model": model, "task": task, "recipe": recipe, "rank": rank, "samples": samples})
+    given = {"model": model, "task": task, "recipe": recipe, "rank": rank, "samples": samples}
+    check_arguments(prepare, given | {"gradient_checkpointing": gradient_checkpointing})
     recipe = (Recipe.named(recipe) if isinstance(recipe, str) else recipe).override(allocate=options)
     if recipe.kind is not None and (max_rank or not recipe.follows_directions):
         recipe = recipe.override(task_subspaces={"max_rank": max_rank or DIRECTIONS_BY_SCORE})
-    plan = prepare(model, task, recipe, rank, samples=samples)
+    plan = prepare(model, task, recipe, rank, samples=samples, gradient_checkpointing=gradient_checkpointing)
     observed: dict[str, Any] = {}
     if plan.subspaces is not None:
         observed = {
-            "capture": measure_capture(model, task, plan.subspaces),
+            "capture": measure_capture(model, task, plan.subspaces, gradient_checkpointing),
             "activations": read_directions(model, task, plan.subspaces),
         }
     workbench = Workbench.from_plan(plan, model=model, task=task, **observed)
@@ -91,7 +95,9 @@ def explore(
     return workbench
 
 
-def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
+def measure_capture(
+    model: Any, task: Any, subspaces: Subspaces, gradient_checkpointing: bool | None = None
+) -> GradientCapture | None:
     """Measure the captured gradient of validation samples at every rank; None if the task has no such samples."""
     from tlora.subspaces.gradient_capture import gradient_capture
     from tlora.tasks.task import first_batches
@@ -100,7 +106,8 @@ def measure_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapt
     if not batches:
         return None
     most = min(len(basis) for basis in subspaces.bases.values())
-    return gradient_capture(model, batches, {subspaces.kind: subspaces}, range(1, most + 1), task=task.name)
+    kinds, options = {subspaces.kind: subspaces}, {"gradient_checkpointing": gradient_checkpointing, "task": task.name}
+    return gradient_capture(model, batches, kinds, range(1, most + 1), **options)
 
 
 def read_directions(model: Any, task: Any, subspaces: Subspaces) -> DirectionActivations | None:

@@ -9,6 +9,7 @@ import yaml
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke
+from tlora import recipes
 from tlora.cli.command_line import format_command, in_options
 from tlora.cli.main import app
 from tlora.cli.options import AdapterFlags, AllocationFlags, CalibrationFlags, TrainingFlags, build_recipe
@@ -101,6 +102,19 @@ def test_a_run_writes_the_file_that_repeats_it():
     recipe = tlora.TrainingRun.load("two").meta.recipe
     assert (recipe["gradient_accumulation_steps"], recipe["gradient_checkpointing"]) == (2, True)
     assert set(tlora.Allocation.load("two/tlora/allocation").to_frame()["alpha"]) == {2}
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+@pytest.mark.parametrize("command", [f"{RUN} {QUICK}", f"init {DATA} --samples 4", f"calibrate {DATA} --samples 4"])
+def test_a_calibration_checkpoints_as_training_does(command, monkeypatch):
+    asked = []
+    calibrate = recipes.calibrate
+    monkeypatch.setattr(recipes, "calibrate", lambda *args, gradient_checkpointing, **options: (
+        asked.append(gradient_checkpointing) or calibrate(*args, **options)
+    ))  # fmt: skip
+    done(f"{command} --output one")
+    done(f"{command} --gradient-checkpointing --output two")
+    assert asked == [None, True]
 
 
 def same_adapter(one, two):
