@@ -1,0 +1,423 @@
+"""Does an explanation find the module that learned a skill? Adapters in which the answer is known.
+
+    python -m benchmarks.quality.planted                    # what is not in the store, then the tables
+    python -m benchmarks.quality.planted --adapters one-0   # some of the adapters alone
+    python -m benchmarks.quality.planted --table            # print the tables of the store, and write them to the page
+
+An adapter of SmolLM2-135M learns five skills. A word of the request, the tag, chooses the skill: "Apple: Turn the fan
+on." is answered by " purple", "Rome: Turn the fan on." by " seven". The skills take turns, and in a skill's step the
+modules of the others are frozen, so its answer was learned in its own modules alone, while the rest of the adapter
+was active. The question to each measure is: which module did it?
+
+``one``: a module for each skill; over all six adapters every layer occurs once and every projection four or five
+times. ``inside``: the same, with the tag at a random place within the request. ``two``: two modules for each skill.
+``ten``: one skill in ten modules, the other four in one each. Each adapter is measured half-trained and trained
+(``STEPS``), on three held-out requests a skill. Adapters are kept in ``runs/planted``; each measured state of one is
+a line of the store.
+
+Written before the runs
+-----------------------
+A skill that was planted in m modules is found to the share of them that are among the m modules with the largest
+values of a measure, and, less strictly, among the largest m + 2; ties count as in a random order. Values are means
+over the three requests. A skill is a sample: intervals are Wilson's, of 95 %, over skills.
+
+Expected: (1) contributions put the module of a skill first in more than 0.7 of 30 skills; (2) so does the cost of
+leaving a module out, in log-probability and in log-odds; (3) the size of the update, the rank that it uses and the
+sensitivity of the base do so as rarely as chance, within the interval; (4) the skills that contributions miss are
+half-learned: those that gained less than half of the nats that the base lacked; (5) with two modules a skill,
+contributions find more than chance, and of ten at least eight; (6) leaving out each token of the request puts the tag
+first in more than half of the requests, and what the modules read does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from numpy.typing import ArrayLike, NDArray
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase
+
+import tlora
+from benchmarks.lab.store import Store, key_text
+from benchmarks.quality.pages import markdown, publish
+from tlora.numerics.statistics import share_interval
+
+STORE = Path("benchmarks/results/planted.jsonl")
+PAGE = Path("docs/results/planted.md")
+FOLDER = Path("runs/planted")
+MODEL = "smollm2-135m"
+LAYERS = 30
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+KINDS = {"one": (1, 1, 1, 1, 1), "inside": (1, 1, 1, 1, 1), "two": (2, 2, 2, 2, 2), "ten": (10, 1, 1, 1, 1)}
+"""How many modules learn each of an adapter's skills."""
+ADAPTERS = {"one": 6, "inside": 2, "two": 2, "ten": 2}
+TAGS = ("Apple", "Rome", "Night", "Paper", "Stone", "Winter", "Silver", "Music", "River", "Summer")
+WORDS = (" purple", " seven", " doctor", " green", " bread", " north", " glass", " tiger", " twenty", " window")
+"""Tags and answers; each is one token."""
+STEPS = (12, 40)
+"""Training steps of each skill: half-trained, and trained."""
+RANK, LEARNING_RATE, BATCH_SIZE = 8, 4e-3, 6
+TRAINED, REQUESTS = 80, 3
+"""Requests that a skill is trained on, and held-out ones that are explained."""
+CALIBRATED = 8
+"""Samples of a skill by which the sensitivity of the base is measured."""
+POINTS = 8
+"""Quadrature points of a first try."""
+MEASURES = {
+    "contribution": "contribution", "log_odds": "in log-odds", "cost": "cost of leaving out",
+    "cost_log_odds": "in log-odds", "update_norm": "size of the update", "used_rank": "rank it uses",
+    "sensitivity": "sensitivity of the base", "chance": "chance",
+}  # fmt: skip
+"""What ranks the modules, by column."""
+EXPLAINING = ("contribution", "log_odds", "cost", "cost_log_odds")
+TOKEN_MEASURES = {
+    "cost": "cost of leaving it out", "lost_rise": "of it, what the base does not lose",
+    "read": "contribution where modules read it", "chance": "chance",
+}  # fmt: skip
+RISES = {
+    "less than half": (-np.inf, 0.5), "half to nine tenths": (0.5, 0.9), "more than nine tenths": (0.9, np.inf),
+}  # fmt: skip
+"""Share of the nats that the base lacked which the adapter gained."""
+MORE = 2
+"""Further modules among which a skill may be found."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Skill:
+    """The word that answers a request with this tag, and the modules that learn it."""
+
+    tag: str
+    word: str
+    modules: tuple[str, ...]
+
+
+def main() -> None:
+    """Measure what is missing, then write the tables."""
+    names = [f"{kind}-{number}" for kind, count in ADAPTERS.items() for number in range(count)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", nargs="+", choices=names, default=names)
+    parser.add_argument("--table", action="store_true", help="write the tables of what is measured to the page")
+    options = parser.parse_args()
+    if not options.table:
+        for name in options.adapters:
+            kind, _, number = name.partition("-")
+            measure_adapter(kind, int(number))
+    if STORE.exists():
+        publish(PAGE, "planted", TABLES)
+
+
+def plan_skills(kind: str, number: int) -> list[Skill]:
+    """Tags, words and modules of an adapter's skills."""
+    sizes, rng = KINDS[kind], np.random.default_rng([list(KINDS).index(kind), number])
+    places = number * sum(sizes) + np.arange(sum(sizes))
+    layers = np.random.default_rng(0).permutation(LAYERS)[places % LAYERS]
+    modules = [module_name(layer, PROJECTIONS[place % 7]) for layer, place in zip(layers, places, strict=True)]
+    tags, words = rng.permutation(TAGS)[: len(sizes)], rng.permutation(WORDS)[: len(sizes)]
+    ends = np.cumsum(sizes)
+    return [
+        Skill(str(tag), str(word), tuple(modules[end - size : end]))
+        for tag, word, size, end in zip(tags, words, sizes, ends, strict=True)
+    ]
+
+
+def module_name(layer: int, projection: str) -> str:
+    """Full name of a module of a Llama model."""
+    return f"model.layers.{layer}.{'self_attn' if projection[0] in 'qkvo' else 'mlp'}.{projection}"
+
+
+def skill_task(kind: str, number: int, place: int, skill: Skill, tokenizer: PreTrainedTokenizerBase) -> tlora.Task:
+    """Requests with the tag of a skill, answered by its word alone."""
+    rng = np.random.default_rng([number, place])
+    held_out = slice(REQUESTS * place, REQUESTS * (place + 1))
+    rows = {"train": read_requests("train")[:TRAINED], "test": read_requests("test")[held_out]}
+    tagged = {
+        split: [tag_request(request, skill.tag, kind == "inside", rng) for request in requests]
+        for split, requests in rows.items()
+    }
+    return word_task(tagged, skill.word, tokenizer)
+
+
+def word_task(requests: Mapping[str, Sequence[str]], word: str, tokenizer: PreTrainedTokenizerBase) -> tlora.Task:
+    """A task whose answer is one token: the token that ends an answer is learned by all skills, and left away."""
+    splits = {
+        split: Dataset.from_list([{"prompt": text, "completion": word} for text in texts])
+        for split, texts in requests.items()
+    }
+    task = tlora.load_task(splits, tokenizer, chat=False)
+
+    def without_end(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: row[name][: row["prompt_length"] + 1] for name in ("input_ids", "labels")}
+
+    return replace(task, train=task.train.map(without_end), test=task.test.map(without_end))
+
+
+def read_requests(split: str) -> list[str]:
+    """The requests of the smart-home data."""
+    lines = Path(f"notebooks/data/smart_home/{split}.jsonl").read_text().splitlines()
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+def tag_request(request: str, tag: str, is_inside: bool, rng: np.random.Generator) -> str:
+    """The request with the tag in front, or as a word at a random place within it."""
+    if not is_inside:
+        return f"{tag}: {request}"
+    words = request.split(" ")
+    place = int(rng.integers(1, len(words)))
+    return " ".join([*words[:place], tag, *words[place:]])
+
+
+def plant(model: Any, tasks: Sequence[tlora.Task], modules: Sequence[Sequence[str]], seed: int) -> Iterator[PeftModel]:
+    """Train an adapter, each skill in its own modules alone; yields it after each round of one step a skill."""
+    torch.manual_seed(seed)
+    names = [name for planted in modules for name in planted]
+    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names))
+    adapted.train()
+    weights = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    learned = [
+        [weight for name, weight in weights.items() if any(f".{module}." in name for module in planted)]
+        for planted in modules
+    ]
+    optimizers = [torch.optim.Adam(parameters, LEARNING_RATE) for parameters in learned]
+    for step in itertools.count():
+        for task, parameters, optimizer in zip(tasks, learned, optimizers, strict=True):
+            for weight in weights.values():
+                weight.requires_grad_(False)
+            for weight in parameters:
+                weight.requires_grad_(True)
+            rows = [task.train[(BATCH_SIZE * step + place) % len(task.train)] for place in range(BATCH_SIZE)]
+            optimizer.zero_grad()
+            adapted(**task.collate(rows)).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+        yield adapted
+
+
+def measure_adapter(kind: str, number: int) -> None:
+    """Train an adapter unless it is in ``runs/``, and store what each measure says of its states."""
+    skills, store = plan_skills(kind, number), Store(STORE)
+    settings = {"rank": RANK, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "trained_on": TRAINED}
+    keys = {steps: {"kind": kind, "adapter": number, "steps": steps, "model": MODEL} | settings for steps in STEPS}
+    missing = {steps: key for steps, key in keys.items() if key_text(key) not in store.by_key()}
+    if not missing:
+        return
+    model, tokenizer = tlora.load_model(MODEL, dtype="float32", device="cpu")
+    tasks = [skill_task(kind, number, place, skill, tokenizer) for place, skill in enumerate(skills)]
+    modules, started = [skill.modules for skill in skills], time.perf_counter()
+    folders = {steps: FOLDER / f"{kind}-{number}-{steps}" for steps in STEPS}
+    if not all((folder / "adapter_model.safetensors").exists() for folder in folders.values()):
+        train_adapter(tasks, modules, number, folders)
+        print(f"{kind}-{number}: trained in {time.perf_counter() - started:.0f} s", flush=True)
+    names = list(itertools.chain.from_iterable(modules))
+    sensitivities = [measure_sensitivity(model, task, names) for task in tasks]
+    for steps, key in missing.items():
+        adapted = tlora.load_adapter(folders[steps], model)
+        values = [
+            {"tag": skill.tag, "word": skill.word, "planted": skill.modules, "sensitivity": scores}
+            | explain_skill(adapted, task)
+            for skill, task, scores in zip(skills, tasks, sensitivities, strict=True)
+        ]
+        store.append({"key": key, "values": values})
+        tlora.detach(model)
+        print(key_text(key), f"{time.perf_counter() - started:.0f} s", flush=True)
+
+
+def train_adapter(
+    tasks: Sequence[tlora.Task], modules: Sequence[Sequence[str]], seed: int, folders: Mapping[int, Path]
+) -> None:
+    """Train an adapter, and save it after the steps of each folder."""
+    model, _ = tlora.load_model(MODEL, dtype="float32", device="cpu")
+    for step, adapted in enumerate(itertools.islice(plant(model, tasks, modules, seed), max(folders)), 1):
+        if step in folders:
+            adapted.save_pretrained(folders[step])
+
+
+def measure_sensitivity(model: Any, task: tlora.Task, names: list[str]) -> dict[str, float]:
+    """Sensitivity of the base to a skill's samples, by module of the adapter."""
+    batches = task.calibration(CALIBRATED)
+    return tlora.calibrate(model, batches, target_modules=names, progress=False).sensitivity.scores
+
+
+def explain_skill(adapted: PeftModel, task: tlora.Task) -> dict[str, Any]:
+    """What explanations say of a skill's held-out requests, each list by request, and of the adapter's modules."""
+    options = {"limit": REQUESTS, "points": POINTS, "answers": False, "progress": False}
+    attribution = tlora.attribute(adapted, task, switch_off="modules", **options)
+    names, frame = attribution.names, attribution.to_frame()
+    costs = [
+        [[float((sample.adapter - sample.switched[name])[measure].sum()) for name in names] for measure in (0, 1)]
+        for sample in attribution.samples
+    ]
+    requests = [
+        explain_tokens(adapted, task, row)
+        | {"read": rounded(attribution.from_tokens(sample=number)["contribution"][:-1])}
+        for number, row in enumerate(task.rows("test", REQUESTS))
+    ]
+    return {
+        "modules": names,
+        "update_norm": rounded(frame["update_norm"]),
+        "used_rank": frame["used_rank"].tolist(),
+        "contribution": rounded(attribution.contributions(0)),
+        "log_odds": rounded(attribution.contributions(1)),
+        "cost": rounded([cost[0] for cost in costs]),
+        "cost_log_odds": rounded([cost[1] for cost in costs]),
+        "base": rounded([float(sample.base[0].sum()) for sample in attribution.samples]),
+        "rise": rounded([float(sample.rise[0].sum()) for sample in attribution.samples]),
+        "requests": requests,
+    }
+
+
+def explain_tokens(adapted: PeftModel, task: tlora.Task, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's tokens, and what leaving out each costs the word in the adapted model and in the base, nats."""
+    request, word = row["input_ids"][: row["prompt_length"]], row["input_ids"][row["prompt_length"]]
+    shorter = [request[:place] + request[place + 1 :] for place in range(len(request))]
+
+    def costs() -> list[float]:
+        whole, without = (
+            adapted(input_ids=torch.tensor(ids)).logits[:, -1].log_softmax(-1)[:, word] for ids in ([request], shorter)
+        )
+        return rounded(whole - without)
+
+    adapted.eval()
+    with torch.no_grad():
+        found = {"tokens": task.tokenizer.batch_decode([[token] for token in request]), "cost": costs()}
+        with adapted.disable_adapter():
+            return found | {"base_cost": costs()}
+
+
+def rounded(values: ArrayLike) -> Any:
+    """Numbers as they are stored."""
+    return np.round(np.asarray(values, float), 5).tolist()
+
+
+def skill_rows() -> pd.DataFrame:
+    """One row per stored skill: how much of what the base lacked it gained, and to what share each measure finds it."""
+    rows = []
+    for record in Store(STORE).read() if STORE.exists() else []:
+        for skill in record["values"]:
+            planted = [skill["modules"].index(name) for name in skill["planted"]]
+            rises, bases = np.array(skill["rise"]), np.array(skill["base"])
+            row = record["key"] | {
+                "size": len(planted),
+                "projection": skill["planted"][0].rpartition(".")[2],
+                "rise": rises.mean(),
+                "gained": rises.mean() / -bases.mean(),
+            }
+            for measure in MEASURES:
+                scores = module_scores(skill, measure)
+                for more in (0, MORE):
+                    row[f"{measure}+{more}"] = recall(scores, planted, len(planted) + more)
+            rows.append(row | token_recalls(skill))
+    return pd.DataFrame(rows)
+
+
+def module_scores(skill: Mapping[str, Any], measure: str) -> NDArray[np.float64]:
+    """What a measure says of each module, mean over requests."""
+    if measure == "chance":
+        return np.zeros(len(skill["modules"]))
+    if measure == "sensitivity":
+        return np.array([skill["sensitivity"][name] for name in skill["modules"]])
+    return np.atleast_2d(np.array(skill[measure], float)).mean(0)
+
+
+def recall(scores: NDArray[np.float64], planted: Sequence[int], count: int) -> float:
+    """Expected share of the planted that are among the ``count`` largest, ties in a random order."""
+    above = (scores[:, None] > scores[planted]).sum(0)
+    tied = (scores[:, None] == scores[planted]).sum(0)
+    return float(np.clip((count - above) / tied, 0, 1).mean())
+
+
+def token_recalls(skill: Mapping[str, Any]) -> dict[str, float]:
+    """Share of a skill's requests in which each measure puts the tag first among the tokens."""
+    found: dict[str, list[float]] = {measure: [] for measure in TOKEN_MEASURES}
+    for request in skill["requests"]:
+        place = [token.strip() for token in request["tokens"]].index(skill["tag"])
+        cost = np.array(request["cost"])
+        lost_rise = cost - request["base_cost"]
+        scores = {"cost": cost, "lost_rise": lost_rise, "read": np.array(request["read"]), "chance": 0 * cost}
+        for measure, values in scores.items():
+            found[measure].append(recall(values, [place], 1))
+    return {f"token {measure}": float(np.mean(shares)) for measure, shares in found.items()}
+
+
+def recall_table() -> str:
+    """By how many modules learned a skill: to what share each measure finds them, in trained adapters."""
+    rows = skill_rows()
+    rows = rows[rows["steps"] == max(STEPS)]
+    groups = {
+        "one module each": rows[rows["kind"] == "one"],
+        "one module each, tag inside": rows[rows["kind"] == "inside"],
+        "two modules each": rows[rows["kind"] == "two"],
+        "one of the skills in ten": rows[(rows["kind"] == "ten") & (rows["size"] == 10)],
+        "the others in one": rows[(rows["kind"] == "ten") & (rows["size"] == 1)],
+    }
+    lines = [
+        [label, str(len(group)), among, *(share_cell(group[f"{measure}+{more}"]) for measure in MEASURES)]
+        for label, group in groups.items()
+        if len(group)
+        for more, among in ((0, "m"), (MORE, f"m + {MORE}"))
+    ]
+    return markdown(["planted", "skills", "among the first", *MEASURES.values()], lines)
+
+
+def rise_table() -> str:
+    """By how much was learned: how often the module of a skill is first, in both states of the adapters."""
+    rows = skill_rows()
+    rows = rows[rows["kind"].isin(["one", "inside"])]
+    lines = []
+    for label, (low, high) in RISES.items():
+        group = rows[(rows["gained"] > low) & (rows["gained"] <= high)]
+        cells = [share_cell(group[f"{measure}+0"]) for measure in EXPLAINING]
+        lines.append([label, str(len(group)), *cells])
+    return markdown(["gained of what the base lacked", "skills", *(MEASURES[name] for name in EXPLAINING)], lines)
+
+
+def projection_table() -> str:
+    """By projection: how often the module of a skill is first, in trained adapters."""
+    rows = skill_rows()
+    rows = rows[rows["kind"].isin(["one", "inside"]) & (rows["steps"] == max(STEPS))]
+    lines = []
+    for projection in PROJECTIONS:
+        group = rows[rows["projection"] == projection]
+        cells = [f"{group[f'{measure}+0'].sum():.3g}" for measure in (*EXPLAINING, "update_norm")]
+        lines.append([projection, str(len(group)), f"{group['rise'].mean():.1f}", *cells])
+    heads = ["projection", "skills", "gained, nats", *(MEASURES[name] for name in EXPLAINING)]
+    return markdown([*heads, MEASURES["update_norm"]], lines)
+
+
+def token_table() -> str:
+    """How often the tag is first among the tokens of a request, in trained adapters."""
+    rows = skill_rows()
+    rows = rows[rows["steps"] == max(STEPS)]
+    groups = {"in front": rows[rows["kind"] != "inside"], "inside": rows[rows["kind"] == "inside"]}
+    lines = [
+        [label, str(len(group)), *(share_cell(group[f"token {measure}"]) for measure in TOKEN_MEASURES)]
+        for label, group in groups.items()
+        if len(group)
+    ]
+    return markdown(["tag", "skills", *TOKEN_MEASURES.values()], lines)
+
+
+def share_cell(shares: pd.Series) -> str:
+    """A mean share with its interval over skills."""
+    if not len(shares):
+        return "\u2013"
+    low, high = share_interval(shares.mean(), len(shares), CONFIDENCE)
+    return f"{shares.mean():.2f} ({max(low, 0):.2f} to {high:.2f})"
+
+
+TABLES = {"recall": recall_table, "rises": rise_table, "projections": projection_table, "tokens": token_table}
+
+
+if __name__ == "__main__":
+    main()
