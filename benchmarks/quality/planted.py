@@ -65,7 +65,7 @@ ADAPTERS = {"one": 6, "inside": 2, "two": 2, "ten": 2}
 TAGS = ("Apple", "Rome", "Night", "Paper", "Stone", "Winter", "Silver", "Music", "River", "Summer")
 WORDS = (" purple", " seven", " doctor", " green", " bread", " north", " glass", " tiger", " twenty", " window")
 """Tags and answers; each is one token."""
-STEPS = (12, 40)
+STEPS = (12, 36)
 """Training steps of each skill: half-trained, and trained."""
 RANK, LEARNING_RATE, BATCH_SIZE = 8, 4e-3, 6
 TRAINED, REQUESTS = 80, 3
@@ -108,12 +108,13 @@ def main() -> None:
     names = [f"{kind}-{number}" for kind, count in ADAPTERS.items() for number in range(count)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", nargs="+", choices=names, default=names)
+    parser.add_argument("--steps", nargs="+", type=int, choices=STEPS, default=sorted(STEPS, reverse=True))
     parser.add_argument("--table", action="store_true", help="write the tables of what is measured to the page")
     options = parser.parse_args()
     if not options.table:
-        for name in options.adapters:
+        for steps, name in itertools.product(options.steps, options.adapters):
             kind, _, number = name.partition("-")
-            measure_adapter(kind, int(number))
+            measure_adapter(kind, int(number), steps)
     if STORE.exists():
         publish(PAGE, "planted", TABLES)
 
@@ -178,8 +179,13 @@ def tag_request(request: str, tag: str, is_inside: bool, rng: np.random.Generato
     return " ".join([*words[:place], tag, *words[place:]])
 
 
-def plant(model: Any, tasks: Sequence[tlora.Task], modules: Sequence[Sequence[str]], seed: int) -> Iterator[PeftModel]:
-    """Train an adapter, each skill in its own modules alone; yields it after each round of one step a skill."""
+def plant(
+    model: Any, tasks: Sequence[tlora.Task], modules: Sequence[Sequence[str]], rounds: int, seed: int
+) -> Iterator[PeftModel]:
+    """Train an adapter, each skill in its own modules alone; yields it after each round of one step per skill.
+
+    The learning rate falls linearly, since skills disturb each other.
+    """
     torch.manual_seed(seed)
     names = [name for planted in modules for name in planted]
     adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names))
@@ -190,13 +196,14 @@ def plant(model: Any, tasks: Sequence[tlora.Task], modules: Sequence[Sequence[st
         for planted in modules
     ]
     optimizers = [torch.optim.Adam(parameters, LEARNING_RATE) for parameters in learned]
-    for step in itertools.count():
+    for step in range(rounds):
         for task, parameters, optimizer in zip(tasks, learned, optimizers, strict=True):
             for weight in weights.values():
                 weight.requires_grad_(False)
             for weight in parameters:
                 weight.requires_grad_(True)
             rows = [task.train[(BATCH_SIZE * step + place) % len(task.train)] for place in range(BATCH_SIZE)]
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / rounds)
             optimizer.zero_grad()
             adapted(**task.collate(rows)).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -204,33 +211,30 @@ def plant(model: Any, tasks: Sequence[tlora.Task], modules: Sequence[Sequence[st
         yield adapted
 
 
-def measure_adapter(kind: str, number: int) -> None:
-    """Train an adapter unless it is in ``runs/``, and store what each measure says of its states."""
-    skills, store = plan_skills(kind, number), Store(STORE)
-    settings = {"rank": RANK, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "trained_on": TRAINED}
-    keys = {steps: {"kind": kind, "adapter": number, "steps": steps, "model": MODEL} | settings for steps in STEPS}
-    missing = {steps: key for steps, key in keys.items() if key_text(key) not in store.by_key()}
-    if not missing:
+def measure_adapter(kind: str, number: int, steps: int) -> None:
+    """Train an adapter unless it is in ``runs/``, and store what each measure says of it after these steps."""
+    skills, store, started = plan_skills(kind, number), Store(STORE), time.perf_counter()
+    key = {"model": MODEL, "kind": kind, "adapter": number, "steps": steps}
+    key |= {"rank": RANK, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "trained_on": TRAINED}
+    if key_text(key) in store.by_key():
         return
     model, tokenizer = tlora.load_model(MODEL, dtype="float32", device="cpu")
     tasks = [skill_task(kind, number, place, skill, tokenizer) for place, skill in enumerate(skills)]
-    modules, started = [skill.modules for skill in skills], time.perf_counter()
-    folders = {steps: FOLDER / f"{kind}-{number}-{steps}" for steps in STEPS}
+    modules = [skill.modules for skill in skills]
+    folders = {count: FOLDER / f"{kind}-{number}-{count}" for count in STEPS}
     if not all((folder / "adapter_model.safetensors").exists() for folder in folders.values()):
         train_adapter(tasks, modules, number, folders)
         print(f"{kind}-{number}: trained in {time.perf_counter() - started:.0f} s", flush=True)
     names = list(itertools.chain.from_iterable(modules))
     sensitivities = [measure_sensitivity(model, task, names) for task in tasks]
-    for steps, key in missing.items():
-        adapted = tlora.load_adapter(folders[steps], model)
-        values = [
-            {"tag": skill.tag, "word": skill.word, "planted": skill.modules, "sensitivity": scores}
-            | explain_skill(adapted, task)
-            for skill, task, scores in zip(skills, tasks, sensitivities, strict=True)
-        ]
-        store.append({"key": key, "values": values})
-        tlora.detach(model)
-        print(key_text(key), f"{time.perf_counter() - started:.0f} s", flush=True)
+    adapted = tlora.load_adapter(folders[steps], model)
+    values = [
+        {"tag": skill.tag, "word": skill.word, "planted": skill.modules, "sensitivity": scores}
+        | explain_skill(adapted, task)
+        for skill, task, scores in zip(skills, tasks, sensitivities, strict=True)
+    ]
+    store.append({"key": key, "values": values})
+    print(f"{kind}-{number}, {steps} steps: {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def train_adapter(
@@ -238,7 +242,7 @@ def train_adapter(
 ) -> None:
     """Train an adapter, and save it after the steps of each folder."""
     model, _ = tlora.load_model(MODEL, dtype="float32", device="cpu")
-    for step, adapted in enumerate(itertools.islice(plant(model, tasks, modules, seed), max(folders)), 1):
+    for step, adapted in enumerate(plant(model, tasks, modules, max(folders), seed), 1):
         if step in folders:
             adapted.save_pretrained(folders[step])
 

@@ -1,0 +1,97 @@
+"""Planted skills: what counts as found, and whether contributions find a skill on a small model."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import planted
+from benchmarks.quality.pages import fill_blocks
+from tests.helpers.models import tiny_model, tiny_tokenizer
+
+WORDS = [f"w{number}" for number in range(9, 40)]
+
+
+def test_the_page_is_that_of_what_was_measured():
+    text = planted.PAGE.read_text()
+    tables = fill_blocks(text, "planted", planted.TABLES)
+    assert tables == text, "run python -m benchmarks.quality.planted --table"
+
+
+def test_recall_is_the_mean_over_random_orders_of_ties():
+    scores, skill = np.array([2, 1, 1, 3, 1, 1]), [0, 2, 4]
+    for count in range(1, 7):
+        found = []
+        for order in itertools.permutations(range(6)):
+            ranked = sorted(order, key=lambda module: -scores[module])  # stable: ties stay in the order of the draw
+            found.append(len(set(ranked[:count]) & set(skill)) / len(skill))
+        assert planted.recall(scores, skill, count) == pytest.approx(np.mean(found))
+
+
+def test_every_layer_and_projection_gets_a_skill():
+    skills = [skill for number in range(6) for skill in planted.plan_skills("one", number)]
+    layers, projections = zip(
+        *((skill.modules[0].split(".")[2], skill.modules[0].split(".")[-1]) for skill in skills), strict=True
+    )
+    assert sorted(map(int, layers)) == list(range(30))
+    assert set(Counter(projections).values()) == {4, 5}
+
+
+@pytest.mark.parametrize(("kind", "modules"), [("one", 5), ("inside", 5), ("two", 10), ("ten", 14)])
+def test_no_module_learns_two_skills(kind: str, modules: int):
+    skills = planted.plan_skills(kind, 1)
+    assert len({name for skill in skills for name in skill.modules}) == modules
+    assert len({skill.tag for skill in skills}) == len({skill.word for skill in skills}) == 5
+
+
+def test_a_module_learns_its_own_skill_alone():
+    def trained(second: str) -> list[np.ndarray]:
+        adapted = next(planted.plant(tiny_model("llama"), tasks("w40", second), MODULES[:2], 1, 0))
+        return [
+            adapted.get_submodule(f"base_model.model.{name}.lora_B.default").weight.numpy(force=True)
+            for (name,) in MODULES[:2]
+        ]
+
+    (first, second), (same, other) = trained("w41"), trained("w42")
+    assert first.any()
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(second, other)
+
+
+@pytest.mark.slow
+def test_contributions_find_planted_skills():
+    """Two adapters of five skills in a small random model: contributions rank the right module first in 0.7 or more."""
+    found = []
+    for seed in range(2):
+        model = tiny_model("llama", seed=seed, num_hidden_layers=5)
+        skills = tasks("w40", "w41", "w42", "w43", "w44")
+        adapted = list(planted.plant(model, skills, MODULES, ROUNDS, seed))[-1]
+        for (name,), task in zip(MODULES, skills, strict=True):
+            explained = planted.explain_skill(adapted, task)
+            place = explained["modules"].index(name)
+            found.append(planted.recall(planted.module_scores(explained, "contribution"), [place], 1))
+    assert np.mean(found) >= 0.7
+
+
+ROUNDS = 60
+MODULES = [
+    [planted.module_name(layer, projection)]
+    for layer, projection in enumerate(("v_proj", "up_proj", "down_proj", "gate_proj", "o_proj"))
+]
+
+
+def tasks(*answers: str):
+    """A task for each answer: requests of four words, the first of which is the skill's tag."""
+    rng = np.random.default_rng(0)
+    return [
+        planted.word_task(
+            {
+                split: [" ".join([f"w{4 + place}", *rng.choice(WORDS, 3)]) for _ in range(count)]
+                for split, count in (("train", 40), ("test", 3))
+            },
+            answer,
+            tiny_tokenizer(),
+        )
+        for place, answer in enumerate(answers)
+    ]
