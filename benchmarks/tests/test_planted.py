@@ -2,10 +2,12 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.lab.store import Store
 from benchmarks.quality import planted
 from benchmarks.quality.pages import fill_blocks
 from tests.helpers.models import tiny_model, tiny_tokenizer
@@ -27,6 +29,38 @@ def test_recall_is_the_mean_over_random_orders_of_ties():
             ranked = sorted(order, key=lambda module: -scores[module])  # stable: ties stay in the order of the draw
             found.append(len(set(ranked[:count]) & set(skill)) / len(skill))
         assert planted.recall(scores, skill, count) == pytest.approx(np.mean(found))
+
+
+def test_skills_are_found_in_what_the_store_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Means over two requests put the planted `b` second by contribution, first by cost, and last by sensitivity."""
+    requests = [
+        {"tokens": ["Tag", ":", " on"], "cost": [4, 1, 2], "base_cost": [4, 0, 0], "read": [0, 1, 5]},
+        {"tokens": [" Fan", " Tag", " on"], "cost": [1, 2, 0], "base_cost": [0, 0, 0], "read": [0, 3, 2]},
+    ]
+    skill = {
+        "tag": "Tag", "word": " word", "planted": ["b.q_proj"], "modules": ["a", "b.q_proj", "c", "d"],
+        "contribution": [[0, 4, 1, 0], [9, 2, 1, 0]], "log_odds": [[0, 4, 1, 0], [9, 2, 1, 0]],
+        "cost": [[0, 4, 1, 0], [3, 2, 1, 0]], "cost_log_odds": [[0, 4, 1, 0], [3, 2, 1, 0]],
+        "update_norm": [4, 3, 2, 1], "used_rank": [2, 2, 1, 1], "base": [-10, -10], "rise": [4, 6],
+        "sensitivity": {"d": 4.0, "c": 3.0, "a": 2.0, "b.q_proj": 1.0}, "requests": requests,
+    }  # fmt: skip
+    monkeypatch.setattr(planted, "STORE", tmp_path / "store.jsonl")
+    Store(planted.STORE).append({"key": {"kind": "one", "adapter": 0, "steps": max(planted.STEPS)}, "values": [skill]})
+    (row,) = planted.skill_rows().to_dict("records")
+    assert (row["size"], row["projection"], row["rise"], row["gained"]) == (1, "q_proj", 5, 0.5)
+    first = {measure: row[f"{measure}+0"] for measure in planted.MEASURES}
+    found = {"cost": 1, "cost_log_odds": 1, "used_rank": 0.5, "chance": 0.25}
+    assert first == dict.fromkeys(planted.MEASURES, 0) | found
+    assert row["contribution+2"] == row["update_norm+2"] == 1
+    assert row["sensitivity+2"] == 0
+    tokens = {measure: row[f"token {measure}"] for measure in planted.TOKEN_MEASURES}
+    assert tokens == pytest.approx({"cost": 1, "lost_rise": 0.5, "read": 0.5, "chance": 1 / 3})
+    assert planted.recall_table().splitlines()[2].split(" | ")[:4] == [
+        "| one module each",
+        "1",
+        "m",
+        "0.00 (0.00 to 0.79)",
+    ]
 
 
 def test_every_layer_and_projection_gets_a_skill():
