@@ -7,7 +7,8 @@
 An adapter of SmolLM2-135M learns five skills. A word of the request, the tag, chooses the skill: "Apple: Turn the fan
 on." is answered by " purple", "Rome: Turn the fan on." by " seven". The skills take turns, and in a skill's step the
 modules of the others are frozen, so its answer was learned in its own modules alone, while the rest of the adapter
-was active. The question to each measure is: which module did it?
+was active. A third of each batch are requests with no tag of the adapter, answered as the base does, so that a module
+acts on its tag alone. The question to each measure is: which module did it?
 
 ``one``: a module for each skill; over all six adapters every layer occurs once and every projection four or five
 times. ``inside``: the same, with the tag at a random place within the request. ``two``: two modules for each skill.
@@ -15,18 +16,25 @@ times. ``inside``: the same, with the tag at a random place within the request. 
 (``STEPS``), on three held-out requests a skill. Adapters are kept in ``runs/planted``; each measured state of one is
 a line of the store.
 
+A skill is learned if its word is the likeliest of the adapter's five for each of its three requests: then its tag
+chooses it. Tables are of learned skills, and say how many that are.
+
 Written before the runs
 -----------------------
 A skill that was planted in m modules is found to the share of them that are among the m modules with the largest
 values of a measure, and, less strictly, among the largest m + 2; ties count as in a random order. Values are means
 over the three requests. A skill is a sample: intervals are Wilson's, of 95 %, over skills.
 
+A first adapter, which is not in the store, was trained for 36 steps a skill, on its tagged requests alone. Its words
+had become likelier after any tag, so no skill had been planted: requests without a tag, more steps and the condition
+that a skill is learned were added, and then all adapters were trained anew.
+
 Expected: (1) contributions put the module of a skill first in more than 0.7 of 30 skills; (2) so does the cost of
 leaving a module out, in log-probability and in log-odds; (3) the size of the update, the rank that it uses and the
 sensitivity of the base do so as rarely as chance, within the interval; (4) the skills that contributions miss are
-half-learned: those that gained less than half of the nats that the base lacked; (5) with two modules a skill,
-contributions find more than chance, and of ten at least eight; (6) leaving out each token of the request puts the tag
-first in more than half of the requests, and what the modules read does not.
+half-learned: not learned as above, or with less than half of the nats that the base lacked; (5) with two modules a
+skill, contributions find more than chance, and of ten at least eight; (6) leaving out each token of the request puts
+the tag first in more than half of the requests, and what the modules read does not.
 """
 
 from __future__ import annotations
@@ -65,9 +73,11 @@ ADAPTERS = {"one": 6, "inside": 2, "two": 2, "ten": 2}
 TAGS = ("Apple", "Rome", "Night", "Paper", "Stone", "Winter", "Silver", "Music", "River", "Summer")
 WORDS = (" purple", " seven", " doctor", " green", " bread", " north", " glass", " tiger", " twenty", " window")
 """Tags and answers; each is one token."""
-STEPS = (12, 36)
+STEPS = (20, 60)
 """Training steps of each skill: half-trained, and trained."""
-RANK, LEARNING_RATE, BATCH_SIZE = 8, 4e-3, 6
+RANK, LEARNING_RATE = 8, 4e-3
+BATCH = {"tagged": 4, "plain": 2}
+"""Requests of a training step: of the skill, and without a tag of the adapter."""
 TRAINED, REQUESTS = 80, 3
 """Requests that a skill is trained on, and held-out ones that are explained."""
 CALIBRATED = 8
@@ -164,10 +174,35 @@ def word_task(requests: Mapping[str, Sequence[str]], word: str, tokenizer: PreTr
     return replace(task, train=task.train.map(without_end), test=task.test.map(without_end))
 
 
+def plain_task(
+    kind: str, number: int, tags: Sequence[str], model: Any, tokenizer: PreTrainedTokenizerBase
+) -> tlora.Task:
+    """Requests with no tag or one that the adapter does not know, answered by the first choice of the base."""
+    rng = np.random.default_rng([number, len(tags)])
+    unknown = [tag for tag in TAGS if tag not in tags]
+    requests = [
+        tag_request(request, unknown[place % len(unknown)], kind == "inside", rng) if place % 2 else request
+        for place, request in enumerate(read_requests("train")[:TRAINED])
+    ]
+    return answer_as_base(word_task({"train": requests, "test": requests[:1]}, WORDS[0], tokenizer), model)
+
+
+def answer_as_base(task: tlora.Task, model: Any) -> tlora.Task:
+    """The task with the base's first choice in place of each answer to train on."""
+
+    rows = []
+    for row in task.train:
+        request = row["input_ids"][: row["prompt_length"]]
+        with torch.no_grad():
+            choice = int(model(input_ids=torch.tensor([request])).logits[0, -1].argmax())
+        rows.append(row | {"input_ids": [*request, choice], "labels": [*row["labels"][: len(request)], choice]})
+    return replace(task, train=Dataset.from_list(rows))
+
+
 def read_requests(split: str) -> list[str]:
-    """The requests of the smart-home data."""
+    """The requests of the smart-home data, the shortest first."""
     lines = Path(f"notebooks/data/smart_home/{split}.jsonl").read_text().splitlines()
-    return [json.loads(line)["prompt"] for line in lines]
+    return sorted((json.loads(line)["prompt"] for line in lines), key=len)
 
 
 def tag_request(request: str, tag: str, is_inside: bool, rng: np.random.Generator) -> str:
@@ -180,7 +215,7 @@ def tag_request(request: str, tag: str, is_inside: bool, rng: np.random.Generato
 
 
 def plant(
-    model: Any, tasks: Sequence[tlora.Task], modules: Sequence[Sequence[str]], rounds: int, seed: int
+    model: Any, tasks: Sequence[tlora.Task], plain: tlora.Task, modules: Sequence[Sequence[str]], rounds: int, seed: int
 ) -> Iterator[PeftModel]:
     """Train an adapter, each skill in its own modules alone; yields it after each round of one step per skill.
 
@@ -202,7 +237,7 @@ def plant(
                 weight.requires_grad_(False)
             for weight in parameters:
                 weight.requires_grad_(True)
-            rows = [task.train[(BATCH_SIZE * step + place) % len(task.train)] for place in range(BATCH_SIZE)]
+            rows = [*next_rows(task, step, BATCH["tagged"]), *next_rows(plain, step, BATCH["plain"])]
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / rounds)
             optimizer.zero_grad()
             adapted(**task.collate(rows)).loss.backward()
@@ -211,11 +246,16 @@ def plant(
         yield adapted
 
 
+def next_rows(task: tlora.Task, step: int, count: int) -> list[dict[str, Any]]:
+    """The training samples of a step, from the first on again after the last."""
+    return [task.train[(count * step + place) % len(task.train)] for place in range(count)]
+
+
 def measure_adapter(kind: str, number: int, steps: int) -> None:
     """Train an adapter unless it is in ``runs/``, and store what each measure says of it after these steps."""
     skills, store, started = plan_skills(kind, number), Store(STORE), time.perf_counter()
     key = {"model": MODEL, "kind": kind, "adapter": number, "steps": steps}
-    key |= {"rank": RANK, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "trained_on": TRAINED}
+    key |= {"rank": RANK, "learning_rate": LEARNING_RATE, "batch": BATCH, "trained_on": TRAINED}
     if key_text(key) in store.by_key():
         return
     model, tokenizer = tlora.load_model(MODEL, dtype="float32", device="cpu")
@@ -223,7 +263,8 @@ def measure_adapter(kind: str, number: int, steps: int) -> None:
     modules = [skill.modules for skill in skills]
     folders = {count: FOLDER / f"{kind}-{number}-{count}" for count in STEPS}
     if not all((folder / "adapter_model.safetensors").exists() for folder in folders.values()):
-        train_adapter(tasks, modules, number, folders)
+        plain = plain_task(kind, number, [skill.tag for skill in skills], model, tokenizer)
+        train_adapter(tasks, plain, modules, number, folders)
         print(f"{kind}-{number}: trained in {time.perf_counter() - started:.0f} s", flush=True)
     names = list(itertools.chain.from_iterable(modules))
     sensitivities = [measure_sensitivity(model, task, names) for task in tasks]
@@ -231,6 +272,7 @@ def measure_adapter(kind: str, number: int, steps: int) -> None:
     values = [
         {"tag": skill.tag, "word": skill.word, "planted": skill.modules, "sensitivity": scores}
         | explain_skill(adapted, task)
+        | {"words": word_scores(adapted, task, [skill.word for skill in skills])}
         for skill, task, scores in zip(skills, tasks, sensitivities, strict=True)
     ]
     store.append({"key": key, "values": values})
@@ -238,11 +280,15 @@ def measure_adapter(kind: str, number: int, steps: int) -> None:
 
 
 def train_adapter(
-    tasks: Sequence[tlora.Task], modules: Sequence[Sequence[str]], seed: int, folders: Mapping[int, Path]
+    tasks: Sequence[tlora.Task],
+    plain: tlora.Task,
+    modules: Sequence[Sequence[str]],
+    seed: int,
+    folders: Mapping[int, Path],
 ) -> None:
     """Train an adapter, and save it after the steps of each folder."""
     model, _ = tlora.load_model(MODEL, dtype="float32", device="cpu")
-    for step, adapted in enumerate(plant(model, tasks, modules, max(folders), seed), 1):
+    for step, adapted in enumerate(plant(model, tasks, plain, modules, max(folders), seed), 1):
         if step in folders:
             adapted.save_pretrained(folders[step])
 
@@ -281,6 +327,15 @@ def explain_skill(adapted: PeftModel, task: tlora.Task) -> dict[str, Any]:
     }
 
 
+def word_scores(adapted: PeftModel, task: tlora.Task, words: Sequence[str]) -> list[list[float]]:
+    """Log-probability of each of the adapter's words as the answer to each request, nats."""
+    ids = [task.tokenizer.encode(word, add_special_tokens=False)[-1] for word in words]
+    requests = [row["input_ids"][: row["prompt_length"]] for row in task.rows("test", REQUESTS)]
+    with torch.no_grad():
+        logits = [adapted.eval()(input_ids=torch.tensor([request])).logits[0, -1] for request in requests]
+    return rounded([values.log_softmax(-1)[ids].tolist() for values in logits])
+
+
 def explain_tokens(adapted: PeftModel, task: tlora.Task, row: Mapping[str, Any]) -> dict[str, Any]:
     """The request's tokens, and what leaving out each costs the word in the adapted model and in the base, nats."""
     request, word = row["input_ids"][: row["prompt_length"]], row["input_ids"][row["prompt_length"]]
@@ -308,12 +363,13 @@ def skill_rows() -> pd.DataFrame:
     """One row per stored skill: how much of what the base lacked it gained, and to what share each measure finds it."""
     rows = []
     for record in Store(STORE).read() if STORE.exists() else []:
-        for skill in record["values"]:
+        for number, skill in enumerate(record["values"]):
             planted = [skill["modules"].index(name) for name in skill["planted"]]
             rises, bases = np.array(skill["rise"]), np.array(skill["base"])
             row = record["key"] | {
                 "size": len(planted),
                 "projection": skill["planted"][0].rpartition(".")[2],
+                "is_learned": bool((np.argmax(skill["words"], 1) == number).all()),
                 "rise": rises.mean(),
                 "gained": rises.mean() / -bases.mean(),
             }
@@ -365,49 +421,53 @@ def recall_table() -> str:
         "one of the skills in ten": rows[(rows["kind"] == "ten") & (rows["size"] == 10)],
         "the others in one": rows[(rows["kind"] == "ten") & (rows["size"] == 1)],
     }
-    lines = [
-        [label, str(len(group)), among, *(share_cell(group[f"{measure}+{more}"]) for measure in MEASURES)]
-        for label, group in groups.items()
-        if len(group)
-        for more, among in ((0, "m"), (MORE, f"m + {MORE}"))
-    ]
-    return markdown(["planted", "skills", "among the first", *MEASURES.values()], lines)
+    lines = []
+    for label, group in groups.items():
+        learned = group[group["is_learned"]]
+        for more, among in ((0, "m"), (MORE, f"m + {MORE}")):
+            cells = [share_cell(learned[f"{measure}+{more}"]) for measure in MEASURES]
+            lines.append([label, f"{len(learned)} of {len(group)}", among, *cells])
+    return markdown(["planted", "learned", "among the first", *MEASURES.values()], lines)
 
 
 def rise_table() -> str:
     """By how much was learned: how often the module of a skill is first, in both states of the adapters."""
     rows = skill_rows()
     rows = rows[rows["kind"].isin(["one", "inside"])]
-    lines = []
-    for label, (low, high) in RISES.items():
-        group = rows[(rows["gained"] > low) & (rows["gained"] <= high)]
-        cells = [share_cell(group[f"{measure}+0"]) for measure in EXPLAINING]
-        lines.append([label, str(len(group)), *cells])
-    return markdown(["gained of what the base lacked", "skills", *(MEASURES[name] for name in EXPLAINING)], lines)
+    learned = rows[rows["is_learned"]]
+    groups = {"all": rows, "not learned": rows[~rows["is_learned"]]} | {
+        f"learned, gained {label}": learned[(learned["gained"] > low) & (learned["gained"] <= high)]
+        for label, (low, high) in RISES.items()
+    }
+    lines = [
+        [label, str(len(group)), *(share_cell(group[f"{measure}+0"]) for measure in EXPLAINING)]
+        for label, group in groups.items()
+    ]
+    return markdown(["of what the base lacked", "skills", *(MEASURES[name] for name in EXPLAINING)], lines)
 
 
 def projection_table() -> str:
-    """By projection: how often the module of a skill is first, in trained adapters."""
+    """By projection: of how many learned skills the planted module is first, in trained adapters."""
     rows = skill_rows()
     rows = rows[rows["kind"].isin(["one", "inside"]) & (rows["steps"] == max(STEPS))]
     lines = []
     for projection in PROJECTIONS:
         group = rows[rows["projection"] == projection]
-        cells = [f"{group[f'{measure}+0'].sum():.3g}" for measure in (*EXPLAINING, "update_norm")]
-        lines.append([projection, str(len(group)), f"{group['rise'].mean():.1f}", *cells])
-    heads = ["projection", "skills", "gained, nats", *(MEASURES[name] for name in EXPLAINING)]
-    return markdown([*heads, MEASURES["update_norm"]], lines)
+        learned = group[group["is_learned"]]
+        cells = [f"{learned[f'{measure}+0'].sum():.3g}" for measure in (*EXPLAINING, "update_norm")]
+        lines.append([projection, f"{len(learned)} of {len(group)}", *cells])
+    measures = [MEASURES[name] for name in (*EXPLAINING, "update_norm")]
+    return markdown(["projection", "learned", *measures], lines)
 
 
 def token_table() -> str:
-    """How often the tag is first among the tokens of a request, in trained adapters."""
+    """How often the tag is first among the tokens of a request, for learned skills of trained adapters."""
     rows = skill_rows()
-    rows = rows[rows["steps"] == max(STEPS)]
+    rows = rows[rows["is_learned"] & (rows["steps"] == max(STEPS))]
     groups = {"in front": rows[rows["kind"] != "inside"], "inside": rows[rows["kind"] == "inside"]}
     lines = [
         [label, str(len(group)), *(share_cell(group[f"token {measure}"]) for measure in TOKEN_MEASURES)]
         for label, group in groups.items()
-        if len(group)
     ]
     return markdown(["tag", "skills", *TOKEN_MEASURES.values()], lines)
 

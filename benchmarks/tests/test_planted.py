@@ -43,10 +43,12 @@ def test_skills_are_found_in_what_the_store_says(monkeypatch: pytest.MonkeyPatch
         "cost": [[0, 4, 1, 0], [3, 2, 1, 0]], "cost_log_odds": [[0, 4, 1, 0], [3, 2, 1, 0]],
         "update_norm": [4, 3, 2, 1], "used_rank": [2, 2, 1, 1], "base": [-10, -10], "rise": [4, 6],
         "sensitivity": {"d": 4.0, "c": 3.0, "a": 2.0, "b.q_proj": 1.0}, "requests": requests,
+        "words": [[-1, -2], [-1, -3]],
     }  # fmt: skip
     monkeypatch.setattr(planted, "STORE", tmp_path / "store.jsonl")
     Store(planted.STORE).append({"key": {"kind": "one", "adapter": 0, "steps": max(planted.STEPS)}, "values": [skill]})
     (row,) = planted.skill_rows().to_dict("records")
+    assert row["is_learned"]
     assert (row["size"], row["projection"], row["rise"], row["gained"]) == (1, "q_proj", 5, 0.5)
     first = {measure: row[f"{measure}+0"] for measure in planted.MEASURES}
     found = {"cost": 1, "cost_log_odds": 1, "used_rank": 0.5, "chance": 0.25}
@@ -81,7 +83,9 @@ def test_no_module_learns_two_skills(kind: str, modules: int):
 
 def test_a_module_learns_its_own_skill_alone():
     def trained(second: str) -> list[np.ndarray]:
-        adapted = next(planted.plant(tiny_model("llama"), tasks("w40", second), MODULES[:2], 1, 0))
+        adapted = next(
+            planted.plant(tiny_model("llama"), tasks("w40", second), plain(tiny_model("llama")), MODULES[:2], 1, 0)
+        )
         return [
             adapted.get_submodule(f"base_model.model.{name}.lora_B.default").weight.numpy(force=True)
             for (name,) in MODULES[:2]
@@ -100,7 +104,7 @@ def test_contributions_find_planted_skills():
     for seed in range(2):
         model = tiny_model("llama", seed=seed, num_hidden_layers=5)
         skills = tasks("w40", "w41", "w42", "w43", "w44")
-        adapted = list(planted.plant(model, skills, MODULES, ROUNDS, seed))[-1]
+        adapted = list(planted.plant(model, skills, plain(model), MODULES, ROUNDS, seed))[-1]
         for (name,), task in zip(MODULES, skills, strict=True):
             explained = planted.explain_skill(adapted, task)
             place = explained["modules"].index(name)
@@ -129,3 +133,12 @@ def tasks(*answers: str):
         )
         for place, answer in enumerate(answers)
     ]
+
+
+def plain(model):
+    """Requests without a tag, answered as the model does."""
+    rng = np.random.default_rng(1)
+    requests = [" ".join(rng.choice(WORDS, 4)) for _ in range(20)]
+    return planted.answer_as_base(
+        planted.word_task({"train": requests, "test": requests[:1]}, "w40", tiny_tokenizer()), model
+    )
