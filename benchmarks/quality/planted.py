@@ -189,7 +189,6 @@ def plain_task(
 
 def answer_as_base(task: tlora.Task, model: Any) -> tlora.Task:
     """The task with the base's first choice in place of each answer to train on."""
-
     rows = []
     for row in task.train:
         request = row["input_ids"][: row["prompt_length"]]
