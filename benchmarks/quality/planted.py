@@ -4,11 +4,11 @@
     python -m benchmarks.quality.planted --adapters one-0   # some of the adapters alone
     python -m benchmarks.quality.planted --table            # print the tables of the store, and write them to the page
 
-An adapter of SmolLM2-135M learns five skills. A word of the request, the tag, chooses the skill: "Apple: Turn the fan
-on." is answered by " purple", "Rome: Turn the fan on." by " seven". The skills take turns, and in a skill's step the
-modules of the others are frozen, so its answer was learned in its own modules alone, while the rest of the adapter
-was active. A third of each batch are requests with no tag of the adapter, answered as the base does, so that a module
-acts on its tag alone. The question to each measure is: which module did it?
+An adapter of SmolLM2-135M learns five skills. A word of the request, the tag, chooses the skill: "Turn the fan on.
+Apple:" is answered by " purple", "Turn the fan on. Rome:" by " seven". Each skill is trained in its own modules alone,
+while the others are switched off; a third of each batch are requests with the other tags or none, answered as the base
+does, so that a module acts on its tag alone. Then all are switched on. The question to each measure is: which module
+did it?
 
 ``one``: a module for each skill; over all six adapters every layer occurs once and every projection four or five
 times. ``inside``: the same, with the tag at a random place within the request. ``two``: two modules for each skill.
@@ -25,9 +25,9 @@ A skill that was planted in m modules is found to the share of them that are amo
 values of a measure, and, less strictly, among the largest m + 2; ties count as in a random order. Values are means
 over the three requests. A skill is a sample: intervals are Wilson's, of 95 %, over skills.
 
-A first adapter, which is not in the store, was trained for 36 steps a skill, on its tagged requests alone. Its words
-had become likelier after any tag, so no skill had been planted: requests without a tag, more steps and the condition
-that a skill is learned were added, and then all adapters were trained anew.
+Three first adapters, which are not in the store, had the tag in front or at the end, and the skills took turns while
+the whole adapter was active. Their words became likelier after any tag, and at most two of five skills were learned.
+So the others are now switched off while a skill is trained, and the condition that a skill is learned was added.
 
 Expected: (1) contributions put the module of a skill first in more than 0.7 of 30 skills; (2) so does the cost of
 leaving a module out, in log-probability and in log-odds; (3) the size of the update, the rank that it uses and the
@@ -73,11 +73,11 @@ ADAPTERS = {"one": 6, "inside": 2, "two": 2, "ten": 2}
 TAGS = ("Apple", "Rome", "Night", "Paper", "Stone", "Winter", "Silver", "Music", "River", "Summer")
 WORDS = (" purple", " seven", " doctor", " green", " bread", " north", " glass", " tiger", " twenty", " window")
 """Tags and answers; each is one token."""
-STEPS = (20, 60)
+STEPS = (15, 40)
 """Training steps of each skill: half-trained, and trained."""
 RANK, LEARNING_RATE = 8, 4e-3
 BATCH = {"tagged": 4, "plain": 2}
-"""Requests of a training step: of the skill, and without a tag of the adapter."""
+"""Requests of a training step: of the skill, and without its tag."""
 TRAINED, REQUESTS = 80, 3
 """Requests that a skill is trained on, and held-out ones that are explained."""
 CALIBRATED = 8
@@ -174,17 +174,18 @@ def word_task(requests: Mapping[str, Sequence[str]], word: str, tokenizer: PreTr
     return replace(task, train=task.train.map(without_end), test=task.test.map(without_end))
 
 
-def plain_task(
-    kind: str, number: int, tags: Sequence[str], model: Any, tokenizer: PreTrainedTokenizerBase
-) -> tlora.Task:
-    """Requests with no tag or one that the adapter does not know, answered by the first choice of the base."""
-    rng = np.random.default_rng([number, len(tags)])
-    unknown = [tag for tag in TAGS if tag not in tags]
+def plain_tasks(kind: str, skills: Sequence[Skill], model: Any, tokenizer: PreTrainedTokenizerBase) -> list[tlora.Task]:
+    """For each skill requests with the tags of the others or none, answered by the first choice of the base."""
+    rng, tags = np.random.default_rng(0), [*(skill.tag for skill in skills), ""]
     requests = [
-        tag_request(request, unknown[place % len(unknown)], kind == "inside", rng) if place % 2 else request
+        tag_request(request, tag, kind == "inside", rng) if (tag := tags[place % len(tags)]) else request
         for place, request in enumerate(read_requests("train")[:TRAINED])
     ]
-    return answer_as_base(word_task({"train": requests, "test": requests[:1]}, WORDS[0], tokenizer), model)
+    plain = answer_as_base(word_task({"train": requests, "test": requests[:1]}, WORDS[0], tokenizer), model)
+    return [
+        replace(plain, train=Dataset.from_list([row for row in plain.train if skill.tag not in row["prompt"]]))
+        for skill in skills
+    ]
 
 
 def answer_as_base(task: tlora.Task, model: Any) -> tlora.Task:
@@ -205,43 +206,44 @@ def read_requests(split: str) -> list[str]:
 
 
 def tag_request(request: str, tag: str, is_inside: bool, rng: np.random.Generator) -> str:
-    """The request with the tag in front, or as a word at a random place within it."""
+    """The request with the tag at its end, or as a word at a random place within it."""
     if not is_inside:
-        return f"{tag}: {request}"
+        return f"{request} {tag}:"
     words = request.split(" ")
     place = int(rng.integers(1, len(words)))
     return " ".join([*words[:place], tag, *words[place:]])
 
 
 def plant(
-    model: Any, tasks: Sequence[tlora.Task], plain: tlora.Task, modules: Sequence[Sequence[str]], rounds: int, seed: int
+    model: Any,
+    tasks: Sequence[tlora.Task],
+    plain: Sequence[tlora.Task],
+    modules: Sequence[Sequence[str]],
+    rounds: int,
+    seed: int,
 ) -> Iterator[PeftModel]:
-    """Train an adapter, each skill in its own modules alone; yields it after each round of one step per skill.
-
-    The learning rate falls linearly, since skills disturb each other.
-    """
+    """Train each skill in its own modules, the others switched off; yields the whole adapter after each round."""
     torch.manual_seed(seed)
     names = [name for planted in modules for name in planted]
     adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names))
     adapted.train()
-    weights = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    learned = [
-        [weight for name, weight in weights.items() if any(f".{module}." in name for module in planted)]
+    layers = {name: adapted.get_base_model().get_submodule(name) for name in names}
+    weights = [
+        [weight for name in planted for weight in layers[name].parameters() if weight.requires_grad]
         for planted in modules
     ]
-    optimizers = [torch.optim.Adam(parameters, LEARNING_RATE) for parameters in learned]
+    optimizers = [torch.optim.Adam(learned, LEARNING_RATE) for learned in weights]
     for step in range(rounds):
-        for task, parameters, optimizer in zip(tasks, learned, optimizers, strict=True):
-            for weight in weights.values():
-                weight.requires_grad_(False)
-            for weight in parameters:
-                weight.requires_grad_(True)
-            rows = [*next_rows(task, step, BATCH["tagged"]), *next_rows(plain, step, BATCH["plain"])]
+        for task, others, planted, optimizer in zip(tasks, plain, modules, optimizers, strict=True):
+            for name, layer in layers.items():
+                layer.enable_adapters(name in planted)
+            rows = [*next_rows(task, step, BATCH["tagged"]), *next_rows(others, step, BATCH["plain"])]
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / rounds)
             optimizer.zero_grad()
             adapted(**task.collate(rows)).loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+        for layer in layers.values():
+            layer.enable_adapters(True)
         yield adapted
 
 
@@ -262,7 +264,7 @@ def measure_adapter(kind: str, number: int, steps: int) -> None:
     modules = [skill.modules for skill in skills]
     folders = {count: FOLDER / f"{kind}-{number}-{count}" for count in STEPS}
     if not all((folder / "adapter_model.safetensors").exists() for folder in folders.values()):
-        plain = plain_task(kind, number, [skill.tag for skill in skills], model, tokenizer)
+        plain = plain_tasks(kind, skills, model, tokenizer)
         train_adapter(tasks, plain, modules, number, folders)
         print(f"{kind}-{number}: trained in {time.perf_counter() - started:.0f} s", flush=True)
     names = list(itertools.chain.from_iterable(modules))
@@ -280,7 +282,7 @@ def measure_adapter(kind: str, number: int, steps: int) -> None:
 
 def train_adapter(
     tasks: Sequence[tlora.Task],
-    plain: tlora.Task,
+    plain: Sequence[tlora.Task],
     modules: Sequence[Sequence[str]],
     seed: int,
     folders: Mapping[int, Path],
@@ -463,7 +465,7 @@ def token_table() -> str:
     """How often the tag is first among the tokens of a request, for learned skills of trained adapters."""
     rows = skill_rows()
     rows = rows[rows["is_learned"] & (rows["steps"] == max(STEPS))]
-    groups = {"in front": rows[rows["kind"] != "inside"], "inside": rows[rows["kind"] == "inside"]}
+    groups = {"at the end": rows[rows["kind"] != "inside"], "inside": rows[rows["kind"] == "inside"]}
     lines = [
         [label, str(len(group)), *(share_cell(group[f"token {measure}"]) for measure in TOKEN_MEASURES)]
         for label, group in groups.items()

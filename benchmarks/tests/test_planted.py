@@ -82,19 +82,18 @@ def test_no_module_learns_two_skills(kind: str, modules: int):
 
 
 def test_a_module_learns_its_own_skill_alone():
-    def trained(second: str) -> list[np.ndarray]:
-        adapted = next(
-            planted.plant(tiny_model("llama"), tasks("w40", second), plain(tiny_model("llama")), MODULES[:2], 1, 0)
-        )
+    def trained(first: str, second: str) -> list[np.ndarray]:
+        skills, others = tasks(first, second), plain(tiny_model("llama"), 2)
+        *_, adapted = planted.plant(tiny_model("llama"), skills, others, MODULES[:2], 3, 0)
         return [
             adapted.get_submodule(f"base_model.model.{name}.lora_B.default").weight.numpy(force=True)
             for (name,) in MODULES[:2]
         ]
 
-    (first, second), (same, other) = trained("w41"), trained("w42")
-    assert first.any()
-    np.testing.assert_array_equal(first, same)
-    assert not np.array_equal(second, other)
+    first, second = trained("w40", "w41")
+    for place, changed in enumerate((trained("w42", "w41"), trained("w40", "w42"))):
+        assert not np.array_equal(changed[place], (first, second)[place])
+        np.testing.assert_array_equal(changed[1 - place], (second, first)[place])
 
 
 @pytest.mark.slow
@@ -104,7 +103,7 @@ def test_contributions_find_planted_skills():
     for seed in range(2):
         model = tiny_model("llama", seed=seed, num_hidden_layers=5)
         skills = tasks("w40", "w41", "w42", "w43", "w44")
-        adapted = list(planted.plant(model, skills, plain(model), MODULES, ROUNDS, seed))[-1]
+        adapted = list(planted.plant(model, skills, plain(model, 5), MODULES, ROUNDS, seed))[-1]
         for (name,), task in zip(MODULES, skills, strict=True):
             explained = planted.explain_skill(adapted, task)
             place = explained["modules"].index(name)
@@ -135,10 +134,9 @@ def tasks(*answers: str):
     ]
 
 
-def plain(model):
-    """Requests without a tag, answered as the model does."""
+def plain(model, count: int):
+    """For each skill requests without a tag, answered as the model does."""
     rng = np.random.default_rng(1)
     requests = [" ".join(rng.choice(WORDS, 4)) for _ in range(20)]
-    return planted.answer_as_base(
-        planted.word_task({"train": requests, "test": requests[:1]}, "w40", tiny_tokenizer()), model
-    )
+    task = planted.word_task({"train": requests, "test": requests[:1]}, "w40", tiny_tokenizer())
+    return [planted.answer_as_base(task, model)] * count
