@@ -181,7 +181,9 @@ def plain_tasks(kind: str, skills: Sequence[Skill], model: Any, tokenizer: PreTr
         tag_request(request, tag, kind == "inside", rng) if (tag := tags[place % len(tags)]) else request
         for place, request in enumerate(read_requests("train")[:TRAINED])
     ]
-    plain = answer_as_base(word_task({"train": requests, "test": requests[:1]}, WORDS[0], tokenizer), model)
+    plain = answer_as_base(
+        word_task({"train": requests, "test": read_requests("test")[-1:]}, WORDS[0], tokenizer), model
+    )
     return [
         replace(plain, train=Dataset.from_list([row for row in plain.train if skill.tag not in row["prompt"]]))
         for skill in skills

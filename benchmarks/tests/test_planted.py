@@ -57,12 +57,8 @@ def test_skills_are_found_in_what_the_store_says(monkeypatch: pytest.MonkeyPatch
     assert row["sensitivity+2"] == 0
     tokens = {measure: row[f"token {measure}"] for measure in planted.TOKEN_MEASURES}
     assert tokens == pytest.approx({"cost": 1, "lost_rise": 0.5, "read": 0.5, "chance": 1 / 3})
-    assert planted.recall_table().splitlines()[2].split(" | ")[:4] == [
-        "| one module each",
-        "1",
-        "m",
-        "0.00 (0.00 to 0.79)",
-    ]
+    cells = planted.recall_table().splitlines()[2].split(" | ")
+    assert cells[:4] == ["| one module each", "1 of 1", "m", "0.00 (0.00 to 0.79)"]
 
 
 def test_every_layer_and_projection_gets_a_skill():
@@ -137,6 +133,6 @@ def tasks(*answers: str):
 def plain(model, count: int):
     """For each skill requests without a tag, answered as the model does."""
     rng = np.random.default_rng(1)
-    requests = [" ".join(rng.choice(WORDS, 4)) for _ in range(20)]
-    task = planted.word_task({"train": requests, "test": requests[:1]}, "w40", tiny_tokenizer())
+    requests = [" ".join(rng.choice(WORDS, 4)) for _ in range(21)]
+    task = planted.word_task({"train": requests[1:], "test": requests[:1]}, "w40", tiny_tokenizer())
     return [planted.answer_as_base(task, model)] * count
