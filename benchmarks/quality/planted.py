@@ -426,6 +426,8 @@ def recall_table() -> str:
     }
     lines = []
     for label, group in groups.items():
+        if group.empty:
+            continue
         learned = group[group["is_learned"]]
         for more, among in ((0, "m"), (MORE, f"m + {MORE}")):
             cells = [share_cell(learned[f"{measure}+{more}"]) for measure in MEASURES]
@@ -471,6 +473,7 @@ def token_table() -> str:
     lines = [
         [label, str(len(group)), *(share_cell(group[f"token {measure}"]) for measure in TOKEN_MEASURES)]
         for label, group in groups.items()
+        if len(group)
     ]
     return markdown(["tag", "skills", *TOKEN_MEASURES.values()], lines)
 
