@@ -89,6 +89,7 @@ PRIVATE = [
     Private("hf_device_map", "accelerate.big_modeling", "tlora/models/offloading.py", "PEFT moves offloaded models"),
     Private("hf_device_map", "accelerate.big_modeling", "tlora/training/arguments.py", "offloaded models are refused"),
     Private("_orig_mod", "torch._dynamo.eval_frame", "tlora/models/targets.py", "a compiled model gets wrong names"),
+    Private("_pytree", "torch.utils", "tlora/models/hooks.py", "shared inputs of checkpointed blocks count twice"),
     Private("_version", "torch.Tensor", "tlora/models/hooks.py", "an input changed in place gives a wrong sensitivity"),
     Private("_modules", "torch.nn.Module()", SIMULATION, "tlora.estimate runs every block, or counts some twice"),
     Private("_cdata", "torch.UntypedStorage", SIMULATION, COUNTED),
