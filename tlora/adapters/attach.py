@@ -352,9 +352,9 @@ def merge(model: PeftModel, *, lossy: bool = False) -> Any:
 
 def _share_after_merging(model: PeftModel) -> float:
     """Return the share of the update that PEFT's merge leaves in the layers of 4 bits; 1 if it changes none of them."""
-    product = energy = 0.0
+    product, energy, layers = 0.0, 0.0, adapter_layers(model)
     for name, update in lora_updates(model).items():
-        layer: Any = adapter_layers(model)[name]
+        layer: Any = layers[name]
         if not has_four_bits(layer.get_base_layer()):
             continue
         merged = copy_sharing_weights(layer)

@@ -10,8 +10,8 @@ import typer
 import tlora
 from tlora.cli.checks import check_model, check_positive, check_saved_result, check_task
 from tlora.cli.command_line import flatten_options, next_command
-from tlora.cli.loading import load_base
-from tlora.cli.options import Output, Overwrite, Placement, Quiet, option
+from tlora.cli.loading import load_base, load_data
+from tlora.cli.options import Data, Output, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report
 from tlora.utils.defaults import RANK, SAMPLES
 from tlora.utils.file_names import ADAPTER_WEIGHTS
@@ -121,10 +121,8 @@ def extract(
 
 def _calibrate(base: str, data: str, samples: int, seed: int, placement: Placement, report: Report) -> Any:
     from tlora.recipes import calibrate_on
-    from tlora.tasks.load import load_task_for_model
 
-    with report.step(f"reading {data} for {base}"):
-        task = load_task_for_model(base, data, seed=seed, progress=report.progress)
+    task = load_data(base, Data(task=data, seed=seed), report, samples)
     model = load_base(base, task, seed, placement, report)
     with report.step("calibrating"):
         return calibrate_on(model, task, {}, samples=samples, progress=report.progress)

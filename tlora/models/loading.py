@@ -50,6 +50,7 @@ from tlora.models.forward import UNLIMITED, problem_type
 from tlora.models.record import record_of
 from tlora.models.targets import output_embeddings
 from tlora.utils.files import digest, replace_files
+from tlora.utils.logs import filtered_logs
 from tlora.utils.packages import require
 from tlora.utils.reproducibility import temporary_seed
 from tlora.utils.validation import check_arguments
@@ -152,7 +153,8 @@ def stream_model(name: str | os.PathLike[str], num_labels: int | None = None) ->
     with TemporaryDirectory() as folder:  # for weights that transformers stores otherwise than the file does
         is_packed = "gguf_file" in location.where
         stays = {} if is_packed else {"device_map": {"": "disk"}, "offload_folder": folder}
-        with _silence_offloading():
+        # accelerate notes that weights stay on the disk
+        with filtered_logs(lambda record: record.levelno >= logging.ERROR, "accelerate.big_modeling"):
             model = _load_weights(architecture, location, name, 0, config=config, dtype="auto", **stays)
         yield model
 
@@ -330,18 +332,6 @@ def silence_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if has_bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _silence_offloading() -> Iterator[None]:
-    """Silence the note of `accelerate` that weights stay on the disk."""
-    logger = logging.getLogger("accelerate.big_modeling")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -192,13 +192,16 @@ def base_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def has_four_bits(module: nn.Module) -> bool:
     """Whether bitsandbytes holds a layer's weight in 4 bits."""
-    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    return _quant_state(module) is not None
 
 
 def is_packed(module: nn.Module) -> bool:
     """Whether bitsandbytes packed a layer's weight, which cannot be undone."""
-    state = getattr(getattr(module, "weight", None), "quant_state", None)
-    return bool(getattr(state, "packing_format_for_cpu", False))
+    return bool(getattr(_quant_state(module), "packing_format_for_cpu", False))
+
+
+def _quant_state(module: nn.Module) -> Any:
+    return getattr(getattr(module, "weight", None), "quant_state", None)
 
 
 def refuse_packed(model: nn.Module) -> None:

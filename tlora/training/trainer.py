@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from tlora.models.weights import intact
 from tlora.training.checkpoints import active_adapter_folder, warn_if_not_written
 from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
+from tlora.utils.logs import filtered_logs
 from tlora.utils.progress import is_shown
 from tlora.utils.reproducibility import temporary_seed
 
@@ -219,25 +219,14 @@ class _Progress(ProgressCallback):
             self.training_bar = None
 
 
-@contextlib.contextmanager
-def without_notes() -> Iterator[None]:
+def without_notes() -> contextlib.AbstractContextManager[None]:
     """Leave out what the Trainer says about our own settings inside: the user can do nothing about it.
 
     It compares `eval_steps` and `save_steps` with those of a checkpoint, where our shares of the steps are numbers, and
     doubts the times of checkpoints that were written within a second.
     """
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
-
-    def is_kept(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_NOTES)
-
-    for logger in loggers:
-        logger.addFilter(is_kept)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_kept)
+    loggers = "transformers.trainer", "transformers.trainer_utils"
+    return filtered_logs(lambda record: not record.getMessage().startswith(_NOTES), *loggers)
 
 
 @contextlib.contextmanager
