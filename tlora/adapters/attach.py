@@ -28,12 +28,14 @@ from tlora.adapters.lora_layers import (
 )
 from tlora.adapters.peft_config import trace_in_base
 from tlora.allocation.allocation import Allocation
+from tlora.models.experts import expert_names
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.record import record_of
 from tlora.models.sharding import refuse_split, reshard, unshard
-from tlora.models.targets import Model, refuse_adapted
+from tlora.models.targets import Model, Target, refuse_adapted
 from tlora.models.weights import (
     base_fingerprints,
+    base_modules,
     check_same_model,
     copy_sharing_weights,
     get_base_model,
@@ -90,8 +92,8 @@ def attach(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The base model that was calibrated. Its linear layers are wrapped in place; its weights are not written to. It
-        may be sharded by FSDP2.
+        The base model that was calibrated. Its linear layers, and modules with experts, are wrapped in place; its
+        weights are not written to. It may be sharded by FSDP2, without experts.
     plan : Plan, Subspaces or None
         From `tlora.prepare`. With an ``allocation``: the rows of ``A``; None initializes ``A`` at random as plain LoRA
         does (the paper's ablation without init, there with ``freeze_a=False``).
@@ -130,6 +132,9 @@ def attach(
 
     Notes
     -----
+    Experts become PEFT's ``target_parameters``. PEFT forms the weights of all experts of a layer with their updates in
+    every forward pass, so that freezing ``A`` saves parameters and optimizer states there, but no activations.
+
     Over a base that FSDP2 has sharded, the adapter is whole in every process: `train` averages its gradients and one
     process saves it. A training loop of your own has to do the same. All processes call this together.
 
@@ -163,8 +168,9 @@ def attach(
         refuse_adapted(model)
     initial = {} if subspaces is None else _initial_rows(model, subspaces, allocation, options["rows"])
     lora = build_config(model, allocation, {} if config is None else non_default_options(config))
+    layers = base_modules(model)
     for name in allocation.ranks:
-        refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
+        refuse_split(getattr(layers[name], "weight", None), repr(name))
     detach(model)
     with temporary_seed(options["seed"]), restored_on_error(model), without_noise():
         with place_stand_ins(model, allocation.ranks):
@@ -218,14 +224,24 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
 def _initial_rows(model: Any, subspaces: Subspaces, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
     """Return ``A`` of each module of the allocation, after checking that the subspaces are of this model."""
     require_choice(rows, "rows", get_args(Rows))
-    missing = [name for name in allocation.ranks if name not in subspaces.bases]
+    parts = {name: _parts(allocation.targets[name]) for name in allocation.ranks}
+    names = {part for each in parts.values() for part in each}
+    missing = sorted(name for name in names if name not in subspaces.bases)
     if missing:
         raise ValueError(
             f"the allocation has {missing[0]}, the subspaces do not: make both from one calibration of this model"
         )
-    shapes = {name: shape for name, shape in subspaces.shapes.items() if name in allocation.ranks}
+    shapes = {name: shape for name, shape in subspaces.shapes.items() if name in names}
     check_same_model(model, subspaces.fingerprints, shapes)
-    return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
+    return {
+        name: torch.cat([_scaled_basis(subspaces, part, rank, rows) for part in parts[name]])
+        for name, rank in allocation.ranks.items()
+    }
+
+
+def _parts(target: Target) -> list[str]:
+    """Return the names whose directions are the rows of ``A``, in PEFT's order: those of a parameter's experts."""
+    return [target.name] if target.experts == 1 else expert_names(target.name, target.experts)
 
 
 def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Tensor:
@@ -335,7 +351,7 @@ def merge(model: PeftModel, *, lossy: bool = False) -> Any:
     'LlamaForCausalLM'
     """
     check_arguments(merge, locals())
-    require_one_lora(model, "merge")
+    require_one_lora(model, "merge", experts=True)
     if obstacle := obstacle_to_merging(model):
         raise ValueError(f"{obstacle}: keep the adapter separate")
     if not lossy and (share := _share_after_merging(model)) < LOST:

@@ -7,12 +7,13 @@ from dataclasses import fields
 from typing import Any
 
 from peft import LoraConfig, TaskType
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.adapters.peft_config import patterns
 from tlora.allocation.allocation import Allocation
-from tlora.models.targets import Model, head_modules, refuse_adapted
-from tlora.models.weights import base_modules, check_same_model
+from tlora.models.targets import Model, head_modules, is_adapted, refuse_adapted
+from tlora.models.weights import base_modules, check_same_model, get_base_model
 from tlora.utils.validation import check_arguments
 
 _PEFT_HEADS = ("classifier", "score")
@@ -24,6 +25,9 @@ _ALLOCATED = (
     "layer_replication",
 )  # fmt: skip
 """Arguments of `peft.LoraConfig` that the allocation, or the model it is for, decides."""
+
+_NOT_FOR_EXPERTS = ("lora_dropout", "lora_bias", "velora_config", "kasa_config")
+"""Arguments of `peft.LoraConfig` that adapters of experts do not take."""
 
 
 def lora_config(model: Model, allocation: Allocation, **overrides: Any) -> LoraConfig:
@@ -53,7 +57,9 @@ def lora_config(model: Model, allocation: Allocation, **overrides: Any) -> LoraC
     Notes
     -----
     ``A`` is then PEFT's: random, and trained. To start from the directions of the task and train ``B`` alone, use
-    `attach`, or let the trainer continue from what `save_initial` writes.
+    `attach`, or let the trainer continue from what `save_initial` writes. Experts are in ``target_parameters``, with
+    one rank for all experts of a parameter; PEFT has no dropout, bias or DoRA for them, and warns without reason that
+    their patterns match nothing.
 
     PEFT divides a layer's alpha by that layer's own rank, so ``alpha_pattern`` holds ``scaling * rank``. PEFT matches
     pattern keys as regular expressions on suffixes of module names; the keys here are escaped, anchored full names.
@@ -85,6 +91,7 @@ def build_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any
     shapes = {name: shape for name, shape in allocation.shapes.items() if name in allocation.ranks}
     check_same_model(model, {}, shapes, what="this allocation is")
     _refuse_ambiguous_names(model, allocation)
+    _refuse_options_of_experts(overrides, allocation)
     shared = shared_config(model, allocation.ranks)
     saved = [*(shared["modules_to_save"] or ()), *(overrides.get("modules_to_save") or ())]
     _refuse_whole_modules(overrides.get("modules_to_save") or (), allocation)
@@ -117,6 +124,17 @@ def _refuse_whole_modules(saved: Iterable[str], allocation: Allocation) -> None:
             )
 
 
+def _refuse_options_of_experts(overrides: Mapping[str, Any], allocation: Allocation) -> None:
+    """Refuse, before PEFT does, options that its adapters of experts do not have."""
+    experts = [name for name in allocation.ranks if allocation.targets[name].experts > 1]
+    for option in _NOT_FOR_EXPERTS:
+        if experts and overrides.get(option):
+            raise ValueError(
+                f"{option}={overrides[option]!r}: PEFT has no such adapters of experts, as in {experts[0]}; leave it "
+                'out, or allocate without experts, target_modules="attention"'
+            )
+
+
 def _refuse_ambiguous_names(model: Any, allocation: Allocation) -> None:
     """Refuse modules outside the allocation whose name ends in that of one inside: PEFT would adapt both."""
     for name in base_modules(model):
@@ -130,15 +148,24 @@ def _refuse_ambiguous_names(model: Any, allocation: Allocation) -> None:
 
 
 def shared_config(model: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return the arguments of a PEFT config that depend on the model: task, modules, head, layout of the weights."""
-    names, modules = list(names), base_modules(model)
+    """Return the arguments of a PEFT config that depend on the model: task, modules, head, layout of the weights.
+
+    ``names`` are those of modules, and of parameters of experts.
+    """
+    layers = dict(get_base_model(model).named_modules())
+    modules = [name for name in names if name in layers]
     return {
         "task_type": _task_type(model),
-        "target_modules": names,
-        "fan_in_fan_out": all(isinstance(modules[name], Conv1D) for name in names),
+        "target_modules": modules,
+        "target_parameters": [name for name in names if name not in layers] or None,
+        "fan_in_fan_out": bool(modules) and all(isinstance(_inside(layers[name]), Conv1D) for name in modules),
         "modules_to_save": [name for name in head_modules(model) if name not in _PEFT_HEADS] or None,
         "bias": "none",
     }
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if is_adapted(module) else module  # type: ignore[operator]
 
 
 def _task_type(model: Any) -> TaskType | None:

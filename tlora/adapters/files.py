@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from tlora.adapters.peft_config import EXPERTS, module_ranks, module_scalings
-from tlora.adapters.update import LoraUpdate
+from tlora.adapters.peft_config import expert_parameter, module_ranks, module_scalings
+from tlora.adapters.update import LoraUpdate, expert_factors
 from tlora.results import Meta, read_result
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import digest, foreign_lora, read_json
@@ -124,7 +124,7 @@ def read_config(folder: Path, reader: str) -> dict[str, Any]:
         patterns = {name: config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
         ranks = [config.get("r", 8), *patterns["rank_pattern"].values()]
         alphas = [config.get("lora_alpha", 8), *patterns["alpha_pattern"].values()]
-        for pattern in chain(*patterns.values(), [str(config.get("target_modules"))]):
+        for pattern in chain(*patterns.values(), [str(config.get("target_modules") or "")]):
             re.compile(pattern)
         if not all(type(rank) is int and rank > 0 for rank in ranks) or not all(0 < a < float("inf") for a in alphas):
             raise ValueError(f"ranks {ranks[:3]}, alphas {alphas[:3]}")
@@ -191,8 +191,31 @@ def _take_updates(
         pairs[stem.removeprefix(PREFIX)] = (a, b)
     if alone := next((key for key in tensors if key.endswith(ends[1])), None):
         raise ValueError(f"{alone} in {where} has no {ends[0].split('.')[1]}: the file is incomplete, copy it again")
-    scalings = module_scalings(config, pairs)
-    return {name: LoraUpdate(name, a, b, scalings[name]) for name, (a, b) in pairs.items()}
+    pairs = {_target_name(stem, config): pair for stem, pair in pairs.items()}
+    ranks, scalings = module_ranks(config, pairs), module_scalings(config, pairs)
+    return {
+        name: LoraUpdate(name, *_by_expert(a, b, int(ranks[name])), scalings[name]) for name, (a, b) in pairs.items()
+    }
+
+
+def _target_name(stem: str, config: Mapping[str, Any]) -> str:
+    """Return the name of the module, or of the parameter with experts, whose factors are saved under ``stem``."""
+    return expert_parameter(stem, config) or stem
+
+
+def _by_expert(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return ``A`` and ``B``; as (E, r, d_in) and (E, d_out, r) if they are of E experts of this rank."""
+    experts, rest = divmod(len(a), rank)
+    return expert_factors(a, b, experts) if experts > 1 and not rest else (a, b)
+
+
+def target_shapes(sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return ``(d_out, d_in)`` of the adapted modules, and of one expert of adapted parameters, by the saved shapes."""
+    stems = [key.removesuffix(LINEAR[0]) for key in sizes if key.endswith(LINEAR[0])]
+    return {
+        _target_name(stem.removeprefix(PREFIX), config): (sizes[stem + LINEAR[1]][0], sizes[stem + LINEAR[0]][1])
+        for stem in stems
+    }
 
 
 def factor_tensors(updates: Iterable[LoraUpdate], ends: tuple[str, str] = LINEAR) -> dict[str, Tensor]:
@@ -223,16 +246,16 @@ def _check_numbers(folder: Path) -> None:
 
 def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse an adapter whose config gives other ranks than its tensors have."""
-    ranks = {
+    stems = {
         _ROWS.sub("", key).removeprefix(PREFIX): shape[0] if shape else 0
         for key, shape in shapes.items()
         if _ROWS.search(key)
     }
+    ranks = {_target_name(stem, config): rank for stem, rank in stems.items()}
+    experts = {name for stem, name in ((stem, _target_name(stem, config)) for stem in stems) if stem != name}
     for name, expected in module_ranks(config, ranks).items():
         rank = ranks[name]
-        if expected != rank and config.get("target_parameters") and rank % expected == 0:
-            raise ValueError(f"{folder} holds LoRA of experts (target_parameters), {EXPERTS}")
-        if expected != rank:
+        if expected != rank and not (name in experts and rank % expected == 0):
             raise ValueError(
                 f"{name} has rank {rank} in {folder / ADAPTER_WEIGHTS} and {expected:g} by the config: the two files "
                 "do not belong together"

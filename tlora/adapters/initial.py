@@ -73,7 +73,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     """
     check_arguments(save_initial, locals())
     refuse_other_writer(folder, SAVE_INITIAL)
-    require_one_lora(adapted, "save_initial")
+    require_one_lora(adapted, "save_initial", experts=True)
     updates = lora_updates(adapted)
     trained = next((name for name, update in updates.items() if update.b.any()), None)
     if trained is not None:

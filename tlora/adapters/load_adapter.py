@@ -17,7 +17,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tlora.adapters.attach import restored_on_error
-from tlora.adapters.files import PREFIX, TrainingRecord, read_training_record, revision, validate_adapter
+from tlora.adapters.files import (
+    PREFIX,
+    TrainingRecord,
+    read_training_record,
+    revision,
+    target_shapes,
+    validate_adapter,
+)
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, without_noise
@@ -94,7 +101,7 @@ def load_adapter(
         base, where = named_base(folder, config, "model=")
         model, _ = load_model(base, num_labels=saved_classes(folder, config, sizes, record), **where)
     _check_free(model, name, config)
-    _check_base(model, folder, record.fingerprints, sizes)
+    _check_base(model, folder, record.fingerprints, target_shapes(sizes, config))
     if freeze_a is None:
         freeze_a = record.frozen_a
     names = {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}
@@ -185,12 +192,10 @@ def _check_whole_modules(base: Any, folder: Path, sizes: Mapping[str, tuple[int,
 
 
 def _check_base(
-    model: Any, folder: Path, fingerprints: Mapping[str, Tensor] | None, sizes: Mapping[str, tuple[int, ...]]
+    model: Any, folder: Path, fingerprints: Mapping[str, Tensor] | None, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
     """Refuse another base than the adapter was trained on: PEFT takes any that has modules of these names."""
     if fingerprints is not None:
-        keys = [(key.replace(".lora_A.", ".lora_B."), key) for key in sizes if key.endswith(".lora_A.weight")]
-        shapes = {a.removeprefix(PREFIX).partition(".lora_A")[0]: (sizes[b][0], sizes[a][1]) for b, a in keys}
         shapes = {name: shapes[name] for name in (*fingerprints, *shapes) if name in shapes}  # in the model's order
         check_same_model(model, fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
 

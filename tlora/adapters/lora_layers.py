@@ -20,8 +20,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from tlora.adapters.peft_config import EXPERTS
-from tlora.adapters.update import LoraUpdate
+from tlora.adapters.peft_config import NOT_FOR_EXPERTS
+from tlora.adapters.update import LoraUpdate, expert_factors
 from tlora.models.sharding import full_tensor, is_sharded
 from tlora.models.weights import get_base_model
 from tlora.utils.files import read_json
@@ -97,19 +97,39 @@ def remember_trainable(model: nn.Module) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Silence the warning that PEFT uses a deprecated name of transformers."""
+    """Silence PEFT's warnings of a deprecated name of transformers, and of patterns for parameters of experts."""
     with warnings.catch_warnings():
+        # PEFT compares the patterns with modules alone; whether they match is checked by `check_ranks_and_scalings`
+        warnings.filterwarnings("ignore", r"The following rank_pattern keys|.*alpha_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Return the LoRA layers of a model by the full name of the module that each wraps, in model order."""
-    return {name: module for name, module in get_base_model(model).named_modules() if isinstance(module, LoraLayer)}
+    """Return the LoRA layers of a model by the full name of the module that each wraps, in model order.
+
+    Those of experts are by the name of the parameter.
+    """
+    layers = {name: module for name, module in get_base_model(model).named_modules() if isinstance(module, LoraLayer)}
+    return {_adapted_name(name, layer): layer for name, layer in layers.items()}
 
 
-def require_one_lora(model: Any, function: str) -> None:
-    """Refuse a model that does not have exactly one active LoRA adapter that is not merged."""
+def _adapted_name(name: str, layer: LoraLayer) -> str:
+    # PEFT nests the layers of several parameters of a module.
+    parameter = getattr(layer, "parameter_name", None)
+    return name if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
+
+
+def has_experts(layer: Any) -> bool:
+    """Whether a LoRA layer is of a parameter that holds several experts."""
+    return getattr(layer, "num_experts", 1) > 1
+
+
+def require_one_lora(model: Any, function: str, *, experts: bool = False) -> None:
+    """Refuse a model that does not have exactly one active LoRA adapter that is not merged.
+
+    One with LoRA of experts is refused too, unless the function reads it, ``experts``.
+    """
     layers = adapter_layers(model) if isinstance(model, PeftModel) else {}
     if not layers:
         raise ValueError(
@@ -117,8 +137,8 @@ def require_one_lora(model: Any, function: str) -> None:
             f"{type(model).__name__} has no LoRA layers"
         )
     for name, layer in layers.items():
-        if getattr(layer, "num_experts", 1) > 1:  # the factors of all experts in one A and one B, in PEFT's order
-            raise ValueError(f"{name.removesuffix('.base_layer')} has LoRA of experts (target_parameters), {EXPERTS}")
+        if has_experts(layer) and not experts:
+            raise ValueError(f"{name} has LoRA of experts (target_parameters), which {function}() {NOT_FOR_EXPERTS}")
     require_one_adapter(model, function)
 
 
@@ -134,15 +154,18 @@ def require_one_adapter(model: PeftModel, function: str) -> None:
 def shared_weight(model: PeftModel) -> tuple[str, str] | None:
     """Return a module of the active adapter that shares its weight, and the module it shares it with, if any."""
     modules = dict(model.get_base_model().named_modules(remove_duplicate=False))
-    holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by what holds the module that has it
+    holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by the outermost layer around it
     for name, module in modules.items():
+        outermost = name.replace(".base_layer", "")
         for parameter in module.parameters(recurse=False):
-            holders[id(parameter)][id(modules.get(name.rpartition(".")[0]))] = name.removesuffix(".base_layer")
+            holders[id(parameter)][id(modules.get(outermost))] = outermost
     for name, layer in adapter_layers(model).items():
         if set(model.active_adapters).isdisjoint(layer.r):
             continue
+        outermost = name if name in modules else name.rpartition(".")[0]
         for parameter in layer.get_base_layer().parameters(recurse=False):
-            if others := [other for holder, other in holders[id(parameter)].items() if holder != id(layer)]:
+            shared = holders[id(parameter)].items()
+            if others := [other for holder, other in shared if holder != id(modules[outermost])]:
                 return name, others[0]
     return None
 
@@ -157,22 +180,38 @@ def obstacle_to_merging(model: PeftModel) -> str:
 def lora_updates(model: PeftModel, embeddings: bool = False) -> dict[str, LoraUpdate]:
     """Return the updates of linear modules by the active adapter, by full name in the base model, in model order.
 
-    They hold the layers' own parameters. With ``embeddings`` also those of embeddings, transposed. Convolutions and
-    AdaLoRA, which store their factors differently, are left out.
+    They hold the layers' own parameters; those of E experts, (E, r, d_in) and (E, d_out, r), are views of them.
+    With ``embeddings`` also those of embeddings, transposed. Convolutions and AdaLoRA, which store their factors
+    differently, are left out.
     """
     adapter, updates = model.active_adapter, {}
-    for name, layer in adapter_layers(model).items():
+    layers: dict[str, Any] = dict(adapter_layers(model))
+    for name, layer in layers.items():
         a = dict(layer.lora_A.items()).get(adapter)
         if isinstance(a, nn.Linear) and isinstance(b := layer.lora_B[adapter], nn.Linear):
-            updates[name] = LoraUpdate(name, a.weight, b.weight, layer.scaling[adapter])
+            factors: tuple[Tensor, Tensor] = a.weight, b.weight
+            if has_experts(layer):
+                factors = expert_factors(*factors, layer.num_experts)
+            updates[name] = LoraUpdate(name, *factors, layer.scaling[adapter])
         elif embeddings and adapter in layer.lora_embedding_A:
             factors = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
             updates[name] = LoraUpdate(name, *factors, layer.scaling[adapter])
     return updates
 
 
-def weight_norm(layer: LoraLayer) -> float:
-    """Return the Frobenius norm of the base weight of a layer, computed in float32."""
+def lora_parameters(model: PeftModel) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Return ``A`` and ``B`` of the active adapter as the model trains them, by the names of `lora_updates`."""
+    layers: dict[str, Any] = dict(adapter_layers(model))
+    adapter = model.active_adapter
+    return {
+        name: (layers[name].lora_A[adapter].weight, layers[name].lora_B[adapter].weight) for name in lora_updates(model)
+    }
+
+
+def weight_norm(layer: Any) -> float:
+    """Return the Frobenius norm of the base weight of a layer, computed in float32; of all its experts."""
+    if has_experts(layer):
+        return torch.linalg.vector_norm(layer.get_param().detach(), dtype=torch.float32).item()
     base = layer.get_base_layer()
     with align_module_device(base):
         weight = full_tensor(dequantize_module_weight(base).detach())

@@ -13,7 +13,9 @@ COMPUTES_MORE = (
     "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication",
 )  # fmt: skip
 """Keys with which the update is not ``s B A``."""
-EXPERTS = "which PEFT alone reads: use its own functions for this adapter"
+NOT_FOR_EXPERTS = "does not read: tlora.load_adapter, train and merge do, and PEFT itself"
+_EXPERT_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
+"""Parameters with experts, in the order of their modules in transformers."""
 _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _DEFAULT = 8
 """PEFT's rank and alpha of a config that names none."""
@@ -70,6 +72,22 @@ def pattern_config(
         "layers_to_transform": None,
         "layers_pattern": None,
     }
+
+
+def expert_parameter(stem: str, config: Mapping[str, Any]) -> str | None:
+    """Return the parameter with experts whose factors PEFT saves under ``stem``; None if it is a module's.
+
+    PEFT wraps a module once for each parameter, in the order in which the module has them: what the experts compute
+    first is inside, under ``experts.base_layer``, and their output outside.
+    """
+    module = stem.replace(".base_layer", "")
+    adapted = [
+        f"{module}.{key}"
+        for key in _EXPERT_PARAMETERS
+        if any(f".{module}.{key}".endswith(f".{target}") for target in config.get("target_parameters") or ())
+    ]
+    depth = stem.count(".base_layer")
+    return adapted[::-1][depth] if depth < len(adapted) else None
 
 
 def rewrites_base(config: Mapping[str, Any]) -> bool:

@@ -22,10 +22,12 @@ def rank_use(singular_values: Mapping[str, Tensor], energy: float) -> pd.DataFra
     """Compare the rank of each module with the directions that hold a share of its update's squared norm.
 
     ``singular_values`` are those of `LoraUpdate.singular_values`; see ``RANK_COLUMNS``. An update of zero uses nothing.
+    Of experts, a direction is the sum over all: one rank of a parameter is one of each.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy must be a share in (0, 1], got {energy!r}: 0.99 is usual")
-    rows = [(name, len(s), *_use(s.double().square(), energy)) for name, s in singular_values.items()]
+    squares = {name: s.double().square().reshape(-1, s.shape[-1]).sum(0) for name, s in singular_values.items()}
+    rows = [(name, len(energies), *_use(energies, energy)) for name, energies in squares.items()]
     frame = pd.DataFrame(rows, columns=["module", "rank", "used_rank", "effective_rank", "update_norm"])
     return frame.assign(use=frame["used_rank"] / frame["rank"])[list(RANK_COLUMNS)]
 

@@ -35,9 +35,9 @@ class LoraUpdate:
     module : str
         Full name of the module.
     a : (r, d_in) tensor
-        ``A``, the input directions.
+        ``A``, the input directions; (E, r, d_in) of the E experts of a parameter.
     b : (d_out, r) tensor
-        ``B``, the output directions.
+        ``B``, the output directions; (E, d_out, r) of experts.
     scaling : float
         The factor ``s``.
 
@@ -181,6 +181,14 @@ class LoraUpdate:
 
     def __repr__(self) -> str:
         return f"LoraUpdate({self.module}, rank {self.rank} of {self.shape}, scaling {self.scaling:.4g})"
+
+
+def expert_factors(a: Tensor, b: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """Return views (E, r, d_in) and (E, d_out, r) of ``A`` and ``B`` as PEFT stores them for all experts together.
+
+    Its ``A`` (E * r, d_in) is by expert and then by rank, its ``B`` (d_out, r * E) by rank and then by expert.
+    """
+    return a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts)).permute(2, 0, 1)
 
 
 def leading_directions(core: Float[Tensor, "... r r"]) -> Float[Tensor, "... r r"]:

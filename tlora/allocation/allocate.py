@@ -12,7 +12,8 @@ from tlora.allocation.allocation import Allocation, apportion_ranks
 from tlora.allocation.constraints import excluded_modules, rank_limits
 from tlora.allocation.options import AllocationOptions
 from tlora.calibration.sensitivity import Sensitivity, check_scores
-from tlora.models.targets import Target
+from tlora.models.experts import parameter_name
+from tlora.models.targets import Target, join_experts
 from tlora.utils.defaults import GRADIENT_KINDS, RanksBy
 from tlora.utils.validation import check_arguments
 
@@ -117,6 +118,9 @@ def allocate(
     ``by="captured"`` is of this project. The squared singular values of a gradient are the squared gradient along its
     singular vectors, and they descend; so with ``budget="ranks"`` no other ranks within the limits capture more.
 
+    Experts of a parameter have one rank, for PEFT holds one: the parameter is one module here, its score is the mean of
+    theirs, and a rank of it costs as many ranks, or entries of ``B``, as it has experts.
+
     ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules that are not
     excluded.
 
@@ -167,6 +171,7 @@ def apply_options(
 
     The options have to be possible without the edits too.
     """
+    sensitivity = sensitivity.by_parameter()
     options, scores, energies = _read_options(sensitivity, options, subspaces)
     recipe: dict[str, Any] = {"sensitivity": sensitivity.meta.recipe}
     if isinstance(subspaces, Allocation):
@@ -186,6 +191,7 @@ def check_options(
     edits: Mapping[str, int],
 ) -> None:
     """Refuse what `apply_options` refuses, without sharing the budget."""
+    sensitivity = sensitivity.by_parameter()
     options, scores, energies = _read_options(sensitivity, options, subspaces)
     for by_hand in ({}, edits):
         rank_limits(options, list(scores), sensitivity.targets, by_hand, energies)
@@ -219,14 +225,15 @@ def _direction_energies(
     else:
         there = f"these are of kind {subspaces.kind!r}"
         if subspaces.kind in GRADIENT_KINDS:
-            found = {name: s.double().square().tolist() for name, s in subspaces.singular_values.items()}
+            found = _join_energies({name: s.double().square() for name, s in subspaces.singular_values.items()})
     if subspaces is None or not found:
         raise ValueError(
             f"by='captured' reads the gradient along directions, and {there}: pass subspaces=task_subspaces(model, "
             f"calibration, kind=...) of kind {' or '.join(map(repr, GRADIENT_KINDS))}"
         )
+    known = {parameter_name(name): shape for name, shape in subspaces.shapes.items()}
     for name, shape in shapes.items():
-        if name not in found or subspaces.shapes[name] != shape:
+        if name not in found or known[name] != shape:
             raise ValueError(
                 f"the sensitivity has {name}, the subspaces do not: compute both from one calibration, and give "
                 "task_subspaces a number as max_rank"
@@ -234,11 +241,20 @@ def _direction_energies(
     return {name: found[name] for name in shapes}
 
 
+def _join_energies(energies: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Energies by module or parameter: one more rank of a parameter takes the next direction of each of its experts."""
+    joined: dict[str, Tensor] = {}
+    for name, values in energies.items():
+        parameter = parameter_name(name)
+        joined[parameter] = joined[parameter] + values if parameter in joined else values
+    return {name: values.tolist() for name, values in joined.items()}
+
+
 def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:
     """Check that `allocate` can meet its budget within its limits, whatever the scores will be.
 
     Needs no scores and no weights, so that impossible limits are refused before a calibration, as `allocate` would.
     """
-    checked = AllocationOptions(**dict(options, rank=rank))
+    checked, targets = AllocationOptions(**dict(options, rank=rank)), join_experts(targets.values())
     excluded = excluded_modules(checked.exclude_modules, targets)
     rank_limits(checked, [name for name in targets if name not in excluded], targets, {}, {})

@@ -28,7 +28,8 @@ class Allocation(ModuleResult):
     Attributes
     ----------
     targets : dict of Target
-        Every target module by full name, in model order. Modules without an adapter are included: they count in the
+        Every target module by full name, in model order; all experts of a parameter are one, by the parameter's name.
+        Modules without an adapter are included: they count in the
         budget and in `lora`.
     ranks : dict of int
         ``r_i`` by full module name, in model order. Excluded and dropped modules are not included.
@@ -75,7 +76,7 @@ class Allocation(ModuleResult):
         "change": "r_i minus the nominal rank",
         "alpha": "alpha_i: s_i times the rank that the scaling divides by",
         "scaling": "s_i, the factor of B A",
-        "parameters": "entries of B, r_i times d_out",
+        "parameters": "entries of B, r_i times d_out, of all experts",
         "decided_by": "score, captured or uniform, floor (min_rank), ceiling (max_rank, the matrix or the known "
         "directions), pinned, or edited",
     }
@@ -124,9 +125,14 @@ class Allocation(ModuleResult):
         decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand
         return {name: decisions[name] for name in self.ranks}
 
+    @property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """Entries of ``B`` and of ``A`` that one rank of a module costs."""
+        return {name: (t.experts * t.d_out, t.experts * t.d_in) for name, t in self.targets.items()}
+
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
         """Parameters and bytes of the adapter; with ``freeze_a`` only ``B`` is trained."""
-        return footprint(self.shapes, self.ranks, freeze_a=freeze_a)
+        return footprint(self._sizes, self.ranks, freeze_a=freeze_a)
 
     @property
     def trainable_parameters(self) -> int:
@@ -146,7 +152,7 @@ class Allocation(ModuleResult):
     @property
     def lora(self) -> Footprint:
         """Size of plain LoRA: the nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
-        return footprint(self.shapes, dict.fromkeys(self.targets, self.rank), freeze_a=False)
+        return footprint(self._sizes, dict.fromkeys(self.targets, self.rank), freeze_a=False)
 
     def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Allocation:
         """Set ranks by hand; the other modules share the rest of the same budget by the same rule.
@@ -219,7 +225,9 @@ class Allocation(ModuleResult):
                 values = getattr(side, f"{column}s")
                 table[label] = [values.get(target.name, 0) for target in targets]
             table[f"{column}_change"] = table[column] - table[f"other_{column}"]
-        return table.assign(parameters_change=table["rank_change"] * [target.d_out for target in targets])
+        return table.assign(
+            parameters_change=table["rank_change"] * [target.experts * target.d_out for target in targets]
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each module with an adapter; see ``columns``."""
@@ -237,7 +245,7 @@ class Allocation(ModuleResult):
             change=[rank - self.rank for rank in self.ranks.values()],
             alpha=[alphas[name] for name in self.ranks],
             scaling=list(self.scalings.values()),
-            parameters=[rank * self.targets[name].d_out for name, rank in self.ranks.items()],
+            parameters=[rank * self._sizes[name][0] for name, rank in self.ranks.items()],
             decided_by=list(self.decided_by.values()),
         )
 

@@ -85,8 +85,8 @@ class AllocationOptions:
         return self.adapt_ranks and self.by == "captured"
 
     def costs(self, targets: Iterable[Target]) -> list[int]:
-        """Cost of one rank of each module: 1, or its ``d_out`` if the budget counts parameters."""
-        return [1 if self.budget == "ranks" else target.d_out for target in targets]
+        """Cost of one rank of each module: 1, or its ``d_out`` if the budget counts parameters; of all its experts."""
+        return [target.experts * (1 if self.budget == "ranks" else target.d_out) for target in targets]
 
     def budget_total(self, targets: Mapping[str, Target]) -> int:
         """What the uniform allocation costs: the nominal rank times the cost of one rank of every module."""

@@ -232,7 +232,7 @@ def resample_ranks(
     seed: int,
 ) -> NDArray[np.int64]:
     """Ranks of the allocation made again from each resample, (resamples, modules in ``allocation.scores``)."""
-    sensitivity = sensitivity.rescale(allocation.options.score)
+    sensitivity = sensitivity.by_parameter().rescale(allocation.options.score)
     scores = sensitivity.resampling_scores()
     if allocation.options.is_captured:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration, Options
 from tlora.calibration.covariance import Covariance, CovarianceSum, MomentSum
 from tlora.calibration.gradient import Gradient, GradientSum, sketch_sizes
+from tlora.models.experts import SKETCHED_FROM, model_layer, parameter_name
 from tlora.models.forward import input_device
 from tlora.models.hooks import ObservationError
+from tlora.models.observe_experts import Rows
 from tlora.models.targets import Target
 from tlora.models.weights import weight
 from tlora.numerics.linalg import tiles
@@ -37,6 +40,7 @@ class Statistics:
         self.fishers: dict[str, MomentSum] = {}
         self.fingerprints: list[int] = []
         self._column = {name: i for i, name in enumerate(targets)}
+        self._experts = Counter(parameter_name(name) for name in targets)
         self._batch: Batch
         self._readers: dict[tuple[int, ...], str] = {}
 
@@ -54,21 +58,22 @@ class Statistics:
         self.fingerprints += batch.fingerprints
         self.scores.append(torch.zeros(len(batch), len(self.targets), device=batch.device))
 
-    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+    def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Add the inputs of a module to its covariance; an input that modules share is added once."""
-        first = self._readers.setdefault(tensors, name)
+        first = self._readers.setdefault(tensors, name) if inputs else name
         if self.first.setdefault(name, first) != first:
             raise ObservationError(
                 f"{name} shares its input with {self.first[name]} in one batch and with {first} in another: "
                 f"calibrate it on its own with target_modules=[{name!r}]"
             )
         if first == name:
-            rows = self._batch.counted_rows(inputs, self.options.tokens)
-            self._covariance_sum(name, inputs[0].device).update(rows)
+            total = self._covariance_sum(name, inputs[0].device if inputs else self._device(name))
+            if inputs:  # an expert may read none
+                total.update(self._batch.counted_rows(inputs, self.options.tokens))
 
-    def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``, after summing over the calls of the module."""
-        target, w = self.targets[name], weight(self.model.get_submodule(name), name)
+        target, w = self.targets[name], weight(model_layer(self.model, name), name)
         x = [each.float() for each in self._batch.gradient_rows(inputs)]
         d = [each.float() for each in self._batch.gradient_rows(gradients)]
         if self.options.fisher:
@@ -89,7 +94,7 @@ class Statistics:
                 totals[n] += torch.dot(magnitude, tile.abs_().flatten())
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
-    def _add_fisher(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def _add_fisher(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add ``sum_t |d_t|^2 x_t x_t^T`` over the counted tokens."""
         x, d = (torch.cat(self._batch.counted_rows(calls, self.options.tokens)) for calls in (inputs, gradients))
         rows = x.float() * torch.linalg.vector_norm(d, dim=1, keepdim=True, dtype=torch.float32)
@@ -117,15 +122,19 @@ class Statistics:
         return self.gradients[name]
 
     def _covariance_omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
-        return self._fisher_omega(name, device) if self.options.covariance == "sketch" else None
+        is_sketched = self.options.covariance == "sketch" or self._is_one_of_many(name)
+        return self._fisher_omega(name, device) if is_sketched else None
 
     def _fisher_omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
         d_in = self.targets[name].d_in
         return self.matrices.get(d_in, self.options.sketch_size, device) if self.options.is_wide(d_in) else None
 
+    def _is_one_of_many(self, name: str) -> bool:
+        return self._experts[parameter_name(name)] >= SKETCHED_FROM
+
     def _gradient_matrices(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor] | tuple[()]:
         target = self.targets[name]
-        sizes = sketch_sizes(target.d_out, target.d_in)
+        sizes = sketch_sizes(target.d_out, target.d_in, is_one_of_many=self._is_one_of_many(name))
         if sizes is None:
             return ()
         return self.matrices.get(target.d_in, sizes[0], device), self.matrices.get(target.d_out, sizes[1], device)
@@ -144,10 +153,11 @@ class Statistics:
         self.fingerprints = earlier.sample_fingerprints.tolist()
 
     def _device(self, name: str) -> torch.device:
-        return input_device(self.model.get_submodule(name))
+        return input_device(model_layer(self.model, name))
 
     def reduce(self, processes: Processes) -> None:
         """Replace the sums by those over all processes."""
+        self._create_sums()
         sums: list[dict[str, Any]] = [self.covariances, self.fishers]
         bounds = [{name: covariance.rank_bound for name, covariance in each.items()} for each in sums]
         parts = processes.gather((self.first, bounds, torch.cat(self.scores).cpu(), self.fingerprints))
@@ -162,6 +172,14 @@ class Statistics:
             processes.sum_(self.gradients[name].tensors())
         self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]
 
+    def _create_sums(self) -> None:
+        """Create the sums of experts that no token was routed to."""
+        for name in self.targets:
+            if self.options.fisher:
+                self._fisher_sum(name, self._device(name))
+            if self.options.gradient:
+                self._gradient_sum(name, self._device(name))
+
     def finish_covariances(self) -> dict[str, Covariance]:
         """The covariances, on the CPU."""
         return {name: c.finish(self.samples, self._covariance_omega(name)) for name, c in self.covariances.items()}
@@ -170,6 +188,7 @@ class Statistics:
         """The mean gradients in model order, on the CPU; None if they are not kept."""
         if not self.options.gradient:
             return None
+        self._create_sums()
         return {
             name: self.gradients[name].finish(self.samples, *self._gradient_matrices(name)[1:]) for name in self.targets
         }
@@ -178,4 +197,5 @@ class Statistics:
         """The Fisher matrices in model order, on the CPU; None if they are not kept."""
         if not self.options.fisher:
             return None
+        self._create_sums()
         return {name: self.fishers[name].finish(self.samples, self._fisher_omega(name)) for name in self.targets}

@@ -21,6 +21,7 @@ from tlora.models.forward import (
     pad_right,
     restrict_logits,
 )
+from tlora.models.observe_experts import RoutedRows, Rows
 from tlora.models.targets import output_embeddings
 
 
@@ -46,11 +47,15 @@ class CountedTokens:
         """Whether the counted tokens of each sample come before all others."""
         return not bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())
 
-    def split_rows(self, x: Tensor) -> list[Tensor]:
-        """Rows of a (B, T, d) or (B * T, d) tensor at these tokens, (T_n, d) for each sample.
+    def split_rows(self, x: Rows) -> list[Tensor]:
+        """Rows of a (B, T, d) or (B * T, d) tensor, or of an expert, at these tokens, (T_n, d) for each sample.
 
         They are detached, and views if possible: read only.
         """
+        if isinstance(x, RoutedRows):
+            kept = self.mask.flatten()[x.tokens].nonzero()[:, 0]
+            lengths = (x.tokens[kept] // self.mask.shape[1]).bincount(minlength=len(self.mask)).tolist()
+            return list(x.rows.detach().index_select(0, kept.to(x.device)).split(lengths))
         flat = x.detach().flatten(0, -2)
         if self._is_prefix:
             rows = flat.unflatten(0, self.mask.shape)
@@ -138,26 +143,26 @@ class Batch:
             return [self]
         return [self.select(list(range(n, min(n + size, len(self))))) for n in range(0, len(self), size)]
 
-    def has_token_rows(self, x: Tensor) -> bool:
-        """Whether a module's input has a row for each token of ``input_ids``, or of the decoder."""
+    def has_token_rows(self, x: Rows) -> bool:
+        """Whether a module's input has a row for each token of ``input_ids``, or of the decoder, or some of these."""
         return _row_count(x) in (self.real.numel(), self.labeled.numel())
 
-    def is_decoder_input(self, x: Tensor) -> bool:
+    def is_decoder_input(self, x: Rows) -> bool:
         """Whether a module's input has a row for each token of a separate decoder."""
         return self.is_encoder_decoder and _row_count(x) == self.labeled.numel()
 
-    def has_sample_rows(self, x: Tensor) -> bool:
-        """Whether the sample of each row of a module's input is known.
+    def has_sample_rows(self, x: Rows) -> bool:
+        """Whether the sample of each row of a module's input is known; that of a row routed to an expert always is.
 
         It is for a single sample without padding. For several samples, the sample axis must come before the token
         axis, and the rows must depend on tokens: position embeddings, for instance, need no gradient.
         """
-        if len(self) == 1 and bool(self.real[0, -1]):
+        if isinstance(x, RoutedRows) or (len(self) == 1 and bool(self.real[0, -1])):
             return True
         transposed = [(width, len(self)) for width in (self.real.shape[1], self.labeled.shape[1])]
         return x.requires_grad and not (len(self) > 1 and x.ndim == 3 and x.shape[:2] in transposed)
 
-    def gradient_rows(self, calls: list[Tensor]) -> list[Tensor]:
+    def gradient_rows(self, calls: list[Rows]) -> list[Tensor]:
         """A module's inputs or gradients, (T_n, d) for each sample, at the tokens that can have a gradient.
 
         These are all tokens before the padding: a label can be predicted from a masked token. Of a decoder they are all
@@ -166,7 +171,7 @@ class Batch:
         """
         return self._split_rows(calls, "before padding", "whole decoder")
 
-    def counted_rows(self, calls: list[Tensor], tokens: str) -> list[Tensor]:
+    def counted_rows(self, calls: list[Rows], tokens: str) -> list[Tensor]:
         """A module's inputs or gradients, (T_n, d) for each sample, at the tokens that ``tokens`` selects.
 
         An encoder with a separate decoder has no labels: all of its real tokens count. With "task" the batch must have
@@ -177,7 +182,7 @@ class Batch:
         mask = "labeled" if tokens == "labels" and not self.is_encoder_decoder else "real"
         return self._split_rows(calls, mask, "labeled")
 
-    def _split_rows(self, calls: list[Tensor], own: str, decoder: str) -> list[Tensor]:
+    def _split_rows(self, calls: list[Rows], own: str, decoder: str) -> list[Tensor]:
         """Rows of each sample at the ``own`` or ``decoder`` tokens; the number of rows says which ones a call reads."""
         parts = []
         for x in calls:
@@ -203,8 +208,9 @@ class Batch:
         return {name: CountedTokens.from_mask(mask, self.device) for name, mask in masks.items()}
 
 
-def _row_count(x: Tensor) -> int:
-    return x.shape[:-1].numel()
+def _row_count(x: Rows) -> int:
+    """Rows of an input; of an expert, those that all experts could read."""
+    return x.count if isinstance(x, RoutedRows) else x.shape[:-1].numel()
 
 
 def _fill_to_last(mask: Bool[Tensor, "samples tokens"]) -> Bool[Tensor, "samples tokens"]:

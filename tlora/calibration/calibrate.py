@@ -18,8 +18,10 @@ from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration, Options, check_alike, reorder_samples
 from tlora.calibration.checkpoint import Checkpoint, RemainingSamples
 from tlora.calibration.constant_tokens import count_constant, find_constant_tokens
+from tlora.calibration.experts import warn_of_unused_experts
 from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.models.experts import model_layer
 from tlora.models.forward import has_argument
 from tlora.models.hooks import checkpointed_blocks, token_embeddings
 from tlora.models.record import record_of
@@ -79,7 +81,8 @@ def calibrate(
         kind ``"fisher"``; see `Calibration`. Inputs of at least twice ``sketch_size`` are sketched, whatever
         ``covariance`` is: each module has a matrix of its own.
     target_modules : str or iterable of str, optional
-        As in `tlora.target_modules`; all linear layers of the blocks by default.
+        As in `tlora.target_modules`; all linear layers of the blocks by default, without experts. Experts are observed
+        one by one, with the tokens that the router sends to them; see Notes.
     covariance : {"dense", "sketch"}
         Keep covariances whole, or as sketches that never form them: a fraction of the memory for a wide model.
     sketch_size : int
@@ -144,6 +147,11 @@ def calibrate(
     reads a label one position later, after a start token, which is left out too. All batches are prepared before the
     first one is run. ``meta.recipe`` holds the ids as ``"constant_tokens"``, and as ``"left_out"`` how many of all
     tokens they are.
+
+    An expert's statistics are of the counted tokens that are routed to it, so its covariance is centered by the mean of
+    those of a sample; its sensitivity is zero in a sample that does not reach it. Covariances of layers with 64 or more
+    experts are sketched whatever ``covariance`` is, and so are mean gradients. An expert that no token reaches is named
+    in the log. `tlora.task_subspaces` gives each expert 64 further rows of all experts of its layer.
 
     Under ``torchrun`` or ``accelerate launch`` each process passes the same batches (a Trainer's loader gives each its
     own: calibrate before, in one process), runs its part of them, and returns the result of all; let one of them save
@@ -221,7 +229,9 @@ def calibrate(
     if saves is not None:
         saves.save(current_result())
     statistics.reduce(processes)
-    return reorder_samples(current_result(), remaining.order)
+    calibration = reorder_samples(current_result(), remaining.order)
+    warn_of_unused_experts(calibration)
+    return calibration
 
 
 def _check_length(batches: Iterable[Any], samples: int | None) -> None:
@@ -248,7 +258,7 @@ def _fingerprint_weights(model: Any, names: list[str]) -> dict[str, Tensor]:
     """A fingerprint of each weight; refuse weights that are not finite."""
     prints, extremes = [], []
     for name in names:
-        matrix = weight(model.get_submodule(name), name)
+        matrix = weight(model_layer(model, name), name)
         prints.append(fingerprint(matrix))
         # NaN or infinity reaches the minimum or maximum, which take one pass over the weight and no copy
         extremes.append(torch.stack(torch.aminmax(matrix)))

@@ -15,8 +15,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tlora.calibration.batches import Batch, prepare_batch
 from tlora.calibration.packing import unpack_batch
+from tlora.models.experts import is_expert, model_layer
 from tlora.models.forward import both_losses, input_device, sample_losses
 from tlora.models.hooks import ObservationError, observe_gradients, observe_inputs
+from tlora.models.observe_experts import RoutedRows, Rows
 from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
 from tlora.models.weights import weight
@@ -44,10 +46,10 @@ class Observer(Protocol):
     def start_batch(self, batch: Batch) -> None:
         """Prepare for a new batch."""
 
-    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+    def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Use the inputs of a module in the forward pass, one entry for each call; see `Recorder`."""
 
-    def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Use the inputs of a module and the gradients at its outputs, one entry for each call."""
 
 
@@ -93,22 +95,23 @@ def run_batches(
             note_progress(bar, f"{direction}, {next(passed[direction]) % len(targets) + 1} of {len(targets)} modules")
 
     @exact_products()
-    def add_inputs(name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+    def add_inputs(name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         _check_rows(targets, batch, {name: inputs})
-        if single is not None:
+        if single is not None and not is_expert(name):
             single.compare(name, inputs, batch)
         if is_own:
             observer.add_inputs(name, inputs, tensors)
 
     @exact_products()
-    def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         if not is_own:
-            weight(model.get_submodule(name), name)  # another process may be gathering it
+            weight(model_layer(model, name), name)  # another process may be gathering it
             return
-        unscaled = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
+        unscaled = [_unscaled(gradient, scale) for gradient in gradients] if scale != 1 else gradients
         observer.add_gradients(name, inputs, unscaled)
         note_module("backward")
 
+    linear = [name for name in targets if not is_expert(name)]  # what is routed to experts may differ by rounding
     parts: list[Batch] = []
 
     def each_part() -> Iterator[Batch]:
@@ -120,7 +123,7 @@ def run_batches(
     def run() -> Tensor:
         with (
             contextlib.nullcontext() if backward else _no_saved_tensors(),
-            observe_inputs(model, targets, lambda name, _: note_module("forward")),
+            observe_inputs(model, linear, lambda name, _: note_module("forward")),
         ):
             return sample_losses(model, batch.inputs)
 
@@ -133,7 +136,7 @@ def run_batches(
             has = {"several samples": len(batch) > 1, "padding": not bool(batch.real.all()), "any": True}
             kinds = {kind for kind, is_there in has.items() if is_there}
             is_new = processes.any(not kinds <= checked)
-            inputs: Mapping[str, list[Tensor]] = {}
+            inputs: Mapping[str, list[Rows]] = {}
             if not recorder.has_blocks:
                 losses, inputs = run(), recorder.inputs
             elif is_new:
@@ -148,7 +151,7 @@ def run_batches(
                 continue
             if is_new:
                 with recorder.paused():
-                    single = _Single(model, part, batch, targets)
+                    single = _Single(model, part, batch, linear)
                 checked |= kinds
             if is_own:
                 with exact_products():
@@ -164,12 +167,16 @@ def run_batches(
         raise ValueError("no batches to run: the iterable is empty (an exhausted generator?)")
 
 
+def _unscaled(gradient: Rows, scale: float) -> Rows:
+    return gradient.scaled(1 / scale) if isinstance(gradient, RoutedRows) else gradient.float() / scale
+
+
 def _no_saved_tensors() -> saved_tensors_hooks:
     """Inside, a forward pass keeps nothing for a backward pass, but still knows what depends on the embeddings."""
     return saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
 
 
-def _check_rows(targets: Mapping[str, Target], batch: Batch, inputs: Mapping[str, list[Tensor]]) -> None:
+def _check_rows(targets: Mapping[str, Target], batch: Batch, inputs: Mapping[str, list[Rows]]) -> None:
     """Refuse modules that read rows other than those of tokens: which of these are padding is unknown."""
     unknown = [n for n, calls in inputs.items() if any(x.requires_grad and not batch.has_token_rows(x) for x in calls)]
     if unknown:
@@ -205,7 +212,7 @@ class _Single:
         with torch.no_grad(), temporary_seed(), observe_inputs(model, names, see):
             self.losses = both_losses(model, single.inputs)
 
-    def compare(self, name: str, inputs: list[Tensor], batch: Batch) -> None:
+    def compare(self, name: str, inputs: list[Rows], batch: Batch) -> None:
         """Note how far what a module reads in the batch is from what it reads of the sample alone."""
         self._distances[name] = []
         for call, (shape, combined, norm) in enumerate(self._read.pop(name, ())):

@@ -17,12 +17,15 @@ SKETCH_RANK = 128
 """Columns of the range sketch; the co-range sketch has twice as many rows plus one."""
 
 
-def sketch_sizes(d_out: int, d_in: int) -> tuple[int, int] | None:
-    """Columns of the range sketch and rows of the co-range sketch; None for a small weight."""
-    if d_out * d_in <= SKETCH_ABOVE:
-        return None
+def sketch_sizes(d_out: int, d_in: int, *, is_one_of_many: bool = False) -> tuple[int, int] | None:
+    """Columns of the range sketch and rows of the co-range sketch; None for a small weight.
+
+    One of many experts is sketched whenever that takes at most half of the memory.
+    """
     k = min(SKETCH_RANK, d_out, d_in)
-    return k, min(2 * k + 1, d_out)
+    rows = min(2 * k + 1, d_out)
+    is_large = 2 * (k * d_out + rows * d_in) <= d_out * d_in if is_one_of_many else d_out * d_in > SKETCH_ABOVE
+    return (k, rows) if is_large else None
 
 
 @dataclass(frozen=True, eq=False)

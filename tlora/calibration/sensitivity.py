@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from tlora.models.experts import parameter_name
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
+from tlora.models.targets import join_experts
 from tlora.numerics.statistics import bootstrap_means, gini, interval
 from tlora.results import Meta
 from tlora.utils.validation import require_choice, require_confidence, require_positive_int
@@ -92,10 +94,24 @@ class Sensitivity(ModuleResult):
             raise ValueError(
                 f"these scores are {current!r} already, not {score!r}: take those of calibration.sensitivity"
             )
-        sizes = [(target.d_in * target.d_out, target.d_in + target.d_out) for target in self.targets.values()]
-        factors = torch.tensor([entries if score == "sum" else entries / costs for entries, costs in sizes])
+        entries = [target.experts * target.d_in * target.d_out for target in self.targets.values()]
+        costs = [target.experts * (target.d_in + target.d_out) for target in self.targets.values()]
+        factors = torch.tensor([n if score == "sum" else n / cost for n, cost in zip(entries, costs, strict=True)])
         meta = replace(self.meta, recipe=dict(self.meta.recipe) | {"score": score})
         return replace(self, per_sample=self.per_sample * factors, meta=meta)
+
+    def by_parameter(self) -> Sensitivity:
+        """Return the scores of modules and, for all experts of a parameter together, the mean of their scores.
+
+        The mean over experts is that over all entries of the parameter.
+        """
+        joined = join_experts(self.targets.values())
+        if len(joined) == len(self.targets):
+            return self
+        columns = {name: place for place, name in enumerate(joined)}
+        places = torch.tensor([columns[parameter_name(name)] for name in self.targets])
+        sums = torch.zeros(len(self.per_sample), len(joined)).index_add_(1, places, self.per_sample)
+        return replace(self, targets=joined, per_sample=sums / places.bincount())
 
     @property
     def gini(self) -> float:

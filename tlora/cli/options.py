@@ -163,8 +163,8 @@ RecipeOption = Annotated[
 TargetModules = Annotated[
     list[str],
     _model(
-        "Modules to adapt: attention, mlp, or a projection such as q_proj; may be repeated. Default: all linear layers "
-        "of the blocks.",
+        "Modules to adapt: attention, mlp, experts (routed ones), or a projection such as q_proj; may be repeated. "
+        "Default: all linear layers of the blocks, without experts.",
         "--target-modules",
     ),
 ]
@@ -183,7 +183,7 @@ Config = Annotated[
 
 def module_selection(names: Sequence[str]) -> str | list[str] | None:
     """Return the values of --target-modules as `tlora.target_modules` takes them."""
-    if len(names) == 1 and names[0] in ("all", "attention", "mlp"):
+    if len(names) == 1 and names[0] in ("all", "attention", "mlp", "experts"):
         return names[0]
     return list(names) or None
 

@@ -16,6 +16,8 @@ from tlora.calibration.constant_tokens import find_constant_tokens
 from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.explanation.token_texts import token_texts
+from tlora.models.experts import is_expert
+from tlora.models.observe_experts import Rows
 from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
 from tlora.numerics.linalg import orthonormal_rows
@@ -89,7 +91,9 @@ def direction_activations(
     """
     check_arguments(direction_activations, locals())
     kinds = subspaces_by_label(subspaces)
-    targets = check_subspaces(model, kinds)
+    targets = {name: target for name, target in check_subspaces(model, kinds).items() if not is_expert(name)}
+    if not targets:
+        raise ValueError("these subspaces are of experts, which do not read every token: pass those of linear layers")
     rank = require_positive_int(ranks, "ranks")
     prepared = list(prepare_batches(model, batches))
     constant = find_constant_tokens(prepared)
@@ -184,7 +188,7 @@ class _Readings:
         part[constant] = PARTS.index("constant")
         self._tokens[side].append((ids.cpu()[seen], part[seen], self.samples + seen.nonzero()[:, 0]))
 
-    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+    def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Add the inputs of a module along its directions."""
         calls = [x for x in inputs if self._batch.has_token_rows(x)]
         if not calls:  # it reads positions
@@ -194,13 +198,13 @@ class _Readings:
         along = torch.stack([self._rows(x).float() @ rows.to(x.device).T for x in calls])
         self._along[name].append(along.gather(0, along.abs().argmax(0, keepdim=True))[0])
 
-    def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add the norm of the gradient at each token, over all calls of the module."""
         norms = [self._rows(g).float().norm(dim=1) for g in gradients if self._batch.has_token_rows(g)]
         if norms:
             self.need[name].append(torch.stack(norms).norm(dim=0))
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Rows) -> Tensor:
         samples = self._batch.counted_rows([x], "all")
         return torch.cat(samples if self.first_token else [rows[1:] for rows in samples])
 

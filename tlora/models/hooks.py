@@ -16,12 +16,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tlora.models.experts import is_expert
+from tlora.models.observe_experts import OnGradient, RoutedRows, Rows, observe_experts
 from tlora.models.sharding import reshard
 from tlora.models.targets import Target
 from tlora.models.weights import intact, refuse_packed
 
-Inputs = Callable[[str, list[Tensor], tuple[int, ...]], None]
-Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
+Inputs = Callable[[str, list[Rows], tuple[int, ...]], None]
+Gradients = Callable[[str, list[Rows], list[Rows]], None]
 
 
 class ObservationError(RuntimeError):
@@ -38,17 +40,17 @@ class _Part:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.inputs: dict[str, list[Tensor]] = defaultdict(list)
-        self.gradients: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self.inputs: dict[str, list[Rows]] = defaultdict(list)
+        self.gradients: dict[str, dict[int, Rows]] = defaultdict(dict)
         self.is_again = False
         self._versions: dict[str, list[int]] = defaultdict(list)
 
-    def add(self, name: str, x: Tensor) -> None:
+    def add(self, name: str, x: Rows) -> None:
         """Hold the input of a call."""
         self.inputs[name].append(x)
         self._versions[name].append(x._version)
 
-    def unchanged(self, name: str) -> list[Tensor]:
+    def unchanged(self, name: str) -> list[Rows]:
         """The inputs of a module; refuse those that were changed in place: their values are lost."""
         if self._versions[name] != [x._version for x in self.inputs[name]]:
             raise ObservationError(
@@ -77,7 +79,8 @@ class Recorder:
         The modules, in model order.
     on_inputs : callable
         Called in the forward pass as ``on_inputs(name, inputs, tensors)``, with one entry per call: the input, and the
-        number of its tensor in this pass. Modules that read the same tensor have the same numbers.
+        number of its tensor in this pass. Modules that read the same tensor have the same numbers. An expert has an
+        entry for each call in which tokens are routed to it, and may have none.
     on_gradients : callable
         Called in the backward pass as ``on_gradients(name, inputs, gradients)`` once the gradients at the outputs of
         all calls of the module are known: lists with one entry per call.
@@ -93,30 +96,31 @@ class Recorder:
         self.has_blocks = False
         self._names = list(names)
         self._in_several_blocks: set[str] = set()
-        self._seen: dict[str, list[tuple[_Part, Tensor]]] | None = None
+        self._seen: dict[str, list[tuple[_Part, Rows]]] | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget the last pass."""
         self._outside = _Part()
         self._now: _Part | None = self._outside
-        self._tensors: dict[int, tuple[int, Tensor]] = {}
+        self._tensors: dict[int, tuple[int, Rows]] = {}
         self._count = itertools.count()
         self._read: set[str] = set()
+        self._idle: set[str] = set()
         self._complete: set[str] = set()
 
     @property
-    def inputs(self) -> Mapping[str, list[Tensor]]:
+    def inputs(self) -> Mapping[str, list[Rows]]:
         """The inputs that are held, one entry per call; of the whole pass if no block is checkpointed."""
         return self._outside.inputs
 
     @contextlib.contextmanager
-    def looking(self) -> Iterator[dict[str, list[Tensor]]]:
+    def looking(self) -> Iterator[dict[str, list[Rows]]]:
         """Record nothing inside; afterwards the dictionary has the inputs of each module as tensors without data.
 
         It is also noted which modules run in several blocks.
         """
-        found: dict[str, list[Tensor]] = {}
+        found: dict[str, list[Rows]] = {}
         self._seen = defaultdict(list)
         try:
             yield found
@@ -139,6 +143,10 @@ class Recorder:
     def end_forward(self) -> None:
         """Hand on the inputs that are held, and record nothing until the backward pass."""
         self._hand_on(self._outside)
+        for name in (name for name in self._names if name in self._idle - self._read):
+            self._read.add(name)
+            self._complete.add(name)
+            self.on_inputs(name, [], ())
         if missing := [name for name in self._names if name not in self._read]:
             raise ObservationError(
                 f"{missing[0]} did not run in the model's forward pass, so it has no statistics: leave it out with "
@@ -222,6 +230,28 @@ class Recorder:
 
         return observe
 
+    def record_expert(self, name: str, rows: RoutedRows | None) -> OnGradient | None:
+        """Record the rows of an expert, None if it runs without any; return what takes the gradients at its outputs."""
+        part = self._now
+        if part is None:
+            return None
+        if rows is None:
+            self._idle.add(name)
+            return None
+        if self._seen is not None:
+            self._seen[name].append((part, rows.without_data()))
+            return None
+        if name in self._in_several_blocks:
+            if part.is_again:
+                return None
+            part = self._outside
+        part.add(name, rows)
+        if part.is_again:
+            return None
+        call, recorded = part.calls[name], part
+        part.calls[name] += 1
+        return lambda gradient: self._collect(recorded, name, call, gradient)
+
     def _record(self, part: _Part, name: str, x: Tensor, output: Tensor) -> None:
         part.add(name, x)
         if not part.is_again:
@@ -243,13 +273,13 @@ class Recorder:
                 inputs = part.unchanged(name)
                 self.on_inputs(name, inputs, tuple(map(self._number, inputs)))
 
-    def _number(self, x: Tensor) -> int:
+    def _number(self, x: Rows) -> int:
         """The number of a tensor among those of this pass; held, no other tensor can have its id."""
         if id(x) not in self._tensors:
             self._tensors[id(x)] = next(self._count), x
         return self._tensors[id(x)][0]
 
-    def _collect(self, part: _Part, name: str, call: int, gradient: Tensor) -> None:
+    def _collect(self, part: _Part, name: str, call: int, gradient: Rows) -> None:
         part.gradients[name][call] = gradient
         self._deliver(part, name)
 
@@ -304,8 +334,10 @@ def observe_gradients(
         for embedding in token_embeddings(model):
             undo.callback(embedding.register_forward_hook(_require_grad_at_output).remove)
         for name in targets:
-            handle = model.get_submodule(name).register_forward_hook(recorder.hook(name), with_kwargs=True)
-            undo.callback(handle.remove)
+            if not is_expert(name):
+                handle = model.get_submodule(name).register_forward_hook(recorder.hook(name), with_kwargs=True)
+                undo.callback(handle.remove)
+        undo.enter_context(observe_experts(model, targets, recorder.record_expert))
         undo.enter_context(torch.enable_grad())
         yield recorder
 

@@ -7,13 +7,23 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
+from tlora.models.experts import (
+    expert_modules,
+    expert_names,
+    expert_parameters,
+    expert_shape,
+    parameter_name,
+    refuse_part_of_experts,
+    refuse_unknown_experts,
+    refuse_unreadable,
+)
 from tlora.models.record import record_of
 from tlora.utils.validation import check_arguments, list_names
 
@@ -21,30 +31,33 @@ logger = logging.getLogger(__name__)
 
 _EXPERT_NAMES = "PEFT would adapt the routed experts instead, which used to have these names"
 
-Part = Literal["attention", "mlp"]
+Part = Literal["attention", "mlp", "experts"]
 Model = Annotated[Any, nn.Module]
 """A base model: its class, which has a config and more, depends on the family."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer inside one of the repeated blocks of a model.
+    """A linear layer inside one of the repeated blocks of a model, or the weight of one routed expert.
 
     Attributes
     ----------
     name : str
-        Full module name, as in ``model.named_modules()``.
+        Full module name, as in ``model.named_modules()``; of an expert the name of the parameter that holds it, and its
+        number: ``"model.layers.0.mlp.experts.down_proj[3]"``.
     layer : int
         Index of the block, counted within its stack.
     projection : str
         Role within the block, e.g. ``"q_proj"``: the shortest suffix of the name that is unique in the block;
         prefixed with ``"encoder."`` or ``"decoder."`` if the model has both stacks.
-    part : {"attention", "mlp"}
-        Part of the block; everything that is not attention counts as MLP.
+    part : {"attention", "mlp", "experts"}
+        Part of the block; every linear layer that is not attention counts as MLP.
     d_out, d_in : int
-        Size of its weight in `torch.nn.Linear` layout.
+        Size of its weight in `torch.nn.Linear` layout, however it is stored.
     stack : {"", "encoder", "decoder"}
         Stack of an encoder-decoder model; ``""`` if there is only one stack.
+    experts : int
+        In an `Allocation`, whose ranks are by parameter: how many experts of this size it holds. Otherwise 1.
 
     Examples
     --------
@@ -60,6 +73,7 @@ class Target:
     d_out: int
     d_in: int
     stack: Literal["", "encoder", "decoder"] = ""
+    experts: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,17 +92,18 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
 
     These are `torch.nn.Linear`, the ``Conv1D`` of GPT-2, and quantized linear layers, but never output and
     classification heads, embeddings, poolers, routers, or modules that read images or sound. Routed experts are
-    skipped with a warning in the log: they see only the tokens routed to them, and the attention mask cannot be
-    followed there. So are layers that PEFT takes for experts by their names (shared experts and dense layers of
-    DeepSeek): its adapter would be on the routed ones.
+    targets only if ``select`` names them; otherwise a warning in the log says so. Layers that PEFT takes for experts by
+    their names (shared experts and dense layers of DeepSeek) are skipped: its adapter would be on the routed ones.
 
     Parameters
     ----------
     model : torch.nn.Module
         A model without an adapter; it is not changed, and may be on the ``meta`` device.
     select : str or iterable of str, optional
-        None or ``"all"``; ``"attention"``; ``"mlp"``; any other string is a regular expression that must
-        match the full name, as in PEFT; an iterable holds projections, full names, or suffixes of names.
+        None or ``"all"``: all linear layers, without experts; ``"attention"``; ``"mlp"``; ``"experts"``; any other
+        string is a regular expression that must match the full name, as in PEFT. An iterable holds these words,
+        projections, full names, or suffixes of names: ``["attention", "experts"]``. Experts are selected by parameter,
+        all of them or none: ``["experts.down_proj"]``.
 
     Returns
     -------
@@ -98,7 +113,8 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     Raises
     ------
     ValueError
-        If the model carries an adapter already or has no target, or an entry of ``select`` matches none.
+        If the model carries an adapter already or has no target, or an entry of ``select`` matches none; if experts are
+        selected that are quantized or sharded, or that transformers does not run through its interface for experts.
     TypeError
         If ``model`` is not a model.
 
@@ -111,26 +127,72 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     """
     check_arguments(target_modules, locals())
     refuse_adapted(model)
-    places = _places(model)
-    if not places:
+    select = list_names(select)
+    entries = [] if select is None else [select] if isinstance(select, str) else list(select)
+    names_experts = any(re.search(r"\bexperts", entry) for entry in entries)
+    places = _places(model, warn=not names_experts)
+    targets = _targets(places)
+    if names_experts:
+        targets = _with_experts(model, targets)
+    if not targets:
         raise ValueError(
             f"{type(model).__name__} has no target module: expected linear layers inside a "
             "torch.nn.ModuleList of blocks; pass a transformer language model, encoder or encoder-decoder"
         )
-    targets, select = _targets(places), list_names(select)
     if select is None or select == "all":
         return targets
-    roles = ", ".join(dict.fromkeys(target.projection for target in targets.values()))
+    roles = ", ".join(dict.fromkeys(parameter_name(target.projection) for target in targets.values()))
     selected: set[str] = set()
-    for entry in [select] if isinstance(select, str) else select:
-        names = _match_word(targets, entry) if isinstance(select, str) else _match_name(targets, entry)
+    for entry in entries:
+        names = _match_word(targets, entry)
+        if names is None:
+            names = _match_pattern(targets, entry) if isinstance(select, str) else _match_name(targets, entry)
         if not names:
             reason = _explain(model, entry, is_pattern=isinstance(select, str))
             raise ValueError(f"target_modules: {entry!r} selects nothing: {reason}; there is {roles}")
         selected.update(names)
     if not selected:
         raise ValueError(f"target_modules={select!r} selects nothing: leave it out to take {roles}")
+    refuse_part_of_experts(selected, targets)
     return {name: target for name, target in targets.items() if name in selected}
+
+
+def join_experts(targets: Iterable[Target]) -> dict[str, Target]:
+    """The targets by the module or parameter that gets a rank: all experts of a parameter are one."""
+    joined: dict[str, Target] = {}
+    for target in targets:
+        name = parameter_name(target.name)
+        if name == target.name:
+            joined[name] = target
+        elif name in joined:
+            joined[name] = replace(joined[name], experts=joined[name].experts + 1)
+        else:
+            joined[name] = replace(target, name=name, projection=parameter_name(target.projection))
+    return joined
+
+
+def _with_experts(model: nn.Module, targets: dict[str, Target]) -> dict[str, Target]:
+    """The targets and all experts of the model, in its order."""
+    experts: dict[str, Target] = {}
+    for name, module in expert_modules(model).items():
+        parts = name.split(".")
+        depth = next((d for d, part in enumerate(parts) if part.isdecimal()), None)
+        if depth is None or re.search("vision|visual|audio|image", ".".join(parts[:depth])):
+            continue
+        refuse_unreadable(name, module)
+        for key in expert_parameters(module):
+            for number, expert in enumerate(expert_names(f"{name}.{key}", len(getattr(module, key)))):
+                projection = f"{parts[-1]}.{key}[{number}]"
+                experts[expert] = Target(expert, int(parts[depth]), projection, "experts", *expert_shape(module, key))
+    if not experts:
+        refuse_unknown_experts(model)
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    both = targets | experts
+    return {name: both[name] for name in sorted(both, key=lambda name: order[_module_name(name)])}
+
+
+def _module_name(name: str) -> str:
+    return name if "[" not in name else parameter_name(name).rpartition(".")[0]
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -214,8 +276,8 @@ def shape(module: nn.Module) -> tuple[int, int]:
     return int(layer.out_features), int(layer.in_features)
 
 
-def _places(model: nn.Module) -> list[_Place]:
-    """All targets, in model order; logs a warning if experts are left out."""
+def _places(model: nn.Module, warn: bool) -> list[_Place]:
+    """All linear layers that can be targets, in model order; may log a warning of experts that are left out."""
     heads = _outside_base(model)
     output = output_embeddings(model)
     places: list[_Place] = []
@@ -229,7 +291,8 @@ def _places(model: nn.Module) -> list[_Place]:
         else:
             places.append(place)
     namesakes = _expert_namesakes(model, [place.name for place in places])
-    _warn_of_experts(model, experts, namesakes)
+    if warn:
+        _warn_of_experts(model, experts, namesakes)
     return [place for place in places if place.name not in namesakes]
 
 
@@ -279,8 +342,8 @@ def _warn_of_experts(model: nn.Module, experts: list[str], namesakes: list[str])
     ]
     if routed := experts + stacked:
         logger.warning(
-            "%d weights of routed experts (e.g. %s) are not target modules: an expert sees only the tokens routed to "
-            "it, and the attention mask cannot be followed there",
+            '%d weights of routed experts (e.g. %s) are not target modules: target_modules="experts" selects them, '
+            '["attention", "experts"] both',
             *(len(routed), routed[0]),
         )
     if namesakes:
@@ -336,17 +399,24 @@ def _part(place: _Place) -> Part:
     return "attention" if re.search(r"att(entio)?n", " ".join(names), re.IGNORECASE) else "mlp"
 
 
-def _match_word(targets: dict[str, Target], word: str) -> list[str]:
-    """Targets of a part, or those whose full name matches a regular expression."""
-    if word in ("attention", "mlp"):
-        return [name for name, target in targets.items() if target.part == word]
-    return [name for name in targets if re.fullmatch(word, name)]
+def _match_word(targets: dict[str, Target], word: str) -> list[str] | None:
+    """Targets of a part, or all linear layers; None if the word is neither."""
+    if word == "all":
+        return [name for name, target in targets.items() if target.part != "experts"]
+    return [name for name, target in targets.items() if target.part == word] if word in get_args(Part) else None
+
+
+def _match_pattern(targets: dict[str, Target], pattern: str) -> list[str]:
+    """Targets whose full name, without the number of an expert, matches a regular expression."""
+    return [name for name in targets if re.fullmatch(pattern, parameter_name(name))]
 
 
 def _match_name(targets: dict[str, Target], entry: str) -> list[str]:
-    """Targets of a projection, or else those whose full name is, or ends in, the entry."""
-    by_projection = [name for name, target in targets.items() if target.projection == entry]
-    return by_projection or [name for name in targets if _ends_in(name, entry)]
+    """Targets of a projection, or else those whose full name is, or ends in, the entry, with or without a number."""
+    if entry in targets:
+        return [entry]
+    by_projection = [name for name, target in targets.items() if parameter_name(target.projection) == entry]
+    return by_projection or [name for name in targets if _ends_in(name, entry) or _ends_in(parameter_name(name), entry)]
 
 
 def _ends_in(name: str, suffix: str) -> bool:
@@ -372,7 +442,7 @@ def _describe(model: nn.Module, name: str, module: nn.Module) -> str:
     if isinstance(module, nn.Embedding) or module is embeddings:
         return "an embedding, never a target"
     if re.search(r"router|gate\b|expert", f"{type(module).__name__} {name}", re.IGNORECASE):
-        return "a router or an expert behind one, never a target"
+        return "a router, never a target, or part of an expert"
     if is_linear(module) and _expert_namesakes(model, [name]):
         return f"no target: {_EXPERT_NAMES}"
     return f"a {type(module).__name__} " + ("outside the blocks" if is_linear(module) else "and no linear layer")

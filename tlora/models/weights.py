@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tlora.models.experts import Layers
 from tlora.models.record import record_of
 from tlora.models.sharding import full_tensor, refuse_split
 from tlora.models.targets import is_adapted, is_linear, shape
@@ -163,14 +164,21 @@ def weight_fingerprints(model: nn.Module, names: Iterable[str]) -> dict[str, Ten
 
 
 def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
-    """Fingerprints of the weights under the LoRA layers; unreadable weights, such as packed ones, have none."""
+    """Fingerprints of the weights under the LoRA layers; unreadable weights, such as packed ones, have none.
+
+    That of a parameter with experts is the fingerprint of the first.
+    """
     from peft.tuners.lora import LoraLayer
 
-    fingerprints = {}
+    fingerprints, modules = {}, base_modules(model)
     for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer) and is_linear(layer.get_base_layer()):
+        if not isinstance(layer, LoraLayer):
+            continue
+        parameter = getattr(layer, "parameter_name", None)
+        name = name if parameter is None else f"{name.replace('.base_layer', '')}.{parameter}"
+        if name in modules and is_linear(modules[name]):
             with contextlib.suppress(TypeError, ValueError):
-                fingerprints[name] = fingerprint(weight(layer.get_base_layer(), name))
+                fingerprints[name] = fingerprint(weight(modules[name], name))
     return dict(zip(fingerprints, on_host(fingerprints.values()), strict=True))
 
 
@@ -184,10 +192,10 @@ def model_name(base: Any) -> str:
     return str(base.config.name_or_path or type(base).__name__)
 
 
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a model by full name; if it has adapters, the layers under them."""
+def base_modules(model: nn.Module) -> Layers:
+    """The modules of a model by full name, and the layers of its experts; if it has adapters, those under them."""
     base = get_base_model(model)
-    return {n: m.get_base_layer() if is_adapted(m) else m for n, m in base.named_modules()}
+    return Layers({n: m.get_base_layer() if is_adapted(m) else m for n, m in base.named_modules()})
 
 
 def has_four_bits(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation.footprint import FULL
+from tlora.models.experts import SKETCHED_FROM, is_expert, parameter_name
 from tlora.models.forward import has_argument
 from tlora.models.hooks import ObservationError, observe_gradients
-from tlora.models.targets import Target, head_modules, output_embeddings
+from tlora.models.targets import Target, head_modules, join_experts, output_embeddings
 from tlora.resources.setup import QUANTIZED_BYTES, Setup
 from tlora.resources.simulation import Blocks, Simulation, group_blocks, keep_blocks
 
@@ -59,7 +62,8 @@ class SimulatedModel:
     shapes : dict of (int, int)
         ``(d_out, d_in)`` of each target module.
     shared : dict of str
-        For each module the first one that reads the same input, after a step of calibration was run.
+        For each module the first one that reads the same input, after a step of calibration was run; of an expert
+        itself.
     parameters, head : int
         Parameters of the model, and of the head of a classifier.
     """
@@ -74,11 +78,21 @@ class SimulatedModel:
         self._simulation, self._targets, self._groups = simulation, targets, group_blocks(model)
         self._steps: dict[Any, Step] = {}
         self._weights: dict[int | None, Weights] = {}
+        self._shares: dict[str, float] = {}
+        self._experts = Counter(parameter_name(name) for name in targets)
 
     @property
-    def distinct(self) -> list[int]:
-        """Widths of the inputs of which there is a covariance."""
-        return [self.shapes[name][1] for name in set(self.shared.values())]
+    def distinct(self) -> list[str]:
+        """The first reader of each input of which there is a covariance."""
+        return list(dict.fromkeys(self.shared[name] for name in self.shapes))
+
+    def share(self, name: str) -> float:
+        """Return the share of the tokens that a target reads: of one of several experts, what is routed to each."""
+        return self._shares.get(parameter_name(name).rpartition(".")[0], 1.0) if is_expert(name) else 1.0
+
+    def is_one_of_many(self, name: str) -> bool:
+        """Whether it is one of so many experts that their statistics are sketched."""
+        return self._experts[parameter_name(name)] >= SKETCHED_FROM
 
     def weights(self, bits: int | None) -> Weights:
         """Return the bytes of the weights, if linear layers are quantized to so many bits."""
@@ -101,7 +115,7 @@ class SimulatedModel:
 
         def count() -> Step:
             running = {name for name, _ in model.named_modules()}
-            present = {name: target for name, target in self._targets.items() if name in running}
+            present = {name: target for name, target in self._targets.items() if _holder(name) in running}
             with contextlib.ExitStack() as undo:
                 for layer in quantized:
                     undo.enter_context(_unpacking(layer))
@@ -109,8 +123,8 @@ class SimulatedModel:
                     return _full_step(self._simulation, model, setup)
                 if kind != CALIBRATION:
                     return _adapter_step(self._simulation, model, present, setup, kind)
-                step, inputs = _calibration_pass(self._simulation, model, present, setup)
-                self.shared = inputs | self.shared
+                step, inputs, shares = _calibration_pass(self._simulation, model, present, setup)
+                self.shared, self._shares = inputs | self.shared, shares | self._shares
                 return step
 
         try:
@@ -123,7 +137,10 @@ class SimulatedModel:
                 "data here"
             ) from error
         if kind == CALIBRATION:
+            self.shared |= {name: name for name in self._targets if is_expert(name)}
             _share_as_second_block(self._groups, self.shared, self._targets)
+            share = max(self._shares.values(), default=1.0)
+            self._shares = {_holder(name): self._shares.get(_holder(name), share) for name in self._targets}
         return step
 
     def block_peak(self, setup: Setup) -> int:
@@ -212,44 +229,83 @@ class _Unpacked(torch.autograd.Function):
 
 def _calibration_pass(
     simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup
-) -> tuple[Step, dict[str, str]]:
-    shared: dict[str, str] = {}
-    first: dict[tuple[int, ...], str] = {}
+) -> tuple[Step, dict[str, str], dict[str, float]]:
+    """Count a calibration batch; return the first reader of each module's input, and what experts read of the tokens.
 
-    def add_inputs(name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+    What is routed to which expert depends on values, so the experts run as in the model's own code. Their inputs, which
+    a calibration holds until the gradients are known, are held here by a hook.
+    """
+    shared: dict[str, str] = {}
+    shares: dict[str, float] = {}
+    held: list[Tensor] = []
+    first: dict[tuple[int, ...], str] = {}
+    linear = {name: target for name, target in targets.items() if not is_expert(name)}
+    experts = {_holder(name): model.get_submodule(_holder(name)) for name in targets if is_expert(name)}
+    widths = {(parameter_name(name), target.d_in): _holder(name) for name, target in targets.items() if is_expert(name)}
+
+    def add_inputs(name: str, inputs: list[Any], tensors: tuple[int, ...]) -> None:
         shared[name] = first.setdefault(tensors, name)
 
-    def add_gradients(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(name: str, inputs: list[Any], gradients: list[Any]) -> None:
         """Make the copies that scores are computed from; without checkpointing they are little beside what is held."""
         if recorder.has_blocks:
             copies = [x.float() for x in (*inputs, *gradients)]
             if setup.fisher:
                 copies.append(torch.cat(inputs).float() * 1.0)
 
+    def hold(name: str) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+            if recorder.has_blocks:  # of one block at a time
+                held.clear()
+            shares[name] = args[1].shape[-1] / module.num_experts
+            rows = args[1].numel()
+            held.extend(args[0].new_empty(rows, width) for (_, width), holder in widths.items() if holder == name)
+
+        return hook
+
     def forward() -> Tensor:
         loss = batch_loss(model, setup)
         recorder.end_forward()
         return loss
 
+    def end() -> None:
+        recorder.clear()
+        held.clear()
+
     checkpointing = setup.gradient_checkpointing
-    with observe_gradients(model, targets, add_inputs, add_gradients, checkpointing) as recorder:
+    with (
+        contextlib.ExitStack() as undo,
+        observe_gradients(model, linear, add_inputs, add_gradients, checkpointing) as recorder,
+    ):
+        for name, module in experts.items():
+            undo.callback(module.register_forward_pre_hook(hold(name)).remove)
         if recorder.has_blocks:
             with recorder.looking():
                 batch_loss(model, setup)
-        step = _measure(simulation, forward, recorder.clear)
-    return step, shared
+            held.clear()
+        step = _measure(simulation, forward, end)
+    return step, shared, shares
+
+
+def _holder(name: str) -> str:
+    """Return the module that runs a target."""
+    return parameter_name(name).rpartition(".")[0] if is_expert(name) else name
 
 
 def _adapter_step(simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup, kind: str) -> Step:
     """Count a step with LoRA on every target, in the type of the adapter whatever that of the layer, as in PEFT."""
     model.requires_grad_(False)
     before = simulation.now
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            _lora(target, setup.rank, setup.adapter_dtype(kind), freeze_a=kind == "B")
-        )
-        for name, target in targets.items()
-    ]
+    options: dict[str, Any] = {"dtype": setup.adapter_dtype(kind), "freeze_a": kind == "B"}
+    handles, parameters = [], []
+    for target in join_experts(targets.values()).values():
+        if target.part == "experts":
+            module, _, key = target.name.rpartition(".")
+            parameters.append((model.get_submodule(module), key))
+            update = _ExpertsUpdate(target, setup.rank, model.get_submodule(module), **options)
+            parametrize.register_parametrization(*parameters[-1], update, unsafe=True)
+        else:
+            handles.append(model.get_submodule(target.name).register_forward_hook(_lora(target, setup.rank, **options)))
     adapters = simulation.now - before
     try:
         with _training(model, setup):
@@ -257,7 +313,24 @@ def _adapter_step(simulation: Simulation, model: Any, targets: dict[str, Target]
     finally:
         for handle in handles:
             handle.remove()
+        for module, key in parameters:
+            parametrize.remove_parametrizations(module, key, leave_parametrized=False)
     return step._replace(peak=step.peak + adapters)
+
+
+class _ExpertsUpdate(nn.Module):
+    """What PEFT makes of a parameter with experts in each forward pass: all of their weights with their updates."""
+
+    def __init__(self, target: Target, rank: int, module: Any, dtype: torch.dtype, *, freeze_a: bool) -> None:
+        super().__init__()
+        rank, self.is_transposed = min(rank, target.d_in, target.d_out), bool(module.is_transposed)
+        self.a = nn.Parameter(torch.zeros(target.experts, rank, target.d_in, dtype=dtype), requires_grad=not freeze_a)
+        self.b = nn.Parameter(torch.zeros(target.experts, target.d_out, rank, dtype=dtype))
+
+    def forward(self, stored: Tensor) -> Tensor:
+        factors = (self.a.mT, self.b.mT) if self.is_transposed else (self.b, self.a)
+        left, right = (factor.to(stored.dtype) for factor in factors)
+        return torch.baddbmm(stored, left, right, alpha=2.0)
 
 
 def _full_step(simulation: Simulation, model: Any, setup: Setup) -> Step:

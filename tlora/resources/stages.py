@@ -55,9 +55,10 @@ def _statistics_bytes(steps: SimulatedModel, setup: Setup, *, sketched: bool) ->
     """Return the bytes of covariances and their means, of Fisher matrices, and of what sketches are drawn with."""
     fishers = [columns for _, columns in steps.shapes.values()] if setup.fisher else []
     wide, square = ([d for d in fishers if setup.is_sketched(d) == is_wide] for is_wide in (True, False))
-    for d in steps.distinct:
-        (wide if sketched and setup.is_sketched(d) else square).append(d)
-    means = sum(d * min(setup.samples, d) for d in steps.distinct)
+    for name in steps.distinct:
+        d = steps.shapes[name][1]
+        (wide if (sketched or steps.is_one_of_many(name)) and setup.is_sketched(d) else square).append(d)
+    means = sum(steps.shapes[name][1] * min(setup.samples, steps.shapes[name][1]) for name in steps.distinct)
     return BYTES * (sum(d**2 for d in square) + setup.sketch_size * (sum(wide) + sum(set(wide))) + means)
 
 
@@ -91,19 +92,21 @@ def stage_flops(steps: SimulatedModel, setup: Setup) -> dict[str, float]:
     """Return the floating-point operations of calibration and subspaces, of one GPU."""
     tokens = setup.samples * setup.length
     passes = steps.run(setup, CALIBRATION).flops * setup.samples / setup.batch_size
-    scores = sum(2.0 * tokens * rows * columns for rows, columns in steps.shapes.values())
-    whole = sum(1.0 * tokens * d**2 for d in steps.distinct)  # one triangle
+    scores = sum(2.0 * tokens * steps.share(n) * rows * columns for n, (rows, columns) in steps.shapes.items())
 
-    def narrowed(widths: Iterable[int]) -> float:
-        return sum(
-            4.0 * tokens * d * setup.sketch_size if setup.is_sketched(d) else 1.0 * tokens * d**2 for d in widths
-        )
+    def products(names: Iterable[str], *, sketched: bool) -> float:
+        total = 0.0
+        for name in names:
+            d, count = steps.shapes[name][1], tokens * steps.share(name)
+            is_wide = (sketched or steps.is_one_of_many(name)) and setup.is_sketched(d)
+            total += count * d * (4.0 * setup.sketch_size if is_wide else 1.0 * d)  # of a whole one, one triangle
+        return total
 
-    passes += narrowed(columns for _, columns in steps.shapes.values()) if setup.fisher else 0.0
+    passes += products(steps.shapes, sketched=True) if setup.fisher else 0.0
     width = setup.width + OVERSAMPLING
     flops = {
-        "calibration, covariances whole": passes + scores + whole,
-        "calibration, covariances sketched": passes + scores + narrowed(steps.distinct),
+        "calibration, covariances whole": passes + scores + products(steps.distinct, sketched=False),
+        "calibration, covariances sketched": passes + scores + products(steps.distinct, sketched=True),
         "subspaces": sum(_subspace_flops(*shape, width) for shape in steps.shapes.values()),
     }
     return {stage: count / max(setup.gpus, 1) for stage, count in flops.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tlora.adapters.files import factor_tensors, read_tensors, read_training_record, split_updates, validate_adapter
+from tlora.adapters.files import LINEAR, read_tensors, read_training_record, split_updates, validate_adapter
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.peft_config import COMPUTES_MORE
 from tlora.results import Meta
@@ -60,12 +60,11 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     updates, _, _ = split_updates(tensors, config, folder / ADAPTER_WEIGHTS)
     if not updates:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS} holds no lora_A of a linear layer: {len(tensors)} other tensors")
-    factors = factor_tensors(updates.values())
     return Inspection(
         config=config,
         ranks={name: update.rank for name, update in updates.items()},
         shapes={name: update.shape for name, update in updates.items()},
         singular_values={name: update.singular_values() for name, update in updates.items()},
-        others={key: tuple(tensor.shape) for key, tensor in tensors.items() if key not in factors},
+        others={key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(LINEAR)},
         meta=read_training_record(folder).meta or Meta(config.get("base_model_name_or_path") or "an unnamed model"),
     )

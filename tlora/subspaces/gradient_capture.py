@@ -16,6 +16,7 @@ from torch import Tensor
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
+from tlora.models.observe_experts import Rows
 from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
@@ -298,10 +299,10 @@ class _Energies:
         self.totals.append(torch.zeros(shape, device=batch.device))
         self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
 
-    def add_inputs(self, name: str, inputs: list[Tensor], tensors: tuple[int, ...]) -> None:
+    def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Do nothing: inputs alone give no statistics."""
 
-    def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add the norms of each sample, after summing over the calls of the module."""
         target, column = self.targets[name], self._column[name]
         pairs = zip(self._batch.gradient_rows(gradients), self._batch.gradient_rows(inputs), strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlora.calibration.spectrum import Spectrum, sort_descending
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
-from tlora.models.targets import Target, target_modules
+from tlora.models.targets import Target
 from tlora.models.weights import check_same_model
 from tlora.results import Meta
 
@@ -168,8 +168,8 @@ def check_subspaces(model: Any, subspaces: Mapping[str, Subspaces]) -> dict[str,
     _check_same_modules(subspaces)
     for checked in subspaces.values():
         check_same_model(model, checked.fingerprints, checked.shapes)
-    bases = next(iter(subspaces.values())).bases
-    return {name: target for name, target in target_modules(model).items() if name in bases}
+    first = next(iter(subspaces.values()))
+    return {name: target for name, target in first.targets.items() if name in first.bases}
 
 
 def _check_same_modules(subspaces: Mapping[str, Subspaces]) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
+from tlora.calibration.experts import ExpertPool
+from tlora.models.experts import parameter_name
 from tlora.models.sharding import model_processes
-from tlora.models.targets import Model, Target
+from tlora.models.targets import Model, Target, join_experts
 from tlora.models.weights import base_modules, check_same_model, get_base_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
@@ -86,7 +88,9 @@ def task_subspaces(
     products with ``W`` and ``C`` give it. ``"wc_half"`` with ``centered=False`` minimizes ``||X (W - W')^T||_F`` over
     ``W'`` of rank r, the criterion of SVD-LLM. CorDA decomposes ``W M`` and spans its space by ``V^T M^(-1)``, which
     minimizes ``||(W - W') M||_F``. If the matrix has fewer independent directions than requested, seeded random
-    directions complete the basis, and ``numerical_rank`` says from which row on.
+    directions complete the basis, and ``numerical_rank`` says from which row on. The statistics of an expert are those
+    of its own rows and 64 further ones that stand for all experts of its layer, so an expert with few rows has
+    directions too: with ``n`` rows its own count ``n / (n + 64)``.
 
     ``"fisher"`` is of this project: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
     sample's loss at the module's output. Their squared singular values are the eigenvalues of ``Calibration.fisher``,
@@ -144,17 +148,24 @@ def _direction_counts(calibration: Calibration, max_rank: int | Allocation, kind
         limit = require_positive_int(max_rank, "max_rank")
         shapes = calibration.sensitivity.shapes
         return {name: min(limit, *shape, columns.get(name, limit)) for name, shape in shapes.items()}
-    for name, rank in max_rank.ranks.items():
-        if max_rank.shapes[name] != calibration.sensitivity.shapes.get(name):
+    ranks = {
+        name: max_rank.ranks[parameter_name(name)]
+        for name in calibration.names
+        if parameter_name(name) in max_rank.ranks
+    }
+    joined = join_experts(calibration.targets[name] for name in ranks)
+    for name in max_rank.ranks:
+        if max_rank.targets[name] != joined.get(name):
             raise ValueError(
                 f"the allocation has {name}, the calibration does not: allocate from this calibration's sensitivity"
             )
+    for name, rank in ranks.items():
         if rank > columns.get(name, rank):
             raise ValueError(
                 f"rank {rank} of {name} is beyond the sketch of its inputs, which has {columns[name]} columns: "
                 f"allocate with max_rank={columns[name]}, or calibrate with a larger sketch_size"
             )
-    return {name: max_rank.ranks[name] for name in calibration.names if name in max_rank.ranks}
+    return ranks
 
 
 def _check_kind(calibration: Calibration, kind: Kind, centered: bool) -> None:
@@ -259,14 +270,13 @@ class _InputMoments:
     """
 
     def __init__(self, calibration: Calibration, centered: bool) -> None:
-        self.calibration, self.centered = calibration, centered
+        self.calibration, self.centered, self.pool = calibration, centered, ExpertPool(calibration)
         self.on_device = lru_cache(maxsize=1)(lambda first, device: self.moment(first).to(device))
         self.powers = lru_cache(maxsize=1)(lambda first, device: self.on_device(first, device).powers(SHRINKAGE))
 
     def moment(self, first: str) -> Covariance:
         """The covariance or second moment of an input, by the first module that reads it, on the CPU."""
-        covariance = self.calibration.covariances[first]
-        return covariance if self.centered else covariance.second_moment()
+        return self.pool.moment(first, self.centered)
 
 
 class _Basis(NamedTuple):
@@ -348,12 +358,10 @@ def _matrix(
             root, inverse = inputs.powers(calibration.shared[name], device)
             return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
         case "g":
-            assert calibration.gradient is not None
-            gradient = calibration.gradient[name]
+            gradient = inputs.pool.gradient(name)
             return _Matrix(lambda x: gradient @ x, gradient.transposed)
         case "fisher":
-            assert calibration.fisher is not None
-            fisher = calibration.fisher[name].to(device)
+            fisher = inputs.pool.fisher(name).to(device)
             return _Matrix(fisher.__matmul__, fisher.__matmul__, rank_bound=fisher.rank_kept, is_gram=True)
         case "random":
             raise AssertionError("random rows are the singular vectors of no matrix")

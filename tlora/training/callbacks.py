@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from tlora.adapters.lora_layers import adapter_layers, lora_updates, weight_norm
+from tlora.adapters.lora_layers import adapter_layers, lora_parameters, lora_updates, weight_norm
 from tlora.adapters.update import LoraUpdate
 from tlora.training.checkpoints import warn_if_not_written
 from tlora.utils.validation import require_positive_int
@@ -29,17 +29,20 @@ _STATISTICS = list(MODULE_COLUMNS)[2:]
 _FILE = "module_history.json"
 
 
-def module_statistics(b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float) -> Float[Tensor, " 2"]:
+def module_statistics(
+    b: Float[Tensor, "*experts d_out r"], a_gram: Float[Tensor, "*experts r r"], scale: float
+) -> Float[Tensor, " 2"]:
     """Return the norm of ``scale * B A`` and the effective rank of ``B`` from ``A A^T``; both 0 for a zero ``B``.
 
-    They are ``scale sqrt(<B^T B, A A^T>)`` and ``(sum sigma^2)^2 / sum sigma^4`` over the singular values of ``B``.
+    They are ``scale sqrt(<B^T B, A A^T>)`` and ``(sum sigma^2)^2 / sum sigma^4`` over the singular values of ``B``. Of
+    several experts they are those of the block-diagonal matrix of all, the rank divided by the number of experts.
     """
     b = b.float()
-    gram = b.T @ b
+    gram = b.mT @ b
     norm = (gram * a_gram).sum().clamp_min(0).sqrt() * scale
     # Divide by the trace first: fourth powers of a small B underflow in float32.
-    share = gram / gram.diagonal().sum().clamp_min(torch.finfo(gram.dtype).tiny)
-    squares = share.square().sum()
+    share = gram / gram.diagonal(dim1=-2, dim2=-1).sum().clamp_min(torch.finfo(gram.dtype).tiny)
+    squares = share.square().sum() * b.shape[:-2].numel()
     return torch.stack([norm, torch.where(squares > 0, 1 / squares, squares)])
 
 
@@ -84,6 +87,7 @@ class ModuleRecorder(TrainerCallback):
         self.values: list[Tensor] = []
         self._updates: dict[str, LoraUpdate] = {}
         self._weight_norms: dict[str, float] = {}
+        self._trained: list[Tensor] = []
         self._grams: dict[str, Tensor] = {}
         self._gradient_norms: Tensor | None = None
 
@@ -99,6 +103,7 @@ class ModuleRecorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the modules, and read the records of the checkpoint that training resumes from."""
         self._updates, layers = lora_updates(kwargs["model"]), adapter_layers(kwargs["model"])
+        self._trained = [b for _, b in lora_parameters(kwargs["model"]).values()]
         self.names, self.steps, self.values = list(self._updates), [], []
         self._weight_norms = {name: weight_norm(layers[name]) for name in self._updates}
         self._grams = {name: _gram(update.a) for name, update in self._updates.items() if not update.a.requires_grad}
@@ -111,7 +116,7 @@ class ModuleRecorder(TrainerCallback):
         """Keep the gradient norms of a step that will be recorded: gradients are gone when it ends."""
         step = state.global_step + 1
         if self._updates and (step in (1, state.max_steps) or step % self.every == 0):
-            self._gradient_norms = _stack([_gradient_norm(update.b) for update in self._updates.values()])
+            self._gradient_norms = _stack([_gradient_norm(b) for b in self._trained])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step if it is due."""
@@ -130,7 +135,7 @@ class ModuleRecorder(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Release the model."""
-        self._updates, self._grams, self._gradient_norms = {}, {}, None
+        self._updates, self._grams, self._trained, self._gradient_norms = {}, {}, [], None
 
     @torch.no_grad()
     def _statistics(self) -> Tensor:
@@ -151,7 +156,7 @@ def _frame(names: list[str], steps: list[int], values: list[Tensor]) -> pd.DataF
 
 @torch.no_grad()
 def _gram(a: Tensor) -> Tensor:
-    return a.float() @ a.float().T
+    return a.float() @ a.float().mT
 
 
 def _gradient_norm(parameter: Tensor) -> Tensor:

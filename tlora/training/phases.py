@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from tlora.adapters.lora_layers import head_parameters, lora_updates
+from tlora.adapters.lora_layers import head_parameters, lora_parameters
 from tlora.utils.devices import on_host
 from tlora.utils.validation import require_fraction, require_positive
 
@@ -66,7 +66,7 @@ class TrainingPhases:
 
 
 def _trained_a(model: PeftModel) -> list[torch.Tensor]:
-    return [update.a for update in lora_updates(model).values() if update.a.requires_grad]
+    return [a for a, _ in lora_parameters(model).values() if a.requires_grad]
 
 
 _PARAMETERS: dict[str, tuple[Callable[[PeftModel], Sequence[torch.Tensor]], str]] = {

@@ -13,8 +13,15 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from tlora.adapters import rank_use
-from tlora.adapters.files import PREFIX, RUN, TRAINING, check_files, earlier_files, refuse_other_writer, write_adapter
-from tlora.adapters.update import LoraUpdate
+from tlora.adapters.files import (
+    RUN,
+    TRAINING,
+    check_files,
+    earlier_files,
+    refuse_other_writer,
+    split_updates,
+    write_adapter,
+)
 from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
@@ -120,12 +127,12 @@ class TrainingRun(Result):
         return self.history.copy()
 
     def singular_values(self) -> dict[str, Tensor]:
-        """Return the singular values of the update ``s B A`` of each module, largest first, (r,) float32."""
-        values = {}
-        for name, scaling in self.scalings.items():
-            a, b = (self.adapter[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
-            values[name] = LoraUpdate(name, a, b, scaling).singular_values()
-        return values
+        """Return the singular values of the update ``s B A`` of each module, largest first, (r,) float32.
+
+        Those of experts are (E, r).
+        """
+        updates, _, _ = split_updates(self.adapter, self.adapter_config, "the run")
+        return {name: updates[name].singular_values() for name in self.scalings}
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
         """Compare the rank of each module with the directions that its update uses; see ``rank_columns``.

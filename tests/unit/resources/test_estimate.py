@@ -22,6 +22,7 @@ from transformers import (
 
 import tlora
 from tests.helpers.adapted import rising_allocation
+from tests.helpers.experts import tiny_mixture
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model
 from tests.helpers.names import in_order
 from tests.helpers.pages import DOCS
@@ -392,3 +393,27 @@ def test_no_module_hides_a_public_name():
     functions = {name for name in in_order("tlora") if callable(getattr(tlora, name))}
     assert "estimate" in functions
     assert not functions & {path.stem for path in Path(tlora.__file__).parent.iterdir()}
+
+
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="earlier torch cannot run routed experts without data")
+def test_adapters_of_experts_take_a_copy_of_their_weights():
+    """PEFT forms all weights of a layer's experts with their updates, and the backward pass needs them."""
+    model = tiny_mixture(hidden_size=64, moe_intermediate_size=64, experts=8)
+    options: dict[str, Any] = {**SMALL, "dtype": "bfloat16"}
+    select: dict[str, Any] = {"target_modules": ["attention", "experts"]}
+    alone, both = estimate(model.config, 2, **options), estimate(model.config, 2, **options, **select)
+    experts = [p for name, p in model.named_parameters() if "experts" in name]
+    assert len(both.shapes) == len(alone.shapes) + 2 * 2 * 8
+    copies = sum(2 * p.numel() for p in experts)
+    for kind in ("training B", "training A and B"):
+        assert both.bytes[kind] - alone.bytes[kind] > copies
+    calibration = tlora.calibrate(model, [tiny_batch("llama")], progress=False, **select)
+    uniform = tlora.allocate(calibration.sensitivity, 2, adapt_ranks=False, adapt_scales=False)
+    for freeze_a, kind in ((True, "B"), (False, "A and B")):
+        adapted = tlora.attach(model, None, uniform, freeze_a, replace=True)
+        assert both.trainable[kind] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    statistics = {name: both.bytes[f"calibration, covariances {name}"] for name in ("whole", "sketched")}
+    dense = sum(4 * covariance.total.numel() for covariance in calibration.covariances.values())
+    assert statistics["whole"] > both.bytes["weights"] + dense
+    assert both.flops["calibration, covariances whole"] > alone.flops["calibration, covariances whole"]
+    assert all(both.shared[name] == name for name in both.shapes if "experts" in name)

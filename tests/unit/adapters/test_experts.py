@@ -1,0 +1,187 @@
+"""Adapters of experts: put on a model, trained, saved, merged, and read again by tlora and by PEFT."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+import tlora
+from tests.helpers.adapted import token_rows
+from tests.helpers.experts import FAMILIES, experts_modules, tiny_mixture
+from tests.helpers.models import tiny_batch, tiny_tokenizer
+from tlora.adapters.lora_layers import adapter_layers, lora_updates
+
+# PEFT compares rank_pattern with modules alone, and warns of each key of a parameter; the ranks are right.
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+
+BATCH = tiny_batch("llama")
+INPUTS = {key: BATCH[key] for key in ("input_ids", "attention_mask")}
+REAL = BATCH["attention_mask"].bool()
+
+
+def _prepare(model, select="experts", rank=2, **options):
+    recipe = tlora.Recipe.named("captured").override(calibrate={"target_modules": select}, **options)
+    return tlora.prepare(model, [BATCH], recipe, rank, progress=False)
+
+
+def _logits(model) -> Tensor:
+    return model(**INPUTS).logits[REAL].detach()
+
+
+def _move(adapted) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_peft_computes_is_the_base_plus_each_experts_update(family, tmp_path):
+    model = tiny_mixture(family)
+    before, bare = _logits(model), copy.deepcopy(model)
+    plan = _prepare(model)
+    adapted = tlora.attach(model, plan)
+    torch.testing.assert_close(_logits(adapted), before, msg="B is zero")
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_B" in name for name in trained), "A is frozen"
+    _move(adapted)
+    after = _logits(adapted)
+    assert (after - before).abs().max() > 0.01
+
+    naive = copy.deepcopy(bare)
+    with torch.no_grad():
+        for module_name, module in experts_modules(naive).items():
+            for key in ("gate_up_proj", "down_proj"):
+                layer = adapter_layers(adapted)[f"{module_name}.{key}"]
+                a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                rank = plan.allocation.ranks[f"{module_name}.{key}"]
+                for expert in range(4):
+                    basis = plan.subspaces.basis(f"{module_name}.{key}[{expert}]", rank)
+                    rows = a[expert * rank : (expert + 1) * rank]
+                    unit = rows / rows.norm(dim=1, keepdim=True)
+                    torch.testing.assert_close(unit, basis, msg="rows of A are the expert's directions")
+                    columns = b[:, expert::4]  # by rank, then by expert
+                    delta = plan.allocation.scalings[f"{module_name}.{key}"] * columns @ rows
+                    getattr(module, key)[expert] += delta.T if module.is_transposed else delta
+    torch.testing.assert_close(_logits(naive), after, atol=1e-4, rtol=1e-4)
+
+    adapted.save_pretrained(tmp_path / "plain", save_embedding_layers=False)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path / "plain")
+    torch.testing.assert_close(_logits(again), after, rtol=0, atol=0)
+    ours = tlora.load_adapter(tmp_path / "plain", copy.deepcopy(bare))
+    torch.testing.assert_close(_logits(ours), after, rtol=0, atol=0)
+    assert {n: u.rank for n, u in lora_updates(ours).items()} == plan.allocation.ranks
+    merged = tlora.merge(adapted)
+    torch.testing.assert_close(_logits(merged), after, atol=1e-4, rtol=1e-4)
+
+
+def test_ranks_are_by_parameter_and_spend_the_budget():
+    plan = _prepare(tiny_mixture(), ["attention", "experts"], rank=3)
+    allocation = plan.allocation
+    assert sum("experts" in name for name in allocation.ranks) == 4
+    b = {name: target.d_out * target.experts for name, target in allocation.targets.items()}
+    used = sum(rank * b[name] for name, rank in allocation.ranks.items())
+    assert allocation.budget_total - min(b.values()) < used <= allocation.budget_total == 3 * sum(b.values())
+    by_score = tlora.allocate(plan.calibration.sensitivity, 3)
+    cost = {name: target.experts for name, target in by_score.targets.items()}
+    assert sum(rank * cost[name] for name, rank in by_score.ranks.items()) == 3 * (8 + 4 * 4)
+    name = "model.layers.0.mlp.experts.down_proj"
+    energies = [plan.subspaces.singular_values[f"{name}[{expert}]"].double().square() for expert in range(4)]
+    assert allocation.energies[name] == pytest.approx(sum(energies).tolist())
+    scores = plan.calibration.sensitivity.scores
+    assert by_score.scores[name] == pytest.approx(sum(scores[f"{name}[{expert}]"] for expert in range(4)) / 4)
+    adapted = tlora.attach(tiny_mixture(), plan)
+    held = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert held == allocation.trainable_parameters
+    assert sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n) == allocation.footprint().parameters
+
+
+def test_training_lowers_the_loss_with_a_frozen_and_goes_on(tmp_path):
+    model = tiny_mixture()
+    bare = copy.deepcopy(model)
+    adapted = tlora.attach(model, _prepare(model, ["attention", "experts"]))
+    a = {n: p.detach().clone() for n, p in adapted.named_parameters() if "lora_A" in n}
+    run = tlora.train(adapted, token_rows(6), max_steps=12, batch_size=3, learning_rate=2e-2, progress=False,
+                      output_dir=tmp_path / "steps", save_steps=6)  # fmt: skip
+    assert run.after["train_loss"] < run.before["train_loss"]
+    for name, parameter in adapted.named_parameters():
+        if name in a:
+            torch.testing.assert_close(parameter.detach(), a[name], rtol=0, atol=0)
+    assert set(run.ranks) == set(lora_updates(adapted))
+    use = run.rank_use()
+    assert (use["used_rank"] > 0).all()
+    assert (run.module_history["gradient_norm"] > 0).all()
+    folder = run.save(tmp_path / "adapter")
+    again = tlora.load_adapter(folder, copy.deepcopy(bare))
+    torch.testing.assert_close(_logits(again), _logits(adapted), rtol=0, atol=0)
+    assert not any(p.requires_grad for n, p in again.named_parameters() if "lora_A" in n)
+    with pytest.raises(ValueError, match="another weight"):
+        tlora.load_adapter(folder, _moved(bare))
+    inspection = tlora.inspect(folder)
+    assert dict(inspection.ranks) == run.ranks
+    for engine, refused in inspection.engines()[["engine", "refused"]].to_numpy():
+        assert ("target_parameters" in refused) == (not engine.startswith(("PEFT", "mlx")))
+
+
+def _moved(model):
+    other = copy.deepcopy(model)
+    for module in experts_modules(other).values():
+        module.down_proj.data = torch.randn_like(module.down_proj)
+    return other
+
+
+def test_an_untrained_start_is_saved(tmp_path):
+    model = tiny_mixture()
+    folder = tlora.save_initial(tlora.attach(model, _prepare(model)), tmp_path / "start")
+    again = tlora.load_adapter(folder, tiny_mixture())
+    assert all("lora_B" in name for name, p in again.named_parameters() if p.requires_grad)
+
+
+def test_the_config_of_an_allocation_names_the_parameters():
+    model = tiny_mixture()
+    allocation = _prepare(model, ["attention", "experts"]).allocation
+    config = tlora.lora_config(model, allocation)
+    assert sorted(config.target_parameters) == [name for name in sorted(allocation.ranks) if "experts" in name]
+    adapted = peft.get_peft_model(model, config)
+    assert {n: u.rank for n, u in lora_updates(adapted).items()} == allocation.ranks
+    assert {n: u.scaling for n, u in lora_updates(adapted).items()} == pytest.approx(allocation.scalings)
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"lora_bias": True}, {"use_dora": True}])
+def test_options_that_experts_do_not_have_are_refused(options):
+    model = tiny_mixture()
+    allocation = _prepare(model).allocation
+    with pytest.raises(ValueError, match=next(iter(options))):
+        tlora.lora_config(model, allocation, **options)
+
+
+@pytest.mark.parametrize("function", ["LoraAdapter.read", "export", "attribute", "compress"])
+def test_functions_without_experts_say_so(function, tmp_path):
+    model = tiny_mixture()
+    adapted = tlora.attach(model, _prepare(model))
+    calls = {
+        "LoraAdapter.read": lambda: tlora.LoraAdapter.read(adapted),
+        "export": lambda: tlora.export(adapted, tmp_path / "out"),
+        "attribute": lambda: tlora.attribute(adapted, "w4 w5", tokenizer=tiny_tokenizer()),
+        "compress": lambda: tlora.compress(adapted, rank=1),
+    }
+    with pytest.raises(ValueError, match="experts"):
+        calls[function]()
+
+
+def test_captured_gradient_of_held_out_samples_is_measured_by_expert(caplog):
+    model = tiny_mixture()
+    with caplog.at_level(logging.ERROR):
+        plan = _prepare(model)
+    capture = tlora.gradient_capture(
+        model, [tiny_batch("llama", seed=3)], {"fisher": plan.subspaces}, ranks=[2], progress=False
+    )
+    assert set(capture.names) == set(plan.subspaces.names)
+    row = capture.overall().iloc[0]
+    assert row["random"] < row["captured"] <= row["best"]
