@@ -14,6 +14,7 @@ from .tasks.load import task_names as task_names
 from .tasks.task import Task as Task
 from .calibration.calibrate import calibrate as calibrate
 from .calibration.calibration import Calibration as Calibration
+from .calibration.expert_use import expert_use as expert_use
 from .calibration.covariance import Covariance as Covariance
 from .allocation.stability import ranking_stability as ranking_stability
 from .subspaces.task_subspaces import task_subspaces as task_subspaces

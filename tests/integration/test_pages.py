@@ -11,7 +11,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+from tests.helpers.experts import tiny_mixture
 from tests.helpers.jobs import PAIRS
+from tests.helpers.models import tiny_tokenizer
 from tests.helpers.pages import DOCS, ROOT, WRITTEN, blocks, commands, run
 from tests.helpers.trainers import THEIR_WARNINGS
 from tlora.models import loading
@@ -45,6 +47,8 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -
     monkeypatch.setattr(tasks, "generate_splits", few)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     (workplace / "base").symlink_to(workplace / "llama")
+    tiny_mixture(moe_intermediate_size=32).save_pretrained(workplace / "mixture")
+    tiny_tokenizer().save_pretrained(workplace / "mixture")
     rows = [pair | {"completion": f" {pair['completion']}"} for pair in PAIRS]
     smart_home = workplace / "notebooks" / "data" / "smart_home"
     smart_home.mkdir(parents=True)

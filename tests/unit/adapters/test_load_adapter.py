@@ -17,7 +17,7 @@ from torch import nn
 import tlora
 from tests.helpers.adapted import adapted_model, condition, logits, prepare, step, train_once
 from tests.helpers.commands import done
-from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign
+from tests.helpers.foreign import BATCH, PARTS, biased, foreign
 from tests.helpers.models import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.targets import head_modules
@@ -362,10 +362,6 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], Callable[[], Any], str]] = {
     "classes": (
         lambda p: of_task(tiny_model("bert"), p, target_modules=["query"], task_type="SEQ_CLS"),
         lambda: tiny_model("bert", num_labels=3), "classifier",
-    ),
-    "experts": (
-        lambda p: foreign(experts(), p, target_parameters=["experts.gate_up_proj", "experts.down_proj"]), experts,
-        "LoRA of experts",
     ),
 }  # fmt: skip
 
