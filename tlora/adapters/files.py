@@ -211,7 +211,7 @@ def _by_expert(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def target_shapes(sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Return ``(d_out, d_in)`` of the adapted modules, and of one expert of adapted parameters, by the saved shapes."""
-    stems = [key.removesuffix(LINEAR[0]) for key in sizes if key.endswith(LINEAR[0])]
+    stems = [stem for key in sizes if (stem := key.removesuffix(LINEAR[0])) != key and stem + LINEAR[1] in sizes]
     return {
         _target_name(stem.removeprefix(PREFIX), config): (sizes[stem + LINEAR[1]][0], sizes[stem + LINEAR[0]][1])
         for stem in stems

@@ -44,7 +44,7 @@ class AdapterLayout:
         if stray:
             return f"{stray[0]}, which is neither A nor B"
         key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
-        return key and f"{key}={self.config[key]!r}"
+        return "experts (target_parameters)" if key == "target_parameters" else key and f"{key}={self.config[key]!r}"
 
 
 def scale_by_patterns(adapter: AdapterLayout) -> dict[str, float]:

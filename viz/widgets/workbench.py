@@ -182,6 +182,11 @@ class Workbench(PicturedWidget):
         self.calibration, self.subspaces = calibration, subspaces
         self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
         self.names = self.sensitivity.names
+        if expert := next((t.name for t in self.sensitivity.targets.values() if t.part == "experts"), None):
+            raise ValueError(
+                f"the workbench shows linear layers, and {expert} is an expert: calibrate with other target_modules, "
+                "or take tlora.prepare for ranks and tlora.expert_use for the experts that are used"
+            )
         self.model: Any = model
         self.task: Any = task
         if adapted is not None and (attribution is None or task is None):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import tlora
+import viz
 from tests.helpers.adapted import token_rows
 from tests.helpers.experts import FAMILIES, experts_modules, tiny_mixture
 from tests.helpers.models import tiny_batch, tiny_tokenizer
@@ -126,7 +127,7 @@ def test_training_lowers_the_loss_with_a_frozen_and_goes_on(tmp_path):
     inspection = tlora.inspect(folder)
     assert dict(inspection.ranks) == run.ranks
     for engine, refused in inspection.engines()[["engine", "refused"]].to_numpy():
-        assert ("target_parameters" in refused) == (not engine.startswith(("PEFT", "mlx")))
+        assert ("experts" in refused) == (not engine.startswith(("PEFT", "mlx")))
 
 
 def _moved(model):
@@ -161,17 +162,19 @@ def test_options_that_experts_do_not_have_are_refused(options):
         tlora.lora_config(model, allocation, **options)
 
 
-@pytest.mark.parametrize("function", ["LoraAdapter.read", "export", "attribute", "compress"])
+@pytest.mark.parametrize("function", ["LoraAdapter.read", "export", "attribute", "compress", "Workbench"])
 def test_functions_without_experts_say_so(function, tmp_path):
     model = tiny_mixture()
-    adapted = tlora.attach(model, _prepare(model))
+    plan = _prepare(model)
+    adapted = tlora.attach(model, plan)
     calls = {
         "LoraAdapter.read": lambda: tlora.LoraAdapter.read(adapted),
         "export": lambda: tlora.export(adapted, tmp_path / "out"),
         "attribute": lambda: tlora.attribute(adapted, "w4 w5", tokenizer=tiny_tokenizer()),
         "compress": lambda: tlora.compress(adapted, rank=1),
+        "Workbench": lambda: viz.Workbench(plan.calibration),
     }
-    with pytest.raises(ValueError, match="experts"):
+    with pytest.raises(ValueError, match="expert"):
         calls[function]()
 
 
