@@ -170,3 +170,15 @@ def test_the_use_of_experts_is_counted_by_expert():
     assert row["squared_gradient"] == pytest.approx(sum(calibration.fisher[name].trace for name in names))
     with pytest.raises(ValueError, match="target_modules"):
         tlora.expert_use(tlora.calibrate(model, [batch], target_modules="attention", progress=False))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpointed_calibration_has_the_same_numbers(family):
+    model, batch = tiny_mixture(family), tiny_batch("llama")
+    select = {"target_modules": ["attention", "experts"]}
+    plain = _calibrate(model, [batch], **select)
+    checkpointed = _calibrate(model, [batch], gradient_checkpointing=True, **select)
+    torch.testing.assert_close(checkpointed.sensitivity.per_sample, plain.sensitivity.per_sample, rtol=0, atol=0)
+    for name, covariance in plain.covariances.items():
+        torch.testing.assert_close(checkpointed.covariances[name].total, covariance.total, rtol=0, atol=0)
+        torch.testing.assert_close(checkpointed.fisher[name].total, plain.fisher[name].total, rtol=0, atol=0)
