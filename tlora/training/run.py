@@ -132,7 +132,7 @@ class TrainingRun(Result):
         Those of experts are (E, r).
         """
         updates, _, _ = split_updates(self.adapter, self.adapter_config, "the run")
-        return {name: updates[name].singular_values() for name in self.scalings}
+        return {name: replace(updates[name], scaling=s).singular_values() for name, s in self.scalings.items()}
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
         """Compare the rank of each module with the directions that its update uses; see ``rank_columns``.
