@@ -11,6 +11,7 @@ import pytest
 
 import tlora
 import viz
+from tests.helpers.experts import tiny_mixture
 from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
 
@@ -28,8 +29,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     matplotlib.use("Agg")
     Path("commands.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     tokenizer = tiny_tokenizer()
-    for folder, seed in (("base", 0), ("tuned", 1)):
-        tiny_model("llama", seed=seed).save_pretrained(folder)
+    models = {"base": tiny_model("llama"), "tuned": tiny_model("llama", seed=1), "mixture": tiny_mixture()}
+    for folder, tiny in models.items():
+        tiny.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     model, tokenizer = tlora.load_model("base")
     task = tlora.load_task("commands.jsonl", tokenizer, validation=4, test=4)

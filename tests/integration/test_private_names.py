@@ -39,6 +39,7 @@ class Private(NamedTuple):
 
 TRAINER = "tlora/training/trainer.py"
 WEIGHTS = "tlora/models/weights.py"
+OBSERVED_EXPERTS = "tlora/models/observe_experts.py"
 SIMULATION = "tlora/resources/simulation.py"
 RESTORED = "a trained model keeps what the Trainer set on its modules"
 COUNTED = "tlora.estimate cannot count memory and operations"
@@ -91,6 +92,16 @@ PRIVATE = [
     Private("_orig_mod", "torch._dynamo.eval_frame", "tlora/models/targets.py", "a compiled model gets wrong names"),
     Private("_pytree", "torch.utils", "tlora/models/hooks.py", "shared inputs of checkpointed blocks count twice"),
     Private("_version", "torch.Tensor", "tlora/models/hooks.py", "an input changed in place gives a wrong sensitivity"),
+    Private(
+        "_is_expert_parallel", "transformers.integrations.moe", "tlora/models/experts.py", "a part passes as whole"
+    ),
+    Private("_apply_gate", "transformers.integrations.moe", OBSERVED_EXPERTS, "experts with a gate cannot be observed"),
+    Private(
+        "_experts_implementation",
+        "transformers.configuration_utils",
+        OBSERVED_EXPERTS,
+        "experts run unobserved, and their statistics stay empty",
+    ),
     Private("_modules", "torch.nn.Module()", SIMULATION, "tlora.estimate runs every block, or counts some twice"),
     Private("_cdata", "torch.UntypedStorage", SIMULATION, COUNTED),
     Private("_disable_current_modes", "torch.utils._python_dispatch", SIMULATION, COUNTED),

@@ -191,22 +191,18 @@ def _take_updates(
         pairs[stem.removeprefix(PREFIX)] = (a, b)
     if alone := next((key for key in tensors if key.endswith(ends[1])), None):
         raise ValueError(f"{alone} in {where} has no {ends[0].split('.')[1]}: the file is incomplete, copy it again")
-    pairs = {_target_name(stem, config): pair for stem, pair in pairs.items()}
-    ranks, scalings = module_ranks(config, pairs), module_scalings(config, pairs)
-    return {
-        name: LoraUpdate(name, *_by_expert(a, b, int(ranks[name])), scalings[name]) for name, (a, b) in pairs.items()
-    }
+    names = {stem: _target_name(stem, config) for stem in pairs}
+    targets = {names[stem]: pair for stem, pair in pairs.items()}
+    ranks, scalings = module_ranks(config, targets), module_scalings(config, targets)
+    for stem, name in names.items():
+        if stem != name:
+            targets[name] = expert_factors(*targets[name], len(targets[name][0]) // int(ranks[name]))
+    return {name: LoraUpdate(name, a, b, scalings[name]) for name, (a, b) in targets.items()}
 
 
 def _target_name(stem: str, config: Mapping[str, Any]) -> str:
     """Return the name of the module, or of the parameter with experts, whose factors are saved under ``stem``."""
     return expert_parameter(stem, config) or stem
-
-
-def _by_expert(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return ``A`` and ``B``; as (E, r, d_in) and (E, d_out, r) if they are of E experts of this rank."""
-    experts, rest = divmod(len(a), rank)
-    return expert_factors(a, b, experts) if experts > 1 and not rest else (a, b)
 
 
 def target_shapes(sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -33,6 +33,15 @@ def expert_use(calibration: Calibration) -> pd.DataFrame:
     ------
     ValueError
         If the calibration has no experts.
+
+    Examples
+    --------
+    >>> mixture, tokenizer = tlora.load_model("mixture")
+    >>> task = tlora.load_task("commands.jsonl", tokenizer)
+    >>> routed = tlora.calibrate(mixture, task.calibration(8), target_modules="experts", progress=False)
+    >>> use = tlora.expert_use(routed)
+    >>> use.groupby("layer")["tokens"].sum().tolist()  # each token goes to two experts
+    [80, 80]
     """
     check_arguments(expert_use, locals())
     pool, scores = ExpertPool(calibration), calibration.sensitivity.rescale("sum").scores
