@@ -69,6 +69,14 @@ function place(v, [low, high], log) {
   return log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
 }
 
+/** The value on the x axis of a chart under a pointer, within the ends of the axis. */
+export function valueUnder(svg, { min, max, log }, clientX) {
+  const box = svg.getBoundingClientRect(), width = Number(svg.getAttribute("width"));
+  const pixels = ((clientX - box.left) * width) / (box.width || width) - LEFT;
+  const share = Math.max(0, Math.min(1, pixels / (width - LEFT - RIGHT)));
+  return log ? min * (max / min) ** share : min + share * (max - min);
+}
+
 /**
  * A chart.
  *

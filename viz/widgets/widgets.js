@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7222074fa2eab27a5555462723a9b89690286cc2c1988227cdd89b9082efe63e
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 60cb5a82afd8dee788f134e0e71e2ae6352aedd032830ac83446d8d29e15ba4c
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

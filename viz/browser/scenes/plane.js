@@ -1,0 +1,70 @@
+// A plane with a cloud of points, colored by one number each, and lines through it.
+
+import { isDark, largest, tint } from "../colors.js";
+import { make, put } from "../elements.js";
+import { unit } from "./inputs.js";
+
+const SIZE = 300, MIDDLE = SIZE / 2; // pixels
+
+/**
+ * A line through the plane: where it passes, its angle, and its look; a mark has its name at an end.
+ *
+ * @typedef {{at: number[], angle: number, look: string, name?: string, isFlipped?: boolean}} Line
+ */
+
+/**
+ * Draws a plane.
+ *
+ * @param {Element} parent
+ * @param {string} label
+ * @param {number} reach The largest coordinate that is shown.
+ * @returns {{svg: any, draw: (points: number[][], numbers: number[], lines: Line[], mean: number[] | null) => void,
+ *   locate: (event: PointerEvent) => number[]}} `locate` gives the point under the pointer.
+ */
+export function plane(parent, label, reach) {
+  const scale = MIDDLE / reach, x = (v) => MIDDLE + scale * v, y = (v) => MIDDLE - scale * v;
+  const size = { width: SIZE, height: SIZE, viewBox: `0 0 ${SIZE} ${SIZE}` };
+  const svg = make("svg", { class: "plane chart", role: "img", "aria-label": label, ...size }, parent);
+  make("line", { class: "guide", x1: 0, x2: SIZE, y1: MIDDLE, y2: MIDDLE }, svg);
+  make("line", { class: "guide", y1: 0, y2: SIZE, x1: MIDDLE, x2: MIDDLE }, svg);
+  make("text", { svg: true, class: "tick", x: 6, y: 14 }, svg, label);
+  const dots = make("g", {}, svg), drawn = make("g", {}, svg);
+  function draw(points, numbers, lines, mean) {
+    while (dots.children.length < points.length) make("circle", { r: 2.6 }, dots);
+    const most = largest(numbers), dark = isDark(svg);
+    points.forEach(([a, b], i) => {
+      const dot = dots.children[i];
+      put(dot, "cx", x(a).toFixed(1));
+      put(dot, "cy", y(b).toFixed(1));
+      put(dot, "style", `fill: ${tint(numbers[i] / most, dark).fill}`);
+    });
+    drawn.replaceChildren();
+    for (const line of lines) drawLine(drawn, line, x, y, reach);
+    if (mean) make("circle", { class: "mean", cx: x(mean[0]), cy: y(mean[1]), r: 7 }, drawn);
+  }
+  function locate(event) {
+    const box = svg.getBoundingClientRect(), factor = SIZE / (box.width || SIZE);
+    const [right, down] = [(event.clientX - box.left) * factor, (event.clientY - box.top) * factor];
+    return [(right - MIDDLE) / scale, (MIDDLE - down) / scale];
+  }
+  return { svg, draw, locate };
+}
+
+function drawLine(parent, { at: [a, b], angle, look, name, isFlipped }, x, y, reach) {
+  const [cosine, sine] = unit(angle), far = 3 * reach, side = isFlipped ? -1 : 1;
+  const ends = { x1: x(a - far * cosine), y1: y(b - far * sine), x2: x(a + far * cosine), y2: y(b + far * sine) };
+  make("line", { class: `through ${look}`, ...ends }, parent);
+  if (look.includes("turned")) {
+    make("circle", { class: "grip", cx: x(a + 0.5 * reach * cosine), cy: y(b + 0.5 * reach * sine), r: 8 }, parent);
+  }
+  if (!name) return;
+  const away = side * roomAlong(a, b, side * cosine, side * sine, 0.93 * reach);
+  const place = { x: x(a + away * cosine), y: y(b + away * sine) + 4, "text-anchor": "middle" };
+  make("text", { svg: true, class: `mark-name ${look}`, ...place }, parent, name);
+}
+
+/** How far one can go from a point before leaving the square. */
+function roomAlong(a, b, cosine, sine, edge) {
+  const room = (from, step) => (Math.abs(step) < 1e-9 ? Infinity : ((step > 0 ? edge : -edge) - from) / step);
+  return Math.max(0, Math.min(room(a, cosine) * 0.92, room(b, sine)));
+}
