@@ -8,6 +8,7 @@ export const sign = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "");
 export const signed = (x) => sign(x) + Math.abs(x);
 export const signedNumber = (x, digits = 2) => sign(x) + Math.abs(x).toFixed(digits);
 export const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
+export const lossText = (x) => (x < 0.001 ? "below 0.001" : String(+x.toPrecision(3)));
 export const whole = (x) => Math.abs(x).toLocaleString("en-US");
 export const signedWhole = (x) => (x < 0 ? MINUS : "+") + whole(x);
 export const nats = (x) => signedNumber(x, Math.abs(x) >= 9.95 ? 1 : 2);

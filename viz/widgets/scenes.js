@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 60cb5a82afd8dee788f134e0e71e2ae6352aedd032830ac83446d8d29e15ba4c
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 1057dd8296956a7da73758911acc9653834997b7976b9846d757eddab6cd6a34
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -178,6 +178,7 @@ function drawTable(parent, { caption, head, rows, text = [0], folded = false }) 
 var MINUS = "\u2212";
 var percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\xA0%";
 var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
+var lossText = (x) => x < 1e-3 ? "below 0.001" : String(+x.toPrecision(3));
 var whole = (x) => Math.abs(x).toLocaleString("en-US");
 
 // chart.js
@@ -688,9 +689,11 @@ function ranksSteps({ large, small }) {
         options: ["Yes", "No"],
         answer: () => {
           const uniform = lossOf2(large, "uniform"), losses = large.finished.map(({ loss }) => loss);
-          if (!losses.length) return [1, `Nothing was tried yet. Two ranks each leave ${number(uniform)} of the loss.`];
-          const best = Math.min(...losses), words = `Your best try leaves ${number(best)} of the loss`;
-          return [best < uniform ? 0 : 1, `${words}, two ranks each leave ${number(uniform)}.`];
+          if (!losses.length) {
+            return [1, `Nothing was tried yet. Two ranks each leave ${lossText(uniform)} of the loss.`];
+          }
+          const best = Math.min(...losses), words = `Your best try leaves ${lossText(best)} of the loss`;
+          return [best < uniform ? 0 : 1, `${words}, two ranks each leave ${lossText(uniform)}.`];
         }
       }
     },
@@ -743,7 +746,7 @@ function ranksSteps({ large, small }) {
       heading: "When sensitivity is wrong",
       get text() {
         return [
-          `This is the other task; choose between both above. By sensitivity the loss ends at ${number(lossOf2(small, "sensitivity"))}, with uniform ranks at ${number(lossOf2(small, "uniform"))}: small weights make a small score, however much the layer has to change.`,
+          `This is the other task; choose between both above. By sensitivity the loss ends at ${lossText(lossOf2(small, "sensitivity"))}, with uniform ranks at ${lossText(lossOf2(small, "uniform"))}: small weights make a small score, however much the layer has to change.`,
           "Find ranks that beat both."
         ];
       },
@@ -754,7 +757,7 @@ function ranksSteps({ large, small }) {
           const [first, second] = [large, small].map((tries) => lossOf2(tries, "captured") < lossOf2(tries, "uniform"));
           const right = first ? second ? 0 : 1 : second ? 2 : 3;
           const words = [large, small].map(
-            (tries) => `${number(lossOf2(tries, "captured"))} against ${number(lossOf2(tries, "uniform"))}`
+            (tries) => `${lossText(lossOf2(tries, "captured"))} against ${lossText(lossOf2(tries, "uniform"))}`
           );
           return [right, `Captured against uniform: ${words.join(" on the first task, ")} on the second.`];
         }
@@ -774,7 +777,7 @@ function ranksSteps({ large, small }) {
 function compared(tries) {
   const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
   const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
-  const words = `Ranks ${scored.ranks.join(", ")} leave ${number(loss)} of the loss, uniform ones ${number(plain)}.`;
+  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${lossText(plain)}.`;
   if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
   return [loss < plain ? 0 : 1, words];
 }
@@ -868,7 +871,7 @@ function drawLosses(picture, tries, rules) {
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
     x: { label: "step", min: 0, max: STEPS },
-    y: { label: "loss, share of the first", min: 0, max: 1 },
+    y: { label: "loss, share of the first", log: true, min: 0.03, max: 1 },
     height: 220
   });
 }
@@ -885,7 +888,7 @@ function drawTries(root, tries, rules) {
   drawTable(root, {
     caption: `Loss after ${STEPS} steps, the lowest first`,
     head: ["", ...layers, "loss"],
-    rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, number(loss)])
+    rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, lossText(loss)])
   });
 }
 
@@ -999,13 +1002,14 @@ function drawLine2(parent, { at: [a, b], angle, look, name, isFlipped }, x, y, r
     make("circle", { class: "grip", cx: x(a + 0.5 * reach * cosine), cy: y(b + 0.5 * reach * sine), r: 8 }, parent);
   }
   if (!name) return;
-  const away = side * roomAlong(a, b, side * cosine, side * sine, 0.93 * reach);
-  const place2 = { x: x(a + away * cosine), y: y(b + away * sine) + 4, "text-anchor": "middle" };
+  const away = side * roomAlong(a, b, side * cosine, side * sine, reach);
+  const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
+  const place2 = { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14), "text-anchor": "middle" };
   make("text", { svg: true, class: `mark-name ${look}`, ...place2 }, parent, name);
 }
 function roomAlong(a, b, cosine, sine, edge) {
   const room = (from, step3) => Math.abs(step3) < 1e-9 ? Infinity : ((step3 > 0 ? edge : -edge) - from) / step3;
-  return Math.max(0, Math.min(room(a, cosine) * 0.92, room(b, sine)));
+  return Math.max(0, Math.min(room(a, cosine), room(b, sine)));
 }
 
 // scenes/readings.js
@@ -1051,7 +1055,7 @@ function readsSteps(seed) {
     {
       heading: "The weight stretches what it reads",
       text: [
-        "On the right are the outputs W x of the same tokens in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
+        "On the right are the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
         "The principal direction is marked, and the random one that LoRA would start with. Turn the line to each and watch how far the outputs lie from theirs."
       ],
       question: {
@@ -1080,10 +1084,13 @@ function readsSteps(seed) {
     },
     {
       heading: "The gradient has a direction of its own",
-      text: [
-        "G is the gradient of the loss in W. With A frozen, a step of B can only follow the part of G that lies along a. The third curve is that share: at the gradient\u2019s direction it is nearly all.",
-        "It catches little of the outputs\u2019 variance. A task need not depend on what varies most."
-      ],
+      get text() {
+        const { output, gradient } = at(angles.gradient);
+        return [
+          `G is the gradient of the loss in W. With A frozen, a step of B can only follow the part of G that lies along a. The third curve is that share: ${percent(gradient)} at the gradient\u2019s direction.`,
+          `That direction explains ${percent(output)} of the outputs\u2019 variance, the one of W C ${percent(at(angles.wc).output)}. A task need not depend on what varies most.`
+        ];
+      },
       question: {
         ask: "C subtracts the mean of the inputs. If it did not, where would the principal direction point?",
         options: ["The same way", "Towards the mean of the cloud", "Away from it, by 90\xB0"],
@@ -1160,7 +1167,7 @@ function readsScene(parent, seed) {
 }
 function drawTurning(root, state) {
   const planes = make("div", { class: "planes" }, root);
-  const left = plane(planes, "inputs x", REACH), right = plane(planes, "outputs W x", 9);
+  const left = plane(planes, "inputs x", REACH), right = plane(planes, "outputs", 5.5);
   left.svg.classList.add("turning");
   const bar = make("div", { class: "bar" }, root);
   function change(values) {
@@ -1228,8 +1235,8 @@ function drawPlanes(state, found, left, right) {
   const through = (point) => inputs.weight.map((row) => dot(row, point));
   left.draw(rows, numbers, [...marks, { at: center, angle, look: "turned" }], step3 >= MEAN_FROM ? meanRow(rows) : null);
   if (step3 < OUTPUTS_FROM) return;
-  const [x, y] = found.wc.map((row) => dot(row, a)), told = { at: through(center), angle: Math.atan2(y, x), look: "told" };
-  right.draw(rows.map(through), numbers, [told], null);
+  const [x, y] = found.wc.map((row) => dot(row, a)), told = { at: [0, 0], angle: Math.atan2(y, x), look: "told" };
+  right.draw(rows.map((row) => through(row.map((value, i) => value - center[i]))), numbers, [told], null);
 }
 function drawCurves(curves, state, found) {
   const ends = Array.from({ length: 91 }, (_, i) => 2 * i);
@@ -1441,7 +1448,7 @@ function trainingSteps(layer) {
         options: ["Nearly nothing", "About a half", "More than two thirds"],
         answer: () => [
           floors.random > 2 / 3 ? 2 : floors.random > 0.25 ? 1 : 0,
-          `No B gets below ${number(floors.random)}. What A does not read, B cannot change.`
+          `No B gets below ${lossText(floors.random)}. What A does not read, B cannot change.`
         ]
       }
     },
@@ -1460,7 +1467,7 @@ function trainingSteps(layer) {
         ],
         answer: () => [
           floors.gradient < 0.01 ? 0 : floors.gradient < 0.5 ? 1 : 2,
-          `It gets to ${number(floors.gradient)}: the gradient is the change times the inputs\u2019 second moment, so it leans to inputs that are large.`
+          `It gets to ${lossText(floors.gradient)}: the gradient is the change times the inputs\u2019 second moment, so it leans to inputs that are large.`
         ]
       }
     },
@@ -1477,7 +1484,7 @@ function trainingSteps(layer) {
           const [loss] = lossesByRate(layer, "lora", [DEFAULT_RATE], STEPS3);
           return [
             loss < floors.gradient ? 0 : 1,
-            `LoRA ends at ${number(loss)}, the floor is ${number(floors.gradient)}.`
+            `LoRA ends at ${lossText(loss)}, the floor is ${lossText(floors.gradient)}.`
           ];
         }
       }
@@ -1556,6 +1563,7 @@ function trainingScene(parent, seed) {
     redraw();
   }
   function advance(count) {
+    if (state.at === STEPS3) state.at = 0;
     state.at = Math.min(STEPS3, state.at + count);
     redraw();
     return state.at < STEPS3;
@@ -1599,7 +1607,7 @@ function drawLosses2(picture, state) {
   const lines = shownMethods(state).map(({ method, name }, color) => {
     const run2 = runOf(state, method).slice(0, state.at + 1), end = run2.findIndex(({ loss }) => !(loss < DIVERGED));
     const points = run2.slice(0, end < 0 ? void 0 : end).map(({ loss }, n) => [n, loss]);
-    const text = end < 0 ? `${name}: ${number(run2.at(-1).loss)}` : `${name}: diverged`;
+    const text = end < 0 ? `${name}: ${lossText(run2.at(-1).loss)}` : `${name}: diverged`;
     return { label: text, term: "", points, color };
   });
   const floors = shownMethods(state).flatMap(({ method }, color) => {
@@ -1629,7 +1637,7 @@ function paintMaps({ needed, updates }, state) {
     updates[i].root.hidden = state.story < from;
     if (state.story < from) return;
     const { training, loss } = runOf(state, method)[state.at];
-    updates[i].draw(training.update, most, loss < DIVERGED ? `loss ${number(loss)}` : "diverged");
+    updates[i].draw(training.update, most, loss < DIVERGED ? `loss ${lossText(loss)}` : "diverged");
   });
 }
 function drawSweep(picture, state) {

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 60cb5a82afd8dee788f134e0e71e2ae6352aedd032830ac83446d8d29e15ba4c
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 1057dd8296956a7da73758911acc9653834997b7976b9846d757eddab6cd6a34
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

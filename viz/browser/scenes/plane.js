@@ -58,13 +58,14 @@ function drawLine(parent, { at: [a, b], angle, look, name, isFlipped }, x, y, re
     make("circle", { class: "grip", cx: x(a + 0.5 * reach * cosine), cy: y(b + 0.5 * reach * sine), r: 8 }, parent);
   }
   if (!name) return;
-  const away = side * roomAlong(a, b, side * cosine, side * sine, 0.93 * reach);
-  const place = { x: x(a + away * cosine), y: y(b + away * sine) + 4, "text-anchor": "middle" };
+  const away = side * roomAlong(a, b, side * cosine, side * sine, reach);
+  const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
+  const place = { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14), "text-anchor": "middle" };
   make("text", { svg: true, class: `mark-name ${look}`, ...place }, parent, name);
 }
 
 /** How far one can go from a point before leaving the square. */
 function roomAlong(a, b, cosine, sine, edge) {
   const room = (from, step) => (Math.abs(step) < 1e-9 ? Infinity : ((step > 0 ? edge : -edge) - from) / step);
-  return Math.max(0, Math.min(room(a, cosine) * 0.92, room(b, sine)));
+  return Math.max(0, Math.min(room(a, cosine), room(b, sine)));
 }

@@ -3,7 +3,7 @@
 import { choose } from "../controls.js";
 import { make } from "../elements.js";
 import { drawTable } from "../table.js";
-import { number } from "../text.js";
+import { lossText } from "../text.js";
 import { dragChart } from "./drag_chart.js";
 import * as networks from "./network.js";
 import { player } from "./player.js";
@@ -114,7 +114,7 @@ function drawLosses(picture, tries, rules) {
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
     x: { label: "step", min: 0, max: networks.STEPS },
-    y: { label: "loss, share of the first", min: 0, max: 1 },
+    y: { label: "loss, share of the first", log: true, min: 0.03, max: 1 },
     height: 220,
   });
 }
@@ -133,6 +133,6 @@ function drawTries(root, tries, rules) {
   drawTable(root, {
     caption: `Loss after ${networks.STEPS} steps, the lowest first`,
     head: ["", ...layers, "loss"],
-    rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, number(loss)]),
+    rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, lossText(loss)]),
   });
 }

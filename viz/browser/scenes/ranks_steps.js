@@ -1,6 +1,6 @@
 // The text of scene 3, and the rules that share the budget.
 
-import { number } from "../text.js";
+import { lossText } from "../text.js";
 
 export const HARD_FROM = 4; // the step of the text from which on there are two tasks
 export const TRIED = 10; // rows of the table of tries
@@ -39,9 +39,11 @@ export function ranksSteps({ large, small }) {
         options: ["Yes", "No"],
         answer: () => {
           const uniform = lossOf(large, "uniform"), losses = large.finished.map(({ loss }) => loss);
-          if (!losses.length) return [1, `Nothing was tried yet. Two ranks each leave ${number(uniform)} of the loss.`];
-          const best = Math.min(...losses), words = `Your best try leaves ${number(best)} of the loss`;
-          return [best < uniform ? 0 : 1, `${words}, two ranks each leave ${number(uniform)}.`];
+          if (!losses.length) {
+            return [1, `Nothing was tried yet. Two ranks each leave ${lossText(uniform)} of the loss.`];
+          }
+          const best = Math.min(...losses), words = `Your best try leaves ${lossText(best)} of the loss`;
+          return [best < uniform ? 0 : 1, `${words}, two ranks each leave ${lossText(uniform)}.`];
         },
       },
     },
@@ -96,9 +98,9 @@ export function ranksSteps({ large, small }) {
       get text() {
         return [
           `This is the other task; choose between both above. By sensitivity the loss ends at ${
-            number(lossOf(small, "sensitivity"))
+            lossText(lossOf(small, "sensitivity"))
           }, with uniform ranks at ${
-            number(lossOf(small, "uniform"))
+            lossText(lossOf(small, "uniform"))
           }: small weights make a small score, however much the layer has to change.`,
           "Find ranks that beat both.",
         ];
@@ -111,7 +113,7 @@ export function ranksSteps({ large, small }) {
           const [first, second] = [large, small].map((tries) => lossOf(tries, "captured") < lossOf(tries, "uniform"));
           const right = first ? (second ? 0 : 1) : second ? 2 : 3;
           const words = [large, small].map((tries) =>
-            `${number(lossOf(tries, "captured"))} against ${number(lossOf(tries, "uniform"))}`
+            `${lossText(lossOf(tries, "captured"))} against ${lossText(lossOf(tries, "uniform"))}`
           );
           return [right, `Captured against uniform: ${words.join(" on the first task, ")} on the second.`];
         },
@@ -139,7 +141,9 @@ export function ranksSteps({ large, small }) {
 function compared(tries) {
   const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
   const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
-  const words = `Ranks ${scored.ranks.join(", ")} leave ${number(loss)} of the loss, uniform ones ${number(plain)}.`;
+  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${
+    lossText(plain)
+  }.`;
   if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
   return [loss < plain ? 0 : 1, words];
 }

@@ -51,7 +51,7 @@ export function readsScene(parent, seed) {
 /** The planes, the curves and the readings; returns what draws them again. */
 function drawTurning(root, state) {
   const planes = make("div", { class: "planes" }, root);
-  const left = plane(planes, "inputs x", REACH), right = plane(planes, "outputs W x", 9);
+  const left = plane(planes, "inputs x", REACH), right = plane(planes, "outputs", 5.5);
   left.svg.classList.add("turning");
   const bar = make("div", { class: "bar" }, root);
   function change(values) {
@@ -128,8 +128,8 @@ function drawPlanes(state, found, left, right) {
   left.draw(rows, numbers, [...marks, { at: center, angle, look: "turned" }], step >= MEAN_FROM ? meanRow(rows) : null);
   if (step < OUTPUTS_FROM) return;
   const [x, y] = found.wc.map((row) => dot(row, a)),
-    told = { at: through(center), angle: Math.atan2(y, x), look: "told" };
-  right.draw(rows.map(through), numbers, [told], null);
+    told = { at: [0, 0], angle: Math.atan2(y, x), look: "told" };
+  right.draw(rows.map((row) => through(row.map((value, i) => value - center[i]))), numbers, [told], null);
 }
 
 function drawCurves(curves, state, found) {

@@ -35,7 +35,7 @@ export function readsSteps(seed) {
     {
       heading: "The weight stretches what it reads",
       text: [
-        "On the right are the outputs W x of the same tokens in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
+        "On the right are the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
         "The principal direction is marked, and the random one that LoRA would start with. Turn the line to each and watch how far the outputs lie from theirs.",
       ],
       question: {
@@ -66,10 +66,17 @@ export function readsSteps(seed) {
     },
     {
       heading: "The gradient has a direction of its own",
-      text: [
-        "G is the gradient of the loss in W. With A frozen, a step of B can only follow the part of G that lies along a. The third curve is that share: at the gradient’s direction it is nearly all.",
-        "It catches little of the outputs’ variance. A task need not depend on what varies most.",
-      ],
+      get text() {
+        const { output, gradient } = at(angles.gradient);
+        return [
+          `G is the gradient of the loss in W. With A frozen, a step of B can only follow the part of G that lies along a. The third curve is that share: ${
+            percent(gradient)
+          } at the gradient’s direction.`,
+          `That direction explains ${percent(output)} of the outputs’ variance, the one of W C ${
+            percent(at(angles.wc).output)
+          }. A task need not depend on what varies most.`,
+        ];
+      },
       question: {
         ask: "C subtracts the mean of the inputs. If it did not, where would the principal direction point?",
         options: ["The same way", "Towards the mean of the cloud", "Away from it, by 90°"],

@@ -3,7 +3,7 @@
 import { choose } from "../controls.js";
 import { make, write } from "../elements.js";
 import { drawTable } from "../table.js";
-import { number, whole } from "../text.js";
+import { lossText, number, whole } from "../text.js";
 import { dragChart } from "./drag_chart.js";
 import * as layers from "./layer.js";
 import { largest } from "../colors.js";
@@ -44,6 +44,7 @@ export function trainingScene(parent, seed) {
     redraw();
   }
   function advance(count) {
+    if (state.at === STEPS) state.at = 0; // again
     state.at = Math.min(STEPS, state.at + count);
     redraw();
     return state.at < STEPS;
@@ -92,7 +93,7 @@ function drawLosses(picture, state) {
   const lines = shownMethods(state).map(({ method, name }, color) => {
     const run = runOf(state, method).slice(0, state.at + 1), end = run.findIndex(({ loss }) => !(loss < DIVERGED));
     const points = run.slice(0, end < 0 ? undefined : end).map(({ loss }, n) => [n, loss]);
-    const text = end < 0 ? `${name}: ${number(run.at(-1).loss)}` : `${name}: diverged`;
+    const text = end < 0 ? `${name}: ${lossText(run.at(-1).loss)}` : `${name}: diverged`;
     return { label: text, term: "", points, color };
   });
   const floors = shownMethods(state).flatMap(({ method }, color) => {
@@ -126,7 +127,7 @@ function paintMaps({ needed, updates }, state) {
     updates[i].root.hidden = state.story < from;
     if (state.story < from) return;
     const { training, loss } = runOf(state, method)[state.at];
-    updates[i].draw(training.update, most, loss < DIVERGED ? `loss ${number(loss)}` : "diverged");
+    updates[i].draw(training.update, most, loss < DIVERGED ? `loss ${lossText(loss)}` : "diverged");
   });
 }
 

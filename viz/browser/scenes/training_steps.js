@@ -1,6 +1,6 @@
 // The text of scene 2, and what it trains.
 
-import { number } from "../text.js";
+import { lossText, number } from "../text.js";
 import * as layers from "./layer.js";
 
 export const STEPS = 120, SWEPT = 60, DEFAULT_RATE = 0.3;
@@ -36,7 +36,7 @@ export function trainingSteps(layer) {
         options: ["Nearly nothing", "About a half", "More than two thirds"],
         answer: () => [
           floors.random > 2 / 3 ? 2 : floors.random > 0.25 ? 1 : 0,
-          `No B gets below ${number(floors.random)}. What A does not read, B cannot change.`,
+          `No B gets below ${lossText(floors.random)}. What A does not read, B cannot change.`,
         ],
       },
     },
@@ -56,7 +56,7 @@ export function trainingSteps(layer) {
         answer: () => [
           floors.gradient < 0.01 ? 0 : floors.gradient < 0.5 ? 1 : 2,
           `It gets to ${
-            number(floors.gradient)
+            lossText(floors.gradient)
           }: the gradient is the change times the inputs’ second moment, so it leans to inputs that are large.`,
         ],
       },
@@ -75,7 +75,7 @@ export function trainingSteps(layer) {
           const [loss] = layers.lossesByRate(layer, "lora", [DEFAULT_RATE], STEPS);
           return [
             loss < floors.gradient ? 0 : 1,
-            `LoRA ends at ${number(loss)}, the floor is ${number(floors.gradient)}.`,
+            `LoRA ends at ${lossText(loss)}, the floor is ${lossText(floors.gradient)}.`,
           ];
         },
       },
