@@ -67,7 +67,7 @@ def reads(seed: int) -> dict[str, Any]:
     left = math.pi * draws.uniform()
     weight = torch.outer(unit(left), 2 * unit(stretched))
     weight = weight + torch.outer(unit(left + math.pi / 2), unit(stretched + math.pi / 2) / 2)
-    change = torch.outer(unit(math.pi * draws.uniform()), unit(along + 0.5))
+    change = torch.outer(unit(math.pi * draws.uniform()), unit(along - 0.25))
     targets = rows @ (weight + change).T + 0.1 * draws.normals(160, 2)
     random = math.pi * draws.uniform()
     trained = weight.clone().requires_grad_()

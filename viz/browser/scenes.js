@@ -1,8 +1,9 @@
 // The page of three scenes that explain LoRA, without a kernel: bundled into `viz/widgets/scenes.js`.
 
-import { labeled, onArrows } from "./controls.js";
+import { button, labeled, onArrows } from "./controls.js";
 import { make } from "./elements.js";
 import { explainer } from "./explain.js";
+import { drawHandout } from "./scenes/handout.js";
 import { ranksScene } from "./scenes/ranks.js";
 import { readsScene } from "./scenes/reads.js";
 import { story } from "./scenes/story.js";
@@ -16,11 +17,13 @@ const SCENES = [
 const LARGEST = 9999; // seed
 
 /** Draws the page: a tab per scene, and the seed that everything is computed from. */
-export function renderScenes(el, seed = 1) {
+export function renderScenes(el, seed = 5) {
   const root = make("div", { class: "tlora scenes" }, el), bar = make("div", { class: "tabs" }, root);
   const tabs = make("div", { role: "tablist", "aria-label": "Scenes" }, bar);
   const input = make("input", { type: "number", min: 0, max: LARGEST, step: 1, value: seed }, labeled(bar, "Seed"));
+  button(bar, "Print the questions", "A hand-out of one page, with room for answers", () => print());
   const panel = make("div", { role: "tabpanel", class: "scene" }, root);
+  const handout = make("section", { class: "handout", "aria-hidden": "true" }, root);
   explainer(root);
   let shown = 0, stop = () => {};
   const buttons = SCENES.map(({ title }, i) => {
@@ -48,5 +51,6 @@ export function renderScenes(el, seed = 1) {
     story(text, scene);
     stop = scene.stop;
   }
+  addEventListener("beforeprint", () => drawHandout(handout, seed));
   show(0);
 }

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 1057dd8296956a7da73758911acc9653834997b7976b9846d757eddab6cd6a34
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3120ce94ff1bc9bbf233c535563cb7363ac11b5efbc90c9eda9f461ca28ba9fe
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -43,7 +43,7 @@ export function makeInputs(seed) {
     outer(unit(left), unit(stretched).map((v) => 2 * v)),
     outer(unit(left + Math.PI / 2), unit(across).map((v) => v / 2)),
   );
-  const change = outer(unit(Math.PI * uniform()), unit(along + 0.5));
+  const change = outer(unit(Math.PI * uniform()), unit(along - 0.25));
   const noise = times(normals(SAMPLES, 2), NOISE);
   return { cloud, mean, weight, change, noise, random: Math.PI * uniform(), stretched };
 }

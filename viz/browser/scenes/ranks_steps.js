@@ -3,6 +3,7 @@
 import { lossText } from "../text.js";
 
 export const HARD_FROM = 4; // the step of the text from which on there are two tasks
+const CLEARLY = 0.97; // of the loss of uniform ranks
 export const TRIED = 10; // rows of the table of tries
 export const TASK_NAMES = [
   ["large", "changes layers of large weights"],
@@ -107,10 +108,12 @@ export function ranksSteps({ large, small }) {
       },
       question: {
         ask:
-          "a third rule gives each rank to the direction with the largest squared gradient (captured). Which task does it suit?",
+          "a third rule gives each rank to the direction with the largest squared gradient (captured). On which task does it end clearly below uniform, by 3 % or more?",
         options: ["Both", "The first only", "The second only", "Neither"],
         answer: () => {
-          const [first, second] = [large, small].map((tries) => lossOf(tries, "captured") < lossOf(tries, "uniform"));
+          const [first, second] = [large, small].map((tries) =>
+            lossOf(tries, "captured") < CLEARLY * lossOf(tries, "uniform")
+          );
           const right = first ? (second ? 0 : 1) : second ? 2 : 3;
           const words = [large, small].map((tries) =>
             `${lossText(lossOf(tries, "captured"))} against ${lossText(lossOf(tries, "uniform"))}`

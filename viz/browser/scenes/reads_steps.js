@@ -52,7 +52,7 @@ export function readsSteps(seed) {
     {
       heading: "W C: seen through the weight",
       text: [
-        "TLoRA takes A from W C. The second curve is the share of the outputs’ variance that a·x explains; W C lies near its peak. (The peak itself is the kind wc_half.)",
+        "TLoRA takes A from W C. The second curve is the share of the outputs’ variance that a·x explains; W C lies between the principal direction and the peak, which is the kind wc_half.",
         "So far nothing has been said about the task: inputs and weight are the same, whatever the loss asks for.",
       ],
       question: {

@@ -1,0 +1,39 @@
+// What is printed: the questions of all scenes on one page, with room for answers.
+
+import { make } from "../elements.js";
+import { makeLayer } from "./layer.js";
+import { Tries } from "./ranks.js";
+import { ranksSteps } from "./ranks_steps.js";
+import { readsSteps } from "./reads_steps.js";
+import { trainingSteps } from "./training_steps.js";
+
+/** Draws the questions for a seed. */
+export function drawHandout(parent, seed) {
+  parent.replaceChildren();
+  make(
+    "p",
+    {},
+    parent,
+    `Seed ${seed}. Answer each question before you press Next; then write down what the page shows.`,
+  );
+  const tasks = { large: new Tries(seed, "large"), small: new Tries(seed, "small") };
+  const scenes = {
+    "1. What does an adapter read?": readsSteps(seed),
+    "2. What does training do with it?": trainingSteps(makeLayer(seed)),
+    "3. Where should the rank go?": ranksSteps(tasks),
+  };
+  for (const [title, steps] of Object.entries(scenes)) {
+    make("h2", {}, parent, title);
+    const list = make("ol", {}, parent);
+    for (const { question } of steps) {
+      if (question) {
+        make(
+          "li",
+          {},
+          list,
+          `${question.ask} ${question.options.map((option) => `☐ ${option}`).join("  ")}`,
+        );
+      }
+    }
+  }
+}
