@@ -90,13 +90,15 @@ def test_ranks_are_dragged_within_the_budget_and_trained(page: Page) -> None:
     expect(page.locator(".left")).to_have_text("0 of 8 ranks left")
     run, seconds = page.get_by_role("button", name="Run"), []
     for _ in range(3):  # the machine may be busy with something else
-        seconds.append(page.evaluate("""() => new Promise((resolve) => {
+        seconds.append(
+            page.evaluate("""() => new Promise((resolve) => {
             const run = document.querySelector(".picture .primary"), start = performance.now();
             run.click();
             const look = () => (run.textContent === "Run" ? resolve((performance.now() - start) / 1000)
                 : requestAnimationFrame(look));
             look();
-        })"""))
+        })""")
+        )
     expect(run).to_be_visible()
     assert min(seconds) <= STEPS / PER_SECOND
     expect(page.get_by_role("row", name="try 1")).to_have_count(1)

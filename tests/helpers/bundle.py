@@ -2,7 +2,7 @@
 
     python -m tests.helpers.bundle             # write them, and the glossary that they hold
     python -m tests.helpers.bundle --check     # fail if they would be written differently
-    python -m tests.helpers.bundle --watch     # write them after every edit until interrupted, without their first lines
+    python -m tests.helpers.bundle --watch     # write them after every edit until interrupted, but their first lines
 
 Needs deno, which fetches esbuild from npm the first time, in the version of ``deno.lock``.
 """

@@ -182,7 +182,14 @@ def network(seed: int, name: str) -> dict[str, Any]:
     for rule, ranks in rules.items():
         a = [torch.from_numpy(v[:r].copy()) for (_, _, v), r in zip(decompositions, ranks, strict=True)]
         losses[rule] = network_losses(weights, inputs, targets, a)
-    return {"seed": seed, "task": name, "scores": scores.tolist(), "captured": captured, "ranks": rules, "losses": losses}
+    return {
+        "seed": seed,
+        "task": name,
+        "scores": scores.tolist(),
+        "captured": captured,
+        "ranks": rules,
+        "losses": losses,
+    }
 
 
 def forward(weights: list[Tensor], inputs: Tensor) -> Tensor:
