@@ -117,7 +117,7 @@ def copy_notebooks() -> None:
 
 
 def write_pages() -> None:
-    """The scenes, the two widgets of the first page, and the workbench of the gallery; of the results of its pictures."""
+    """The scenes, the widgets of the first page, and the workbench of the gallery; of the results of its pictures."""
     data = HERE / "gallery" / "data"
     names = ("sensitivity", "capture", "run", "estimate", "spectrum", "activations", "attribution")
     scores, capture, run, estimate, spectrum, activations, attribution = (
