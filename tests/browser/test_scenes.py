@@ -62,6 +62,7 @@ def test_each_scene_is_played_to_its_end_and_can_be_used_by_everybody(page: Page
 
 def test_the_line_turns_with_the_pointer_and_with_the_keys(page: Page) -> None:
     plane, angle = page.locator(".plane").first, page.get_by_role("slider", name="Angle of a")
+    plane.scroll_into_view_if_needed()
     box = plane.bounding_box()
     mean = page.evaluate("""() => {
         const dots = [...document.querySelector(".plane").querySelectorAll("g:first-of-type circle")];
@@ -81,6 +82,7 @@ def test_the_line_turns_with_the_pointer_and_with_the_keys(page: Page) -> None:
 def test_ranks_are_dragged_within_the_budget_and_trained(page: Page) -> None:
     page.get_by_role("tab").nth(2).click()
     bar = page.get_by_role("slider", name="Rank of layer 2")
+    bar.scroll_into_view_if_needed()
     box = bar.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 150)
     page.mouse.down()

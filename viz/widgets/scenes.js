@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3120ce94ff1bc9bbf233c535563cb7363ac11b5efbc90c9eda9f461ca28ba9fe
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d89545dbbe2641e913a3b0ed7422a7c23ca4ffc69fe61df0dda706a3ec93de29
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -728,9 +728,19 @@ var RULES = [
   { rule: "sensitivity", name: "by sensitivity", from: 3, color: 1 },
   { rule: "captured", name: "by captured gradient", from: 5, color: 2 }
 ];
-function ranksSteps({ large, small }) {
-  const lossOf2 = (tries, rule) => tries.byRule(rule).losses.at(-1);
-  const ranksOf = (tries, rule) => tries.byRule(rule).ranks.join(", ");
+var lossOf2 = (tries, rule) => tries.byRule(rule).losses.at(-1);
+var ranksOf = (tries, rule) => tries.byRule(rule).ranks.join(", ");
+function ranksSteps(tasks) {
+  return [...stepsOfOneTask(tasks), ...stepsOfBothTasks(tasks)];
+}
+function compared(tries) {
+  const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
+  const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
+  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${lossText(plain)}.`;
+  if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
+  return [loss < plain ? 0 : 1, words];
+}
+function stepsOfOneTask({ large }) {
   return [
     {
       heading: "Four layers, eight ranks",
@@ -780,7 +790,11 @@ function ranksSteps({ large, small }) {
         options: ["Yes", "No", "The ranks are the same"],
         answer: () => compared(large)
       }
-    },
+    }
+  ];
+}
+function stepsOfBothTasks({ large, small }) {
+  return [
     {
       heading: "When sensitivity is right",
       text: [
@@ -830,19 +844,12 @@ function ranksSteps({ large, small }) {
     }
   ];
 }
-function compared(tries) {
-  const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
-  const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
-  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${lossText(plain)}.`;
-  if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
-  return [loss < plain ? 0 : 1, words];
-}
 
 // scenes/ranks.js
 var SCORES_FROM = 2;
 var OWN_COLOR = 0;
 function ranksScene(parent, seed) {
-  const tasks = Object.fromEntries(Object.keys(TASKS).map((name) => [name, new Tries(seed, name)]));
+  const tasks = { large: new Tries(seed, "large"), small: new Tries(seed, "small") };
   const state = { task: "large", story: 0 }, now = () => tasks[state.task];
   const root = make("div", { class: "picture" }, parent), bar = make("div", { class: "bar" }, root);
   const select = choose(bar, "Task", TASK_NAMES, state.task, (task) => change({ task }));
@@ -1004,6 +1011,15 @@ function randomShares(seed, dimension, count = 200) {
 function readsSteps(seed) {
   const inputs = makeInputs(seed), found = measure(inputs), angles = leadingAngles(found);
   const at = (angle) => sharesAt(found, angle);
+  const facts = { seed, inputs, angles, at };
+  return [...stepsToTheWeight(facts), ...stepsToTheTask(facts)];
+}
+var degrees = (angle) => Math.round(180 * angle / Math.PI);
+function turned(angles, stretched) {
+  if (between(angles.wc, angles.principal) < 0.03) return 0;
+  return between(angles.wc, stretched) < between(angles.principal, stretched) ? 1 : 2;
+}
+function stepsToTheWeight({ inputs, angles, at }) {
   return [
     {
       heading: "An adapter of rank 1 reads one number",
@@ -1049,7 +1065,11 @@ function readsSteps(seed) {
           return [share < 0.4 ? 0 : share <= 0.8 ? 1 : 2, `It catches ${percent(share)} of the squared gradient.`];
         }
       }
-    },
+    }
+  ];
+}
+function stepsToTheTask({ seed, inputs, angles, at }) {
+  return [
     {
       heading: "The gradient has a direction of its own",
       get text() {
@@ -1093,11 +1113,6 @@ function readsSteps(seed) {
     }
   ];
 }
-var degrees = (angle) => Math.round(180 * angle / Math.PI);
-function turned(angles, stretched) {
-  if (between(angles.wc, angles.principal) < 0.03) return 0;
-  return between(angles.wc, stretched) < between(angles.principal, stretched) ? 1 : 2;
-}
 
 // scenes/training_steps.js
 var STEPS3 = 120;
@@ -1114,6 +1129,13 @@ var NAMES = METHODS.map(({ name }) => name);
 var TOLERATED = 1;
 function trainingSteps(layer) {
   const floors = { random: floorOf(layer.random, layer), gradient: floorOf(layer.gradient, layer) };
+  return [...stepsOfAFrozenA(layer, floors), ...stepsOfAllMethods(layer)];
+}
+function tolerated(layer, method) {
+  const losses = lossesByRate(layer, method, RATES, SWEPT);
+  return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
+}
+function stepsOfAFrozenA(layer, floors) {
   return [
     {
       heading: "One layer, and a change of rank 2",
@@ -1166,7 +1188,11 @@ function trainingSteps(layer) {
           ];
         }
       }
-    },
+    }
+  ];
+}
+function stepsOfAllMethods(layer) {
+  return [
     {
       heading: "LoRA turns A, full training needs none",
       text: [
@@ -1209,10 +1235,6 @@ function trainingSteps(layer) {
       ]
     }
   ];
-}
-function tolerated(layer, method) {
-  const losses = lossesByRate(layer, method, RATES, SWEPT);
-  return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
 }
 
 // scenes/handout.js

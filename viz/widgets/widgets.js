@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3120ce94ff1bc9bbf233c535563cb7363ac11b5efbc90c9eda9f461ca28ba9fe
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d89545dbbe2641e913a3b0ed7422a7c23ca4ffc69fe61df0dda706a3ec93de29
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -19,15 +19,40 @@ export const RULES = [
 
 /** @typedef {import("./ranks.js").Tries} Tries */
 
+const lossOf = (tries, rule) => tries.byRule(rule).losses.at(-1);
+const ranksOf = (tries, rule) => tries.byRule(rule).ranks.join(", ");
+
 /**
  * The steps, with answers for the two tasks.
  *
- * @param {Record<string, Tries>} tasks
+ * @param {{large: Tries, small: Tries}} tasks
  * @returns {import("./story.js").Step[]}
  */
-export function ranksSteps({ large, small }) {
-  const lossOf = (tries, rule) => tries.byRule(rule).losses.at(-1);
-  const ranksOf = (tries, rule) => tries.byRule(rule).ranks.join(", ");
+export function ranksSteps(tasks) {
+  return [...stepsOfOneTask(tasks), ...stepsOfBothTasks(tasks)];
+}
+
+/**
+ * Whether sensitivity beats uniform ranks.
+ *
+ * @returns {[number, string]}
+ */
+function compared(tries) {
+  const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
+  const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
+  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${
+    lossText(plain)
+  }.`;
+  if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
+  return [loss < plain ? 0 : 1, words];
+}
+
+/**
+ * Own ranks, uniform ones, and a score.
+ *
+ * @returns {import("./story.js").Step[]}
+ */
+function stepsOfOneTask({ large }) {
   return [
     {
       heading: "Four layers, eight ranks",
@@ -78,6 +103,16 @@ export function ranksSteps({ large, small }) {
         answer: () => compared(large),
       },
     },
+  ];
+}
+
+/**
+ * When the score is right, when it is wrong, and another rule.
+ *
+ * @returns {import("./story.js").Step[]}
+ */
+function stepsOfBothTasks({ large, small }) {
+  return [
     {
       heading: "When sensitivity is right",
       text: [
@@ -134,19 +169,4 @@ export function ranksSteps({ large, small }) {
       },
     },
   ];
-}
-
-/**
- * Whether sensitivity beats uniform ranks.
- *
- * @returns {[number, string]}
- */
-function compared(tries) {
-  const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
-  const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
-  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${
-    lossText(plain)
-  }.`;
-  if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
-  return [loss < plain ? 0 : 1, words];
 }

@@ -14,6 +14,24 @@ import { between, leadingAngles, makeInputs, measure, randomShares, sharesAt } f
 export function readsSteps(seed) {
   const inputs = makeInputs(seed), found = measure(inputs), angles = leadingAngles(found);
   const at = (angle) => sharesAt(found, angle);
+  const facts = { seed, inputs, angles, at };
+  return [...stepsToTheWeight(facts), ...stepsToTheTask(facts)];
+}
+
+const degrees = (angle) => Math.round((180 * angle) / Math.PI);
+
+/** Which option is right: where the direction of W C lies as seen from the principal one. */
+function turned(angles, stretched) {
+  if (between(angles.wc, angles.principal) < 0.03) return 0;
+  return between(angles.wc, stretched) < between(angles.principal, stretched) ? 1 : 2;
+}
+
+/**
+ * What one number tells of the inputs and the outputs.
+ *
+ * @returns {import("./story.js").Step[]}
+ */
+function stepsToTheWeight({ inputs, angles, at }) {
   return [
     {
       heading: "An adapter of rank 1 reads one number",
@@ -64,6 +82,16 @@ export function readsSteps(seed) {
         },
       },
     },
+  ];
+}
+
+/**
+ * What it tells of the gradient, the mean, and chance.
+ *
+ * @returns {import("./story.js").Step[]}
+ */
+function stepsToTheTask({ seed, inputs, angles, at }) {
+  return [
     {
       heading: "The gradient has a direction of its own",
       get text() {
@@ -111,12 +139,4 @@ export function readsSteps(seed) {
       ],
     },
   ];
-}
-
-const degrees = (angle) => Math.round((180 * angle) / Math.PI);
-
-/** Which option is right: where the direction of W C lies as seen from the principal one. */
-function turned(angles, stretched) {
-  if (between(angles.wc, angles.principal) < 0.03) return 0;
-  return between(angles.wc, stretched) < between(angles.principal, stretched) ? 1 : 2;
 }

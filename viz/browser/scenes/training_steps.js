@@ -24,6 +24,20 @@ const TOLERATED = 1; // a training tolerates a rate if its loss is below that be
  */
 export function trainingSteps(layer) {
   const floors = { random: layers.floorOf(layer.random, layer), gradient: layers.floorOf(layer.gradient, layer) };
+  return [...stepsOfAFrozenA(layer, floors), ...stepsOfAllMethods(layer)];
+}
+
+function tolerated(layer, method) {
+  const losses = layers.lossesByRate(layer, method, RATES, SWEPT);
+  return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
+}
+
+/**
+ * What B alone learns.
+ *
+ * @returns {import("./story.js").Step[]}
+ */
+function stepsOfAFrozenA(layer, floors) {
   return [
     {
       heading: "One layer, and a change of rank 2",
@@ -80,6 +94,16 @@ export function trainingSteps(layer) {
         },
       },
     },
+  ];
+}
+
+/**
+ * LoRA and full training, their rates, and what they store.
+ *
+ * @returns {import("./story.js").Step[]}
+ */
+function stepsOfAllMethods(layer) {
+  return [
     {
       heading: "LoRA turns A, full training needs none",
       text: [
@@ -122,9 +146,4 @@ export function trainingSteps(layer) {
       ],
     },
   ];
-}
-
-function tolerated(layer, method) {
-  const losses = layers.lossesByRate(layer, method, RATES, SWEPT);
-  return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
 }
