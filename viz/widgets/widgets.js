@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7222074fa2eab27a5555462723a9b89690286cc2c1988227cdd89b9082efe63e
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 74ab87da8cf63535beba17247c76dba667eef0bf465baac8b713dff7f9cea78b
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -31,7 +31,7 @@ var glossary_default = {
   "nominal rank": "The rank of every module in a uniform allocation; it sets the budget.",
   budget: "What all modules share: the ranks, or the trainable parameters, of the uniform allocation. A module that gets more takes it from the others.",
   score: "The sensitivity of a module: the mean of |weight \xD7 gradient| over its weights and the calibration samples, in nats.",
-  sensitivity: "How much the loss depends on a module: its share of all scores. Ranks by score are in proportion to it.",
+  sensitivity: "How sensitive the loss is to the weights of a module: its share of all scores. Ranks by score are in proportion to it.",
   change: "Ranks more (red) or fewer (blue) than in the kept allocation.",
   scaling: "The factor s in W + s B A: how strongly an adapter acts on its module. White is alpha / rank.",
   alpha: "Numerator of the scaling: s is alpha divided by the rank.",
@@ -792,16 +792,8 @@ function sentence(panel, subject, act3, modules, now) {
   const of = token === null ? "" : ` of ${quoted(token.trim())}`;
   const added = (measure) => sum(modules.map((k) => contribution(panel, k, measure)));
   const share = (measure) => `${unsignedNats(added(measure))} of`, all = (m) => unsignedNats(gained(panel, m));
-  const lost = cost(panel, now, 0), rest = compare(panel, modules, added(0), lost);
-  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act3} costs ${unsignedNats(lost)}${rest}. In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
-}
-function compare({ choice }, modules, added, lost) {
-  const isWhole = modules.every((k) => !choice.ranks[k]);
-  const they = modules.length > 1 ? "they" : "it", them = modules.length > 1 ? "them" : "it";
-  if (lost < -5e-3) return ", so the answer is likelier that way";
-  if (isWhole && added - lost > 5e-3) return `, so the other modules make up for ${unsignedNats(added - lost)}`;
-  if (added <= 0 || added - lost >= -5e-3) return "";
-  return `, more than ${they} contributed: other modules build on ${them}`;
+  const lost = cost(panel, now, 0), likelier = lost < -5e-3 ? ", so the answer is likelier that way" : "";
+  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act3} costs ${unsignedNats(lost)}${likelier}. In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
 }
 
 // panels/attribution/map.js

@@ -29,7 +29,10 @@ Deno.test("contributions add up to what the answer gained, and tokens show their
   const { root, cell, finding } = panel(false);
   assert.match(cell(0).getAttribute("aria-label") ?? "", /contributed \+3\.00 nats; rank 4 of 4/);
   assert.match(cell(1).getAttribute("aria-label") ?? "", /contributed \+2\.00 nats/);
-  assert.match(finding(), /^Layer 0 q contributed 3\.00 of the 5\.00 nats; leaving it out alone costs 3\.00/);
+  assert.match(
+    finding(),
+    /^Layer 0 q contributed 3\.00 of the 5\.00 nats; leaving it out alone costs 3\.00\. In log-odds/,
+  );
   assert.deepEqual([...root.querySelectorAll(".gained")].map((span) => span.textContent), ["gained", "+4.00", "+1.00"]);
 });
 
@@ -56,7 +59,7 @@ Deno.test("with a kernel: it is asked, and its answer is shown", () => {
   assert.match(finding(), /^Leaving out layer 0 v/);
   const answer = { values: [[0, -1.5], [0, -1.5]], unchanged: [true, true], answer: "x" };
   model?.set("switched", { sample: 0, key: "1:1", ...answer });
-  assert.match(finding(), /cutting it to rank 1 costs 0\.50\./);
+  assert.match(finding(), /cutting it to rank 1 costs 0\.50\. In log-odds/);
   assert.match(root.querySelector(".written").textContent ?? "", /now answers: x$/);
 });
 

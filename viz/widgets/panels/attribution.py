@@ -1,4 +1,4 @@
-"""Panel "Attribution": what each token of an answer gained, which modules did it, and what leaving them out costs."""
+"""Panel "Attribution": what each token of an answer gained, by module, and what leaving modules out costs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class AttributionPanel(Panel):
     name, title = "attribution", "Attribution"
     about = (
         "What each module of the trained adapter added to the tokens of an answer. Contributions add up to what the "
-        "tokens gained; what leaving a module out costs is another number, since others may make up for it. Click a "
-        "module, a row or a column of the map to switch it off."
+        "tokens gained. What leaving a module out costs is another number: a probability near 1 can hardly fall, and "
+        "other modules may make up for it. Click a module, a row or a column of the map to switch it off."
     )
     needs = ("attribution",)
     answers = ("switched", "explained")

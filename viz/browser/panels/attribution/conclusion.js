@@ -38,17 +38,8 @@ function sentence(panel, subject, act, modules, now) {
   const of = token === null ? "" : ` of ${quoted(token.trim())}`;
   const added = (measure) => sum(modules.map((k) => contribution(panel, k, measure)));
   const share = (measure) => `${unsignedNats(added(measure))} of`, all = (m) => unsignedNats(gained(panel, m));
-  const lost = cost(panel, now, 0), rest = compare(panel, modules, added(0), lost);
-  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act} costs ${unsignedNats(lost)}${rest}. ` +
+  const lost = cost(panel, now, 0), likelier = lost < -0.005 ? ", so the answer is likelier that way" : "";
+  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ` +
+    `${act} costs ${unsignedNats(lost)}${likelier}. ` +
     `In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
-}
-
-/** What it means that the cost is not the contribution. */
-function compare({ choice }, modules, added, lost) {
-  const isWhole = modules.every((k) => !choice.ranks[k]); // a cut may cost nothing as the rest of the module suffices
-  const they = modules.length > 1 ? "they" : "it", them = modules.length > 1 ? "them" : "it";
-  if (lost < -0.005) return ", so the answer is likelier that way";
-  if (isWhole && added - lost > 0.005) return `, so the other modules make up for ${unsignedNats(added - lost)}`;
-  if (added <= 0 || added - lost >= -0.005) return "";
-  return `, more than ${they} contributed: other modules build on ${them}`;
 }
