@@ -145,13 +145,16 @@ def load_model(
 def stream_model(name: str | os.PathLike[str], num_labels: int | None = None) -> Iterator[PreTrainedModel]:
     """Inside the block, a base model whose weights stay in their files, for `tlora.models.weights.weight` to read.
 
-    Names are those of `load_model`. A GGUF file is unpacked into memory.
+    Names are those of `load_model`; the type of the weights is that of the files. A GGUF file is unpacked into memory,
+    and a quantized model is loaded. Weights that transformers rearranges, such as those of routed experts, and those of
+    ``.bin`` files are first written to a temporary folder.
     """
     location = _locate_files(name, {})
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = choose_architecture(config, num_labels)
-    with TemporaryDirectory() as folder:  # for weights that transformers stores otherwise than the file does
-        is_packed = "gguf_file" in location.where
+    config.dtype = None  # it may name a type of fewer bits than the files have
+    with TemporaryDirectory() as folder:
+        is_packed = "gguf_file" in location.where or getattr(config, "quantization_config", None) is not None
         stays = {} if is_packed else {"device_map": {"": "disk"}, "offload_folder": folder}
         # accelerate notes that weights stay on the disk
         with filtered_logs(lambda record: record.levelno >= logging.ERROR, "accelerate.big_modeling"):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from peft import PeftModel
 from scipy.linalg import fractional_matrix_power
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 import tlora
 from tests.helpers.fine_tuned import fine_tune
 from tests.helpers.gguf_models import tensors_of, write_model
 from tests.helpers.jobs import task
 from tests.helpers.models import singles, tiny_batch, tiny_model, tiny_tokenizer
+from tests.helpers.quantized import needs_bitsandbytes
 from tlora.adapters.extraction import Extraction
 from tlora.models.weights import weight
 
@@ -31,8 +32,8 @@ def changes(base, tuned) -> dict[str, np.ndarray]:
     return {n: (weight(after[n]) - weight(m)).double().detach().numpy() for n, m in before.items()}
 
 
-def updates(extraction: Extraction) -> dict[str, np.ndarray]:
-    return {name: update.matrix().double().numpy() for name, update in extraction.lora.updates.items()}
+def updates(adapter) -> dict[str, np.ndarray]:
+    return {name: update.matrix().double().numpy() for name, update in adapter.lora.updates.items()}
 
 
 def logits(model, family="llama") -> torch.Tensor:
@@ -213,6 +214,21 @@ def test_from_gguf_files_it_is_what_it_is_from_memory(tmp_path):
     assert files.meta.model == str(tmp_path / "base.gguf")
 
 
+@needs_bitsandbytes
+def test_from_a_folder_of_four_bits_it_is_the_change_of_what_they_mean(tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
+    base = tiny_model("llama", **sizes)
+    base.save_pretrained(tmp_path / "base")
+    fine_tune("llama", **sizes).save_pretrained(tmp_path / "tuned")
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", quantization_config=options, dtype=torch.float32)
+    tuned.save_pretrained(tmp_path / "four_bits")
+    extraction = tlora.extract(tmp_path / "base", tmp_path / "four_bits", 192, progress=False)
+    expected = changes(base, tuned)
+    for name, update in updates(extraction).items():
+        assert np.linalg.norm(update - expected[name]) < 1e-3 * np.linalg.norm(expected[name])
+
+
 class Extracted(NamedTuple):
     """An adapter of full rank, which is the fine-tune, and that fine-tune."""
 
@@ -233,10 +249,6 @@ def extracted(tmp_path):
     tuned = fine_tune()
     extraction = tlora.extract(tiny_model("llama"), tuned, 64, progress=False)
     return Extracted(extraction.save_adapter(tmp_path / "extracted"), tuned)
-
-
-def update_matrices(folder) -> dict[str, np.ndarray]:
-    return {name: update.matrix().double().numpy() for name, update in tlora.LoraAdapter.read(folder).updates.items()}
 
 
 @pytest.mark.parametrize("format", ["peft", "merged"])
@@ -274,13 +286,13 @@ def test_its_contributions_add_up_to_the_change_by_the_fine_tune(extracted):
 def test_combined_compared_and_compressed_it_is_the_change_of_the_weights(extracted, tmp_path):
     other = tlora.extract(tiny_model("llama"), fine_tune(rank=5), 64, progress=False).save_adapter(tmp_path / "other")
     first, second = extracted.changes, changes(tiny_model("llama"), fine_tune(rank=5))
-    combined = tlora.combine({extracted.folder: 0.5, other: 2}).save_adapter(tmp_path / "combined")
-    compressed = tlora.compress(extracted.folder, rank=2).save_adapter(tmp_path / "compressed")
+    combined = tlora.combine({extracted.folder: 0.5, other: 2})
+    compressed = tlora.compress(extracted.folder, rank=2)
     ratios = tlora.interference(extracted.folder, other).to_frame().set_index("module")["on_first"]
     for name, change in first.items():
-        assert update_matrices(combined)[name] == pytest.approx(0.5 * change + 2 * second[name], abs=1e-5)
+        assert updates(combined)[name] == pytest.approx(0.5 * change + 2 * second[name], abs=1e-5)
         u, s, v = np.linalg.svd(change)
-        assert update_matrices(compressed)[name] == pytest.approx((u[:, :2] * s[:2]) @ v[:2], abs=1e-5)
+        assert updates(compressed)[name] == pytest.approx((u[:, :2] * s[:2]) @ v[:2], abs=1e-5)
         assert ratios[name] == pytest.approx((second[name] ** 2).sum() / (change**2).sum(), rel=1e-4)
 
 
