@@ -277,8 +277,8 @@ def read_training_record(folder: Path) -> TrainingRecord:
         record = read_result(folder / RUN, {"TrainingRun": TrainingRecord})
         if record.files.keys() != {ADAPTER_CONFIG, ADAPTER_WEIGHTS}:  # format 7 has no checksum
             raise ValueError(
-                f"{folder / RUN} is damaged: it names the adapter's files {list(record.files)}; copy it again, or remove "
-                f"{folder / RUN.parent} to load the adapter without its run"
+                f"{folder / RUN} is damaged: it names the adapter's files {list(record.files)}; copy it again, or "
+                f"remove {folder / RUN.parent} to load the adapter without its run"
             )
         return record
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
