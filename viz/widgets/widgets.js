@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 74ab87da8cf63535beba17247c76dba667eef0bf465baac8b713dff7f9cea78b
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 882521930f311a81b149343ecfe2129204015ed4c3ef7fba189dc65c296c4462
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -757,9 +757,12 @@ function fill(element, color) {
 function writeAnswers(parent, { part, sample }, now) {
   parent.replaceChildren();
   const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
-  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  if (now && part.live) lines.push(["now", now.answer ?? now.bar ?? "\u2026"]);
   for (const [name, words] of lines) {
-    if (words !== void 0) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+    if (words === void 0) continue;
+    const line = make("div", { class: name }, parent, `${name} answers: `);
+    if (typeof words === "string") make("code", {}, line, words);
+    else drawBar(line, words);
   }
 }
 
@@ -1000,7 +1003,7 @@ function change(panel) {
 }
 function regenerate(panel) {
   const { part, choice, ask, drag: drag2 } = panel, key = switchKey(panel), now = answerNow(panel, key);
-  if (!part.live || !now || now.answer !== void 0 || drag2) return;
+  if (!part.live || !now || now.bar || now.answer !== void 0 || drag2) return;
   panel.timer = setTimeout(() => {
     if (key !== switchKey(panel)) return;
     const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);

@@ -63,6 +63,22 @@ Deno.test("with a kernel: it is asked, and its answer is shown", () => {
   assert.match(root.querySelector(".written").textContent ?? "", /now answers: x$/);
 });
 
+Deno.test("while the answer is written again there is a bar, and it is not asked for twice", () => {
+  const { root, model, cell } = panel(true), written = () => root.querySelector(".written");
+  const { setTimeout } = globalThis, waits = [];
+  globalThis.setTimeout = /** @type {any} */ ((action) => waits.push(action));
+  send(cell(0), "keydown", { key: "Enter" });
+  const part = { sample: 0, key: "0:0" }, bar = { words: "answers, token 2 of at most 9", done: 0, total: 1 };
+  model?.set("switched", { ...part, bar });
+  globalThis.setTimeout = setTimeout;
+  assert.equal(waits.length, 1); // after the key
+  assert.match(written().textContent, /now answers: answers, token 2 of at most 9$/);
+  assert.ok(written().querySelector("progress"));
+  model?.set("switched", { ...part, answer: "x" });
+  assert.match(written().textContent, /now answers: x$/);
+  assert.equal(written().querySelector("progress"), null);
+});
+
 Deno.test("the reader's own request is sent, and its answer is shown when it comes", () => {
   const { root, model, asked } = panel(true), [request] = root.querySelectorAll("form input");
   request.value = "own";

@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from tlora.explanation.attribution import CHANGES, Attribution
+from tlora.utils.progress import report_progress
 from tlora.utils.text import count_text
 from viz.widgets.panels.answers import answer_values, switch_key
 from viz.widgets.panels.live_attribution import LiveAttribution
 from viz.widgets.panels.panel import Panel
-from viz.widgets.panels.parts import Column, Part, intervals, number, table, text, texts, whole
+from viz.widgets.panels.parts import Column, Part, bar, intervals, number, table, text, texts, whole
 
 PAGE_SAMPLES = 16
 """Most answers in a page without a kernel."""
@@ -84,8 +85,14 @@ class AttributionPanel(Panel):
 
     def _regenerate(self, sample: int, ranks: Sequence[tuple[int, int]]) -> None:
         """Write the answer again with these modules switched off or cut."""
-        answer = self._live.regenerate(sample, dict(ranks))
-        self.show(switched={"sample": sample, "key": switch_key(dict(ranks)), "answer": answer})
+        part = {"sample": sample, "key": switch_key(dict(ranks))}
+
+        def report(words: str, done: int, total: int | None) -> None:
+            self.show(switched=part | {"bar": bar(words, done, total)})
+
+        with report_progress(report):
+            answer = self._live.regenerate(sample, dict(ranks))
+        self.show(switched=part | {"answer": answer})
 
     def _explain(self, prompt: str, answer: str | None) -> None:
         self._live.explain(prompt, answer)

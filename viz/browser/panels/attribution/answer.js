@@ -1,7 +1,7 @@
 // The request and the answer: what each token gained, and its probability with what is switched off.
 
 import { isDark, largest, tint } from "../../colors.js";
-import { onArrows } from "../../controls.js";
+import { drawBar, onArrows } from "../../controls.js";
 import { make } from "../../elements.js";
 import { plainToken } from "../../strip.js";
 import { nats, probability, quoted, visible } from "../../text.js";
@@ -86,8 +86,11 @@ function fill(element, color) {
 export function writeAnswers(parent, { part, sample }, now) {
   parent.replaceChildren();
   const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
-  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  if (now && part.live) lines.push(["now", now.answer ?? now.bar ?? "\u2026"]);
   for (const [name, words] of lines) {
-    if (words !== undefined) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+    if (words === undefined) continue;
+    const line = make("div", { class: name }, parent, `${name} answers: `);
+    if (typeof words === "string") make("code", {}, line, words);
+    else drawBar(line, words); // it is being written
   }
 }

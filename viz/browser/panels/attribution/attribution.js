@@ -108,10 +108,10 @@ function change(panel) {
   } else regenerate(panel);
 }
 
-/** Asks for the greedy answer, when the reader rests. */
+/** Asks for the greedy answer, when the reader rests; not again while it is being written. */
 function regenerate(panel) {
   const { part, choice, ask, drag } = panel, key = switchKey(panel), now = answerNow(panel, key);
-  if (!part.live || !now || now.answer !== undefined || drag) return;
+  if (!part.live || !now || now.bar || now.answer !== undefined || drag) return;
   panel.timer = setTimeout(() => {
     if (key !== switchKey(panel)) return;
     const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);
