@@ -50,3 +50,24 @@ def test_both_places_give_the_same_numbers_on_a_cpu():
     ]
     assert same(*results[:2])
     assert same(*results[1:])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, batches: tlora.calibrate(model, batches, statistics="disk", progress=False),
+        lambda model, batches: tlora.prepare(model, batches, rank=2, samples=3, statistics="disk", progress=False),
+    ],
+)
+def test_another_place_is_refused(call):
+    model = tiny_model("llama")
+    with pytest.raises((TypeError, ValueError), match="statistics"):
+        call(model, [tiny_batch(model)])
+
+
+def test_the_host_is_named_in_the_log(monkeypatch, caplog):
+    monkeypatch.setattr("tlora.calibration.accumulators.free_bytes", lambda device: 1.0)
+    model = tiny_model("llama")
+    with caplog.at_level("INFO", logger="tlora"):
+        tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    assert len([line for line in caplog.messages if "on the host" in line]) == 1
