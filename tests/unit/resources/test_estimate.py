@@ -176,6 +176,15 @@ def test_statistics_of_a_block_of_llama_2_7b():
     }
 
 
+def test_whole_covariances_on_the_host_leave_an_eighth_of_the_largest_on_the_device():
+    """Beside them the means of the samples are there."""
+    said = estimate(LlamaConfig(), 8, samples=4, length=8, batch_size=2).bytes
+    on_device, on_host = (said[f"calibration, covariances {place}"] for place in ("whole", "whole on the host"))
+    whole = 32 * (3 * 4096**2 + 11008**2 + 4 * (3 * 4096 + 11008))
+    assert on_device - on_host == 4 * (whole - 11008**2 // 8)
+    assert "calibration, covariances whole on the host" not in estimate(LlamaConfig(), 8, **SMALL, gpus=0).bytes
+
+
 def test_operations_are_counted_by_the_rule_of_thumb():
     """Two a parameter and token forward, two more backward where no weight is trained."""
     config = LlamaConfig(
