@@ -99,12 +99,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the tables of what is measured to the page")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for mixture in () if options.table else options.mixtures:
-        for run in itertools.product(DRAWS, TASKS, SAMPLES):
-            measure_capture(mixture, *run)
-        for arm in ARMS:
-            for rate in RATES:
-                measure_loss(arm, rate, MIXTURES[0], SEARCH_SEED)
+    if not options.table:
+        for run in itertools.product(options.mixtures, DRAWS, TASKS, SAMPLES):
+            measure_capture(*run)
+        for arm, rate in itertools.product(ARMS, RATES):
+            measure_loss(arm, rate, MIXTURES[0], SEARCH_SEED)
+        for mixture, arm in itertools.product(options.mixtures, ARMS):
             measure_loss(arm, best_rate(arm), mixture, mixture)
     if STORE.exists():
         publish(PAGE, "experts", TABLES)

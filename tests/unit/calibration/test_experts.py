@@ -155,23 +155,6 @@ def test_an_interrupted_calibration_goes_on(tmp_path):
         torch.testing.assert_close(resumed.gradient[name].corange, whole.gradient[name].corange)
 
 
-def test_the_use_of_experts_is_counted_by_expert():
-    model, batch = tiny_mixture("mixtral", top_k=2), tiny_batch("llama")
-    calibration = _calibrate(model, [batch])
-    use = tlora.expert_use(calibration)
-    tokens = int(batch["attention_mask"].sum())
-    assert use.groupby("layer")["tokens"].sum().tolist() == [2 * tokens, 2 * tokens]
-    assert use["share"].sum() == pytest.approx(1)
-    row = use.set_index(["layer", "expert"]).loc[(1, 3)]
-    names = [f"model.layers.1.mlp.experts.{key}[3]" for key in ("gate_up_proj", "down_proj")]
-    scores = calibration.sensitivity.scores
-    entries = {name: target.d_out * target.d_in for name, target in calibration.targets.items()}
-    assert row["score"] == pytest.approx(sum(scores[name] * entries[name] for name in names), rel=1e-5)
-    assert row["squared_gradient"] == pytest.approx(sum(calibration.fisher[name].trace for name in names))
-    with pytest.raises(ValueError, match="target_modules"):
-        tlora.expert_use(tlora.calibrate(model, [batch], target_modules="attention", progress=False))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpointed_calibration_has_the_same_numbers(family):
     model, batch = tiny_mixture(family), tiny_batch("llama")
