@@ -354,8 +354,10 @@ def shares_by_run(frame: pd.DataFrame, *by: str) -> pd.DataFrame:
 
 
 def cell(values: pd.Series, digits: int = 1) -> str:
-    """A mean over runs with its interval."""
+    """A mean over runs, with its interval from three of them on."""
     samples = values.dropna().to_numpy(dtype=float)
+    if len(samples) < 3:
+        return f"{samples.mean():.{digits}f}" if len(samples) else "\u2013"
     low, high = mean_interval(samples[:, None], CONFIDENCE)
     return f"{samples.mean():.{digits}f} ({low[0]:.{digits}f} to {high[0]:.{digits}f})"
 
@@ -430,8 +432,8 @@ def race_rows() -> pd.DataFrame:
 def race_table() -> str:
     """Loss of the answers on test samples, and the difference to LoRA."""
     frame = race_rows()
-    if frame.empty:
-        return "Not run yet."
+    if frame.empty or {*ARMS} - {*frame["arm"]}:
+        return "Not run yet: the search of the rates is not complete."
     losses = frame.pivot(index="seed", columns="arm", values="test")
     start = frame.groupby("seed")["start"].first()
     lines = [["none", "", "0", cell(start, 3), ""]]
