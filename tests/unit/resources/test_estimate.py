@@ -11,10 +11,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     FalconConfig,
+    GptOssConfig,
     LlamaConfig,
     LlavaConfig,
     MambaConfig,
     MixtralConfig,
+    Qwen3MoeConfig,
     T5Config,
     ViTConfig,
     WhisperConfig,
@@ -96,6 +98,33 @@ def test_the_page_that_says_what_fits_says_what_is_estimated():
         assert numbers == [f"{trains / 1e9:.1f}", f"{calibrates / 1e9:.1f}"]
         fits = [str(card) for card in (24, 48, 80) if max(trains, calibrates, said["subspaces"]) <= 1e9 * card]
         assert cards == (", ".join(fits) or "-")
+
+
+MIXTURES = {
+    "Qwen3-30B-A3B": Qwen3MoeConfig(
+        vocab_size=151936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768, num_hidden_layers=48,
+        num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        norm_topk_prob=True, tie_word_embeddings=False, max_position_embeddings=40960,
+    ),
+    "gpt-oss-20b": GptOssConfig(
+        vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=64, num_local_experts=32, num_experts_per_tok=4, sliding_window=128,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.rest
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="earlier torch cannot run routed experts without data")
+def test_the_page_of_experts_says_what_is_estimated():
+    text = (DOCS / "howto" / "experts.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| Qwen3", "| gpt-oss"))]
+    assert len(rows) == 4
+    for name, checkpointing, *numbers in rows:
+        work = {"length": 1024, "batch_size": 4, "dtype": "bfloat16", "fisher": True}
+        select = {"target_modules": ["attention", "experts"], "gradient_checkpointing": checkpointing == "yes"}
+        said = estimate(MIXTURES[name], 8, **work, **select).bytes
+        stages = ("weights", "training B", "calibration, covariances sketched")
+        assert numbers == [f"{said[stage] / 1e9:.1f}" for stage in stages]
 
 
 @pytest.mark.parametrize("family", ["llama", pytest.param("t5", marks=pytest.mark.rest)])
