@@ -15,11 +15,16 @@ const SAMPLE = {
   generated: ["ab", "xy"],
 };
 
-function panel(live, values = {}) {
+/** @param {boolean} live Whether there is a kernel. */
+function panel(live) {
   const part = { names: ["m.q", "m.v"], rows: ["q", "v"], columns: [0], row: [0, 1], column: [0, 0], ranks: [4, 2] };
-  const root = place(), model = live ? modelOf(values) : undefined, asked = [];
-  const ask = (call, args) => asked.push({ call, ...args });
+  const root = place(), model = live ? modelOf({}) : null;
+  /** @type {object[]} */
+  const asked = [];
+  /** @type {(call: string, args?: object) => void} */
+  const ask = (call, args) => void asked.push({ call, ...args });
   attributionPart(root, { ...part, samples: [structuredClone(SAMPLE)], live }, { model, ask });
+  /** @type {(k: number) => any} */
   const cell = (k) => root.querySelector(`.cell[data-k='${k}']`);
   const finding = () => root.querySelector(".finding").textContent ?? "";
   return { root, model, asked, cell, finding };
