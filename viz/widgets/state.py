@@ -103,7 +103,10 @@ def nearest_rank(
     sensitivity: Sensitivity, state: AllocationState, names: Collection[str], present: int, rank: int
 ) -> int | None:
     """The possible rank of ``names`` that is nearest to ``rank``, on the side of the present one; None if none is."""
-    ranks = ranks_to_edit(sensitivity, *_arguments(sensitivity, decide_ranks(state, names, EDIT, 1)), names)
+    try:
+        ranks = ranks_to_edit(sensitivity, *_arguments(sensitivity, decide_ranks(state, names, EDIT, 1)), names)
+    except ValueError:  # such as a module that was left out and has no room beside the least ranks of the others
+        return None
     if not ranks:
         return None
     nearest = min(max(rank, ranks[0]), ranks[-1])

@@ -115,6 +115,14 @@ def test_dragging_too_far_gives_the_nearest_possible_rank(rank: int, nearest: in
     assert ("at most" in it.widget.current["message"] or "or less" in it.widget.current["message"]) == (rank > nearest)
 
 
+def test_a_drag_of_a_module_that_no_rank_leaves_room_for_changes_nothing() -> None:
+    """Of six ranks, the five others need all: one of them two."""
+    it = viz.Workbench(by_hand(SCORES), rank=1, min_rank={"layers.0.k_proj": 2}, exclude_modules=["layers.0.q_proj"])
+    request(it, "set_rank", "drag 1", modules=[0], rank=3)
+    assert it.widget.current["message"]
+    assert it.widget.current["ranks"] == [0, 2, 1, 1, 1, 1]
+
+
 def test_a_floor_of_zero_drops_modules() -> None:
     it = viz.Workbench(by_hand([20.0, 0.1, 3.0, 0.5, 0.4, 0.1]), rank=2)
     request(it, "set", min_rank=0)
