@@ -15,11 +15,16 @@ const SAMPLE = {
   generated: ["ab", "xy"],
 };
 
-function panel(live, values = {}) {
+/** @param {boolean} live Whether there is a kernel. */
+function panel(live) {
   const part = { names: ["m.q", "m.v"], rows: ["q", "v"], columns: [0], row: [0, 1], column: [0, 0], ranks: [4, 2] };
-  const root = place(), model = live ? modelOf(values) : undefined, asked = [];
-  const ask = (call, args) => asked.push({ call, ...args });
+  const root = place(), model = live ? modelOf({}) : null;
+  /** @type {object[]} */
+  const asked = [];
+  /** @type {(call: string, args?: object) => void} */
+  const ask = (call, args) => void asked.push({ call, ...args });
   attributionPart(root, { ...part, samples: [structuredClone(SAMPLE)], live }, { model, ask });
+  /** @type {(k: number) => any} */
   const cell = (k) => root.querySelector(`.cell[data-k='${k}']`);
   const finding = () => root.querySelector(".finding").textContent ?? "";
   return { root, model, asked, cell, finding };
@@ -66,7 +71,7 @@ Deno.test("with a kernel: it is asked, and its answer is shown", () => {
 Deno.test("while the answer is written again there is a bar, and it is not asked for twice", () => {
   const { root, model, cell } = panel(true), written = () => root.querySelector(".written");
   const { setTimeout } = globalThis, waits = [];
-  globalThis.setTimeout = /** @type {any} */ ((action) => waits.push(action));
+  globalThis.setTimeout = /** @type {any} */ ((/** @type {() => void} */ action) => waits.push(action));
   send(cell(0), "keydown", { key: "Enter" });
   const part = { sample: 0, key: "0:0" }, bar = { words: "answers, token 2 of at most 9", done: 0, total: 1 };
   model?.set("switched", { ...part, bar });
