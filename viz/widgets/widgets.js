@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 2115d8770a1159beb8c02a865576b885e353d3739b89213fc975d835bafc0a82
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3a7c01d5f2742f92983b594fb778a12895a1a4cdc2e4825573b5d62e2b879534
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -9,6 +9,7 @@ import { gains } from "./contributions.js";
 
 /** @import { Panel } from "./attribution.js" */
 /** @import { Answer } from "./contributions.js" */
+/** @import { Progress } from "../../traits.js" */
 
 export const MEASURES = ["log-probability", "log-odds"];
 const ROWS = ["gained", "base", "adapter", "now", "now first"];
@@ -121,7 +122,7 @@ function fill(element, color) {
 export function writeAnswers(parent, { part, sample }, now) {
   parent.replaceChildren();
   const [base, adapter] = sample.generated;
-  /** @type {[name: string, words: string | import("../../traits.js").Progress | undefined][]} */
+  /** @type {[name: string, words: string | Progress | undefined][]} */
   const lines = [["base", base], ["adapter", adapter]];
   if (now && part.live) lines.push(["now", now.answer ?? now.bar ?? "\u2026"]);
   for (const [name, words] of lines) {

@@ -4,6 +4,7 @@ import { membersOf } from "../../grid.js";
 import { placeOf, sum } from "../../modules.js";
 
 /** @import { Modules } from "../../grid.js" */
+/** @import { Progress } from "../../traits.js" */
 
 /**
  * What the reader looks at: the sample and which token of it (null: all), the measure, and `ranks`, what is left of the
@@ -17,7 +18,7 @@ import { placeOf, sum } from "../../modules.js";
  * same, and from a kernel these choices and what the model then answers.
  *
  * @typedef {{values: number[][], unchanged: (boolean | number)[], choices?: string[], answer?: string,
- *   bar?: import("../../traits.js").Progress}} Answer
+ *   bar?: Progress}} Answer
  */
 
 /**
