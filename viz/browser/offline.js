@@ -17,7 +17,7 @@ import { ANSWERS } from "./panels/kinds.js";
 /** @typedef {Partial<Rule> & Modules & {rank: number}} Wish The arguments of any request. */
 /** @typedef {string | null} Gesture */
 
-const WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+const WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 const REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
 
 /**

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3a7c01d5f2742f92983b594fb778a12895a1a4cdc2e4825573b5d62e2b879534
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: a6248c4d80482ccccfd88659934250425328cda88ec120dcfbe914813c9075a0
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2574,7 +2574,7 @@ function leftOut(rank, count2) {
 }
 
 // offline.js
-var WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+var WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 var REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
 function allocationCode(rule, about) {
   const quote = (k) => `'${about.names[Number(k)]}'`;
