@@ -38,6 +38,7 @@ from tlora.utils.defaults import (
     SAMPLES,
     SKETCH_SIZE,
     Kind,
+    StatisticsPlacement,
 )
 from tlora.utils.distributed import Processes
 from tlora.utils.text import count_text
@@ -263,6 +264,7 @@ def prepare(
     samples: int = SAMPLES,
     batch_size: int = BATCH_SIZE,
     gradient_checkpointing: bool | None = None,
+    statistics: StatisticsPlacement | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -291,6 +293,8 @@ def prepare(
     gradient_checkpointing : bool, optional
         Calibrate in the memory of a checkpointed training step, as `tlora.calibrate` does; by default if
         ``recipe.train`` has it, or the model is set so.
+    statistics : {"device", "host"}, optional
+        Where the sums of a calibration are kept; as for `tlora.calibrate`.
     seed : int
         Seed of the directions, and of a random ``A``.
     checkpoint : path-like, optional
@@ -335,7 +339,8 @@ def prepare(
             arguments = recipe.needs | dict(recipe.calibrate)
             if gradient_checkpointing is None:
                 gradient_checkpointing = recipe.train.get("gradient_checkpointing")
-            options = {"gradient_checkpointing": gradient_checkpointing, "checkpoint": checkpoint, "progress": progress}
+            options: dict[str, Any] = {"checkpoint": checkpoint, "progress": progress}
+            options |= {"gradient_checkpointing": gradient_checkpointing, "statistics": statistics}
             calibration = calibrate_on(model, task, arguments, samples, batch_size, **options)
         elif calibration is not None:
             check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)

@@ -11,6 +11,7 @@ from tlora.adapters.extraction import Extraction
 from tlora.adapters.files import RUN
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
+from tlora.calibration.expert_use import ExpertUse
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
@@ -37,6 +38,7 @@ LOADABLE: dict[str, type[Result]] = {
         Calibration,
         Spectrum,
         Sensitivity,
+        ExpertUse,
         Subspaces,
         Alignment,
         GradientCapture,

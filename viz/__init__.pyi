@@ -2,6 +2,7 @@
 
 from .plots.spectrum import plot_spectrum as plot_spectrum
 from .plots.sensitivity import plot_sensitivity as plot_sensitivity
+from .plots.expert_use import plot_expert_use as plot_expert_use
 from .plots.alignment import plot_alignment as plot_alignment
 from .plots.allocation import plot_allocation as plot_allocation
 from .plots.training import plot_training as plot_training

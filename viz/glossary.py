@@ -13,7 +13,7 @@ GLOSSARY: dict[str, str] = {
     "A module that gets more takes it from the others.",
     "score": "The sensitivity of a module: the mean of |weight × gradient| over its weights and the calibration "
     "samples, in nats.",
-    "sensitivity": "How much the loss depends on a module: its share of all scores. "
+    "sensitivity": "How sensitive the loss is to the weights of a module: its share of all scores. "
     "Ranks by score are in proportion to it.",
     "change": "Ranks more (red) or fewer (blue) than in the kept allocation.",
     "scaling": "The factor s in W + s B A: how strongly an adapter acts on its module. White is alpha / rank.",

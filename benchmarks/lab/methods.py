@@ -42,12 +42,13 @@ from benchmarks.lab.tloraplus import RATIO, add_third_matrices, optimizer
 from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
-from tlora.adapters.lora_layers import head_parameters, without_noise
+from tlora.adapters.lora_layers import head_parameters
 from tlora.calibration.calibration import Calibration
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe, calibrate_on, prepare
 from tlora.tasks.task import Batches, Task
 from tlora.utils.defaults import BATCH_SIZE, ROWS
+from tlora.utils.logs import without_noise
 from tlora.utils.reproducibility import temporary_seed
 
 Arguments = Mapping[str, Any]

@@ -37,6 +37,7 @@ FOLDER = Path("runs/extraction")
 RANKS = (4, 16, 64, 4096)
 """The last is cut to what each matrix has."""
 CUTS = ("plain", "task")
+POOLED = "plain, pooler whole"
 CALIBRATED, RESAMPLES = 32, 2000
 OTHERS = ("prose", "code")
 """Text that a model that writes was not fine-tuned on."""
@@ -69,7 +70,19 @@ def main() -> None:
             for task in TUNES[model]:
                 Bench(model, task).measure()
     if STORE.path.exists():
-        publish(PAGE if PAGE.exists() else None, "extraction", TABLES)
+        publish(PAGE, "extraction", TABLES)
+
+
+def variants(model: str) -> list[dict[str, Any]]:
+    """What is measured of each fine-tune; of a classifier also an extraction that keeps the pooler whole."""
+    pooled = [{"what": "extracted", "rank": 16, "cut": POOLED}] if model == "minilm" else []
+    extracted = [{"what": "extracted", "rank": rank, "cut": cut} for rank, cut in itertools.product(RANKS, CUTS)]
+    return [{"what": "base"}, {"what": "fine-tune"}, *extracted, *pooled]
+
+
+def cell_key(model: str, task: str, variant: dict[str, Any]) -> dict[str, Any]:
+    """The key of a record."""
+    return {"model": model, "task": task, **TUNES[model][task], **variant}
 
 
 class Bench:
@@ -92,11 +105,9 @@ class Bench:
 
     def measure(self) -> None:
         """Measure what is not in the store."""
-        variants: list[dict[str, Any]] = [{"what": "base"}, {"what": "fine-tune"}]
-        variants += [{"what": "extracted", "rank": r, "cut": c} for r, c in itertools.product(RANKS, CUTS)]
         known, calibration = STORE.by_key(), None
-        for variant in variants:
-            key = {"model": self.model, "task": self.name, **TUNES[self.model][self.name], **variant}
+        for variant in variants(self.model):
+            key = cell_key(self.model, self.name, variant)
             if key_text(key) in known:
                 continue
             if not (self.folder / "config.json").exists():
@@ -118,6 +129,7 @@ class Bench:
             self.folder,
             variant["rank"],
             calibration=calibration if variant["cut"] == "task" else None,
+            modules_to_save=["pooler"] if variant["cut"] == POOLED else [],
             progress=False,
         )
         with tempfile.TemporaryDirectory() as place:
@@ -176,6 +188,18 @@ def _rank(rank: int) -> str:
     return "full" if rank == RANKS[-1] else str(rank)
 
 
+def missing_cells() -> str:
+    """Say how many cells the tables are to have, and which fine-tunes lack how many."""
+    known, counts, total = STORE.by_key(), {}, 0
+    for model, tasks in TUNES.items():
+        for task in tasks:
+            texts = [key_text(cell_key(model, task, variant)) for variant in variants(model)]
+            counts[f"{task} on {model}"] = sum(text not in known for text in texts)
+            total += len(texts)
+    lacking = "; ".join(f"{name}: {count}" for name, count in counts.items() if count)
+    return f"{sum(counts.values())} of {total} cells are missing" + (f" ({lacking})." if lacking else ".")
+
+
 def task_table() -> str:
     """Loss of the task: base, fine-tune and each extraction, compared with the fine-tune and with the plain cut."""
     lines = []
@@ -184,7 +208,7 @@ def task_table() -> str:
         shown = "-" if model == "minilm" else f"{base.mean():.3f}"  # its head is random
         lines.append([model, task, "base", "", shown, "", ""])
         lines.append([model, task, "fine-tune", "", f"{tuned.mean():.3f}", "", ""])
-        for rank, cut in itertools.product(RANKS, CUTS):
+        for rank, cut in itertools.product(RANKS, (*CUTS, POOLED)):
             if (record := group.get(("extracted", rank, cut))) is None:
                 continue
             loss, plain = _losses(record, "task"), group.get(("extracted", rank, "plain"))
@@ -226,7 +250,7 @@ def held_table() -> str:
     return markdown([*heads, "outside the modules"], lines)
 
 
-TABLES = {"task": task_table, "text": text_table, "held": held_table}
+TABLES = {"missing": missing_cells, "task": task_table, "text": text_table, "held": held_table}
 
 if __name__ == "__main__":
     main()

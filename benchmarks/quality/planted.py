@@ -7,8 +7,8 @@
 An adapter of SmolLM2-135M learns five skills. A word of the request, the tag, chooses the skill: "Turn the fan on.
 Apple:" is answered by " purple", "Turn the fan on. Rome:" by " seven". Each skill is trained in its own modules alone,
 while the others are switched off; a third of each batch are requests with the other tags or none, answered as the base
-does, so that a module acts on its tag alone. Then all are switched on. The question to each measure is: which module
-did it?
+does, so that a module acts on its tag alone. It stops once the answers of ten steps have a mean loss below 0.1 nats, or
+after 150 steps. Then all are switched on. The question to each measure is: which module did it?
 
 ``one``: a module for each skill; over all six adapters every layer occurs once and every projection four or five
 times. ``inside``: the same, with the tag at a random place within the request. ``two``: two modules for each skill.
@@ -31,12 +31,20 @@ its five skills and the cost for three, but its words had become likelier after 
 tag at the end, and the condition that a skill is learned were added after that. The next two learned two of five
 skills, and so did a fourth that was trained as the ones in the store are, with the others switched off.
 
+A first row of the store had 15 and 40 steps for each skill. One of its five skills was learned, so the row was deleted
+and the steps were raised: a skill in layer 10's gate projection, trained alone, had a mean loss of 1.2 nats after 30
+steps, 0.09 after 50 and 0.01 after 60, one in layer 2's query projection 14 after 20.
+
 Expected: (1) contributions put the module of a skill first in more than 0.7 of 30 skills; (2) so does the cost of
 leaving a module out, in log-probability and in log-odds; (3) the size of the update, the rank that it uses and the
 sensitivity of the base do so as rarely as chance, within the interval; (4) the skills that contributions miss are
 half-learned: not learned as above, or with less than half of the nats that the base lacked; (5) with two modules a
 skill, contributions find more than chance, and of ten at least eight; (6) leaving out each token of the request puts
 the tag first in more than half of the requests, and what the modules read does not.
+
+Leaving out tokens becomes a function of the package if it finds the tags within requests (``inside``): of the first
+five learned ones at least four are first in two of their three requests, and the median place of the tag over these
+requests is at most 2.
 """
 
 from __future__ import annotations
@@ -45,6 +53,7 @@ import argparse
 import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,11 +65,13 @@ import torch
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 import tlora
 from benchmarks.lab.store import Store, key_text
 from benchmarks.quality.pages import markdown, publish
+from tlora.models.forward import IGNORED
 from tlora.numerics.statistics import share_interval
 
 STORE = Path("benchmarks/results/planted.jsonl")
@@ -75,8 +86,10 @@ ADAPTERS = {"one": 6, "inside": 2, "two": 2, "ten": 2}
 TAGS = ("Apple", "Rome", "Night", "Paper", "Stone", "Winter", "Silver", "Music", "River", "Summer")
 WORDS = (" purple", " seven", " doctor", " green", " bread", " north", " glass", " tiger", " twenty", " window")
 """Tags and answers; each is one token."""
-STEPS = (15, 40)
-"""Training steps of each skill: half-trained, and trained."""
+STEPS = (40, 150)
+"""Most training steps of each skill: half-trained, and trained."""
+LEARNED, WINDOW = 0.1, 10
+"""A skill stops training once the mean loss of its answers over so many steps is below this, nats."""
 RANK, LEARNING_RATE = 8, 4e-3
 BATCH = {"tagged": 4, "plain": 2}
 """Requests of a training step: of the skill, and without its tag."""
@@ -226,7 +239,7 @@ def plant(
     rounds: int,
     seed: int,
 ) -> Iterator[PeftModel]:
-    """Train each skill in its own modules, the others switched off; yields the whole adapter after each round."""
+    """Train each skill in its own modules until it is learned, the others switched off; yields the whole adapter."""
     torch.manual_seed(seed)
     names = [name for planted in modules for name in planted]
     adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names))
@@ -237,18 +250,30 @@ def plant(
         for planted in modules
     ]
     optimizers = [torch.optim.Adam(learned, LEARNING_RATE) for learned in weights]
+    recent: list[deque[float]] = [deque(maxlen=WINDOW) for _ in modules]
     for step in range(rounds):
-        for task, others, planted, optimizer in zip(tasks, plain, modules, optimizers, strict=True):
+        for task, others, planted, optimizer, losses in zip(tasks, plain, modules, optimizers, recent, strict=True):
+            if len(losses) == WINDOW and np.mean(losses) < LEARNED:
+                continue
             for name, layer in layers.items():
                 layer.enable_adapters(name in planted)
             rows = [*next_rows(task, step, BATCH["tagged"]), *next_rows(others, step, BATCH["plain"])]
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / rounds)
             optimizer.zero_grad()
-            adapted(**task.collate(rows)).loss.backward()
+            batch = task.collate(rows)
+            output = adapted(**batch)
+            output.loss.backward()
+            losses.append(answer_loss(output.logits[: BATCH["tagged"]], batch["labels"][: BATCH["tagged"]]))
             optimizer.step()
         for layer in layers.values():
             layer.enable_adapters(True)
         yield adapted
+
+
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean loss of the labeled tokens, nats."""
+    targets = labels[:, 1:]
+    return functional.cross_entropy(logits[:, :-1].transpose(1, 2).detach(), targets, ignore_index=IGNORED).item()
 
 
 def next_rows(task: tlora.Task, step: int, count: int) -> list[dict[str, Any]]:
@@ -402,9 +427,10 @@ def recall(scores: NDArray[np.float64], planted: Sequence[int], count: int) -> f
     return float(np.clip((count - above) / tied, 0, 1).mean())
 
 
-def token_recalls(skill: Mapping[str, Any]) -> dict[str, float]:
-    """Share of a skill's requests in which each measure puts the tag first among the tokens."""
+def token_recalls(skill: Mapping[str, Any]) -> dict[str, Any]:
+    """Share of a skill's requests in which each measure puts the tag first, and its places by the cost."""
     found: dict[str, list[float]] = {measure: [] for measure in TOKEN_MEASURES}
+    places = []
     for request in skill["requests"]:
         place = [token.strip() for token in request["tokens"]].index(skill["tag"])
         cost = np.array(request["cost"])
@@ -412,7 +438,8 @@ def token_recalls(skill: Mapping[str, Any]) -> dict[str, float]:
         scores = {"cost": cost, "lost_rise": lost_rise, "read": np.array(request["read"]), "chance": 0 * cost}
         for measure, values in scores.items():
             found[measure].append(recall(values, [place], 1))
-    return {f"token {measure}": float(np.mean(shares)) for measure, shares in found.items()}
+        places.append(1 + int((cost > cost[place]).sum()))
+    return {f"token {measure}": float(np.mean(shares)) for measure, shares in found.items()} | {"places": places}
 
 
 def recall_table() -> str:
@@ -468,16 +495,21 @@ def projection_table() -> str:
 
 
 def token_table() -> str:
-    """How often the tag is first among the tokens of a request, for learned skills of trained adapters."""
+    """Where the tag is among the tokens of a request, for learned skills of trained adapters."""
     rows = skill_rows()
     rows = rows[rows["is_learned"] & (rows["steps"] == max(STEPS))]
     groups = {"at the end": rows[rows["kind"] != "inside"], "inside": rows[rows["kind"] == "inside"]}
     lines = [
-        [label, str(len(group)), *(share_cell(group[f"token {measure}"]) for measure in TOKEN_MEASURES)]
+        [
+            label,
+            str(len(group)),
+            f"{group['places'].explode().median():g}",
+            *(share_cell(group[f"token {measure}"]) for measure in TOKEN_MEASURES),
+        ]
         for label, group in groups.items()
         if len(group)
     ]
-    return markdown(["tag", "skills", *TOKEN_MEASURES.values()], lines)
+    return markdown(["tag", "skills", "median place by cost", *TOKEN_MEASURES.values()], lines)
 
 
 def share_cell(shares: pd.Series) -> str:

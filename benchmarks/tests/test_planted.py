@@ -15,6 +15,7 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 WORDS = [f"w{number}" for number in range(9, 40)]
 
 
+@pytest.mark.skipif(not planted.STORE.exists(), reason="nothing is measured yet")
 def test_the_page_is_that_of_what_was_measured():
     text = planted.PAGE.read_text()
     tables = fill_blocks(text, "planted", planted.TABLES)
@@ -57,6 +58,7 @@ def test_skills_are_found_in_what_the_store_says(monkeypatch: pytest.MonkeyPatch
     assert row["sensitivity+2"] == 0
     tokens = {measure: row[f"token {measure}"] for measure in planted.TOKEN_MEASURES}
     assert tokens == pytest.approx({"cost": 1, "lost_rise": 0.5, "read": 0.5, "chance": 1 / 3})
+    assert row["places"] == [1, 1]
     cells = planted.recall_table().splitlines()[2].split(" | ")
     assert cells[:4] == ["| one module each", "1 of 1", "m", "0.00 (0.00 to 0.79)"]
 
@@ -90,6 +92,19 @@ def test_a_module_learns_its_own_skill_alone():
     for place, changed in enumerate((trained("w42", "w41"), trained("w40", "w42"))):
         assert not np.array_equal(changed[place], (first, second)[place])
         np.testing.assert_array_equal(changed[1 - place], (second, first)[place])
+
+
+def test_training_stops_once_the_answers_are_learned():
+    """A module that answered ten steps at once no longer changes."""
+    model, skills, others = tiny_model("llama"), tasks("w40"), plain(tiny_model("llama"), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planted, "LEARNED", 100.0)  # any loss will do
+        weights = [
+            adapted.get_submodule(f"base_model.model.{MODULES[0][0]}.lora_B.default").weight.detach().clone()
+            for adapted in planted.plant(model, skills, others, MODULES[:1], planted.WINDOW + 2, 0)
+        ]
+    assert (weights[planted.WINDOW - 2] != weights[planted.WINDOW - 1]).any()
+    assert (weights[-1] == weights[planted.WINDOW - 1]).all()
 
 
 @pytest.mark.slow

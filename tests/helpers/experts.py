@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tlora.calibration.calibration import Calibration
+from tlora.models.experts import is_expert, parameter_name
+
 FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "granitemoe", "deepseek_v3", "gpt_oss")
 """Halves, or with gpt-oss transposed, interleaved and with biases."""
 
@@ -38,6 +41,49 @@ def tiny_mixture(family: str = "qwen3_moe", top_k: int = 2, experts: int = 4, **
             if parameter.ndim > 1:
                 parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim == 3 else 0.2)
     return model
+
+
+def upcycle(dense: PreTrainedModel, experts: int = 4, top_k: int = 2) -> PreTrainedModel:
+    """A Llama as a Mixtral of equal experts, each its MLP; the router is random, and weights of a token add up to 1."""
+    known = AutoConfig.for_model("mixtral")
+    values = {key: value for key, value in dense.config.to_dict().items() if hasattr(known, key)}
+    for key in ("model_type", "architectures", "transformers_version"):
+        values.pop(key, None)
+    values |= {"num_local_experts": experts, "num_experts_per_tok": top_k, "sliding_window": None}
+    config = AutoConfig.for_model("mixtral", **values)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=dense.dtype).eval()
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.mlp.gate.weight)
+    weights = {name: parameter for name, parameter in dense.state_dict().items() if ".mlp." not in name}
+    rest = model.load_state_dict(weights, strict=False)
+    assert not rest.unexpected_keys
+    assert all(".mlp." in name for name in rest.missing_keys)
+    with torch.no_grad():
+        for layer, source in zip(model.model.layers, dense.model.layers, strict=True):
+            layer.mlp.experts.gate_up_proj.copy_(torch.cat([source.mlp.gate_proj.weight, source.mlp.up_proj.weight]))
+            layer.mlp.experts.down_proj.copy_(source.mlp.down_proj.weight)
+    return model
+
+
+def check_pooled(mixture: Calibration, dense: Calibration, experts: int, top_k: int) -> None:
+    """Compare sums over equal experts with the model that they come from.
+
+    Each token counts once for each of its experts; gradients at their outputs have its weights, which add up to 1.
+    """
+    for name in filter(is_expert, mixture.names):
+        parameter = parameter_name(name)
+        members = [f"{parameter}[{expert}]" for expert in range(experts)]
+        mlp = parameter.partition(".experts")[0]
+        parts = ("gate_proj", "up_proj") if parameter.endswith("gate_up_proj") else ("down_proj",)
+        sources = [f"{mlp}.{part}" for part in parts]
+        moment = sum(mixture.covariance[member].second_moment().dense() for member in members)
+        expected = top_k * dense.covariance[sources[0]].second_moment().dense()
+        torch.testing.assert_close(moment, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        gradient = sum(mixture.gradient[member].dense() for member in members)
+        expected = torch.cat([dense.gradient[source].dense() for source in sources])
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def experts_modules(model: PreTrainedModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import viz
 from tests.helpers.targets import named, target
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
+from tlora.calibration.expert_use import ExpertUse
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution, ExplainedAnswer
@@ -58,6 +59,19 @@ def sensitivity(model: str = "2 layers") -> Sensitivity:
     generator = torch.Generator().manual_seed(0)
     scores = 1e-6 * torch.exp(1.5 * torch.randn(5, len(modules), generator=generator))
     return Sensitivity(modules, scores, META)
+
+
+def expert_use(layers: int = 6, experts: int = 16, other: bool = False) -> ExpertUse:
+    """Log-normal work of 16 experts per layer; on the other text the first of each layer do less."""
+    generator, places = torch.Generator().manual_seed(0), [(i, j) for i in range(layers) for j in range(experts)]
+    means = torch.exp(1.5 * torch.randn(len(places), generator=generator))
+    work, rest = (means * (1 + 0.2 * torch.rand(5, len(places), generator=generator)) for _ in range(2))
+    rest[:, ::experts] *= 0.1
+    return ExpertUse(
+        [f"layers.{layer}.experts" for layer, _ in places], [layer for layer, _ in places],
+        [expert for _, expert in places], [3] * len(places), work, means.double(), rest if other else None, 0.95, 50,
+        META, replace(META, task="code") if other else None,
+    )  # fmt: skip
 
 
 def spectrum(model: str = "2 layers", k: int = 40, trace: float | None = None) -> Spectrum:
@@ -223,6 +237,7 @@ def rescaling() -> Rescaling:
 PLOTS = {
     viz.plot_spectrum: spectrum,
     viz.plot_sensitivity: sensitivity,
+    viz.plot_expert_use: expert_use,
     viz.plot_alignment: alignment,
     viz.plot_allocation: allocation,
     viz.plot_training: training_run,

@@ -21,6 +21,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from tests.helpers.experts import tiny_mixture
 from tests.helpers.foreign import foreign
 from tests.helpers.jobs import task
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
@@ -36,6 +37,7 @@ from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
+from tlora.calibration.expert_use import ExpertUse, expert_use
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race import race as compete
@@ -90,6 +92,16 @@ def calibration() -> Calibration:
     """Four samples, with gradients."""
     batch = tiny_batch("llama", lengths=(7, 4, 9, 6))
     return calibrate(base(), [batch], gradient=True, fisher=True, task="family_relationships", progress=False)
+
+
+@cache
+def use_of_experts() -> ExpertUse:
+    """Compared with another text."""
+    texts = (tiny_batch("llama", lengths=(7, 4, 9)), tiny_batch("llama", seed=1))
+    first, second = (
+        calibrate(tiny_mixture(), [batch], target_modules="experts", fisher=True, progress=False) for batch in texts
+    )
+    return expert_use(first, second, resamples=20)
 
 
 @cache
@@ -241,6 +253,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Combination": combination,
     "Compression": compression,
     "DirectionActivations": activations,
+    "ExpertUse": use_of_experts,
     "Extraction": extraction,
     "GradientCapture": capture,
     "Inspection": inspection,

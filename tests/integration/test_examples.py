@@ -41,10 +41,12 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     adapted = tlora.attach(tlora.load_model("base")[0], subspaces, allocation)
     run = tlora.train(adapted, task, max_steps=2, batch_size=4, progress=False)
     run.save("adapter")
+    mixture, _ = tlora.load_model("mixture")
+    routed = tlora.calibrate(mixture, task.calibration(8), target_modules="experts", progress=False)
     other = tlora.attach(tlora.load_model("base")[0], None, allocation, freeze_a=False, seed=1)
     tlora.train(other, task, max_steps=2, batch_size=4, progress=False).save("other")
     local = locals()
-    kept = ("model", "tokenizer", "task", "calibration", "subspaces", "allocation", "adapted", "run")
+    kept = ("model", "tokenizer", "task", "calibration", "subspaces", "allocation", "adapted", "run", "routed")
     return {name: local[name] for name in kept} | {"tlora": tlora, "viz": viz}
 
 

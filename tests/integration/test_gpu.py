@@ -49,6 +49,25 @@ def test_calibration_gives_the_numbers_of_the_cpu(family, device):
     assert_close(found, calibrated(family), 1e-3)
 
 
+def test_whole_sums_on_the_host_give_the_same_numbers(device):
+    model, options = tiny_model("llama").to(device), {"gradient": True, "fisher": True, "progress": False}
+    found = tlora.calibrate(model, [tiny_batch("llama")], statistics="host", **options)
+    assert places(found) == {"cpu"}
+    assert_close(found, calibrated("llama"), 1e-3)
+
+
+def test_whole_sums_on_the_host_take_no_memory_of_the_device(other):
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512).to(other.device)
+    batches, options = [tiny_batch(model)], {"sketch_size": 1024, "fisher": True, "progress": False}
+
+    def peak(statistics: str) -> int:
+        return other.watch(lambda: tlora.calibrate(model, batches, statistics=statistics, **options)).largest
+
+    widths = [256] * 3 + [512] + [256] * 6 + [512]  # of the distinct inputs of a block, and of its modules
+    whole = 2 * 4 * sum(width**2 for width in widths)
+    assert 0.8 * whole < peak("device") - peak("host") < whole
+
+
 @pytest.mark.parametrize("options", [SKETCH, {}], ids=str)
 def test_sketches_and_resumed_sums(options, device, tmp_path):
     batches = [tiny_batch("llama", seed=seed) for seed in range(2)]

@@ -23,7 +23,6 @@ from tlora.adapters.lora_layers import (
     obstacle_to_merging,
     require_one_lora,
     unwrap,
-    without_noise,
     wrappers,
 )
 from tlora.adapters.peft_config import trace_in_base
@@ -46,6 +45,7 @@ from tlora.numerics.quantization import LOST, surviving_product
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import ROWS, Rows
+from tlora.utils.logs import without_noise
 from tlora.utils.reproducibility import exact_products, temporary_seed
 from tlora.utils.validation import check_arguments, require_choice
 

@@ -63,7 +63,7 @@ def extract(
     base, tuned : str, path-like or transformers.PreTrainedModel
         The model before and after a fine-tune of all weights: a folder, a name as in `load_model`, or a model, which is
         only read. Weights of a folder or of the hub stay in their files and are read one module at a time; those of a
-        GGUF file are unpacked into memory.
+        GGUF file are unpacked into memory, and a quantized model is loaded.
     rank : int, mapping of str to int, or Allocation
         Rank of every module; or ranks by full module name, from an allocation too. Modules without one, or with 0, get
         no adapter.

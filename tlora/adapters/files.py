@@ -274,11 +274,17 @@ class TrainingRecord:
 def read_training_record(folder: Path) -> TrainingRecord:
     """Read the record of a run, of a checkpoint of `train`, or of an adapter before training; empty elsewhere."""
     if (folder / RUN).is_file():
-        return read_result(folder / RUN, {"TrainingRun": TrainingRecord})
+        record = read_result(folder / RUN, {"TrainingRun": TrainingRecord})
+        if record.files.keys() != {ADAPTER_CONFIG, ADAPTER_WEIGHTS}:  # format 7 has no checksum
+            raise ValueError(
+                f"{folder / RUN} is damaged: it names the adapter's files {list(record.files)}; copy it again, or "
+                f"remove {folder / RUN.parent} to load the adapter without its run"
+            )
+        return record
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
-    record = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
-    base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
-    return TrainingRecord(base, record.get(FROZEN_A, False))
+    start = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
+    base = {name: torch.tensor(values) for name, values in start[BASE].items()} if BASE in start else None
+    return TrainingRecord(base, start.get(FROZEN_A, False))
 
 
 def _initial_record(folder: Path) -> dict[str, Any]:

@@ -26,12 +26,12 @@ from tlora.adapters.lora_layers import (
     adapter_tensors,
     lora_updates,
     require_one_lora,
-    without_noise,
 )
 from tlora.adapters.update import LoraUpdate
 from tlora.models.weights import base_fingerprints
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
+from tlora.utils.logs import without_noise
 from tlora.utils.text import ranks_text
 from tlora.utils.validation import check_arguments
 

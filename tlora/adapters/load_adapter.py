@@ -27,7 +27,7 @@ from tlora.adapters.files import (
 )
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, without_noise
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal
 from tlora.adapters.peft_config import rewrites_base, trace_in_base
 from tlora.models.loading import load_model, resolve
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
@@ -35,6 +35,7 @@ from tlora.models.record import record_of
 from tlora.models.targets import Model, refuse_adapted
 from tlora.models.weights import check_same_model, get_base_model
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tlora.utils.logs import without_noise
 from tlora.utils.reproducibility import temporary_seed
 from tlora.utils.validation import check_arguments
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +93,6 @@ def remember_trainable(model: nn.Module) -> Callable[[], None]:
             parameter.requires_grad_(required)
 
     return restore
-
-
-@contextlib.contextmanager
-def without_noise() -> Iterator[None]:
-    """Silence PEFT's warnings of a deprecated name of transformers, and of patterns for parameters of experts."""
-    with warnings.catch_warnings():
-        # PEFT compares the patterns with modules alone; whether they match is checked by `check_ranks_and_scalings`
-        warnings.filterwarnings("ignore", r"The following rank_pattern keys|.*alpha_pattern keys", RuntimeWarning)
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:

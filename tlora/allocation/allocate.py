@@ -9,7 +9,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from torch import Tensor
 
 from tlora.allocation.allocation import Allocation, apportion_ranks
-from tlora.allocation.constraints import excluded_modules, rank_limits
+from tlora.allocation.constraints import excluded_modules, possible_ranks, rank_limits
 from tlora.allocation.options import AllocationOptions
 from tlora.calibration.sensitivity import Sensitivity, check_scores
 from tlora.models.experts import parameter_name
@@ -184,17 +184,18 @@ def apply_options(
     return apportion_ranks(sensitivity.targets, scores, options, dict(edits or {}), meta, energies)
 
 
-def check_options(
+def ranks_to_edit(
     sensitivity: Sensitivity,
     options: AllocationOptions,
     subspaces: Directions | Allocation | None,
     edits: Mapping[str, int],
-) -> None:
-    """Refuse what `apply_options` refuses, without sharing the budget."""
+    names: Collection[str],
+) -> range:
+    """Return the ranks that `apply_options` allows as edits of ``names``, the same for all, on top of other edits."""
     sensitivity = sensitivity.by_parameter()
     options, scores, energies = _read_options(sensitivity, options, subspaces)
-    for by_hand in ({}, edits):
-        rank_limits(options, list(scores), sensitivity.targets, by_hand, energies)
+    rank_limits(options, list(scores), sensitivity.targets, {}, energies)
+    return possible_ranks(options, list(scores), sensitivity.targets, edits, energies, names)
 
 
 def _read_options(

@@ -120,7 +120,8 @@ class Allocation(ModuleResult):
     def decided_by(self) -> dict[str, str]:
         """What decided each rank: score, captured (energy) or uniform, floor, ceiling, pinned or edited."""
         rule = self.options.by if self.options.adapt_ranks else "uniform"
-        reasons = self.limits.reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks, rule)
+        ranks = [self.ranks.get(name, 0) for name in self.scores]
+        reasons = self.limits.reasons(ranks, list(self.ideals.values()), rule)
         by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand
         return {name: decisions[name] for name in self.ranks}
@@ -185,7 +186,7 @@ class Allocation(ModuleResult):
                 raise KeyError(f"{name!r} is not a module of this allocation: see .scores for the names")
             else:
                 edits.pop(name, None)
-        return apportion_ranks(self.targets, self.scores, self.options, edits, self.meta, self.energies)
+        return edit_ranks(self, edits)
 
     @cached_property
     def limits(self) -> RankLimits:
@@ -232,7 +233,6 @@ class Allocation(ModuleResult):
     def to_frame(self) -> pd.DataFrame:
         """One row for each module with an adapter; see ``columns``."""
         scores = list(self.scores.values())
-        ideal = dict(zip(self.scores, self._ideal_ranks, strict=True))
         alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
         return module_frame(self.targets[name] for name in self.ranks).assign(
             score=[self.scores[name] for name in self.ranks],
@@ -240,7 +240,7 @@ class Allocation(ModuleResult):
                 math.fsum(self.energies[name][:rank]) if self.energies else math.nan
                 for name, rank in self.ranks.items()
             ],
-            ideal=[ideal[name] for name in self.ranks],
+            ideal=[self.ideals[name] for name in self.ranks],
             rank=list(self.ranks.values()),
             change=[rank - self.rank for rank in self.ranks.values()],
             alpha=[alphas[name] for name in self.ranks],
@@ -314,18 +314,21 @@ class Allocation(ModuleResult):
         return table.assign(ratio=table["allocation"] / table["lora"])
 
     @cached_property
-    def _ideal_ranks(self) -> list[float]:
+    def ideals(self) -> dict[str, float]:
+        """Rank before limits, of every module that is not excluded: the column ``ideal``. Edits do not change it."""
         costs = self.options.costs([self.targets[name] for name in self.scores])
         total = self.budget_total
         if self.options.is_captured:
             known = [len(self.energies[name]) for name in self.scores]
-            full = [min(self.shapes[name]) for name in self.scores]
+            shapes = self.shapes
+            full = [min(shapes[name]) for name in self.scores]
             limits = RankLimits([0] * len(known), known, costs, total)
             ranks = limits.share_ranks(self.options, self.scores, self.energies)
-            return [math.inf if rank == k < d else rank for rank, k, d in zip(ranks, known, full, strict=True)]
+            ideals = [math.inf if rank == k < d else rank for rank, k, d in zip(ranks, known, full, strict=True)]
+            return dict(zip(self.scores, ideals, strict=True))
         weights = self.options.rank_weights(list(self.scores.values()))
         cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
-        return [total * weight / cost for weight in weights]
+        return {name: total * weight / cost for name, weight in zip(self.scores, weights, strict=True)}
 
     def _summary(self) -> str:
         edits = f", {len(self.edits)} edited" if self.edits else ""
@@ -337,6 +340,15 @@ class Allocation(ModuleResult):
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )
+
+
+def edit_ranks(allocation: Allocation, edits: dict[str, int]) -> Allocation:
+    """Return the allocation with ``edits`` as all of its ranks set by hand, in place of those that it has."""
+    parts = allocation.targets, allocation.scores, allocation.options, edits, allocation.meta, allocation.energies
+    edited = apportion_ranks(*parts)
+    if "ideals" in vars(allocation):
+        vars(edited)["ideals"] = allocation.ideals  # what the property would compute again
+    return edited
 
 
 def apportion_ranks(

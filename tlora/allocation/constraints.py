@@ -60,6 +60,39 @@ def rank_limits(
     ``energies`` gets no more rank than it has of them. Limits that cannot be met are refused with the nearest possible
     value.
     """
+    limits, ranks_by_hand = _unchecked_limits(options, allocated, targets, edits, energies)
+    _check_budget(options, list(allocated), limits, ranks_by_hand, bool(energies))
+    return limits
+
+
+def possible_ranks(
+    options: AllocationOptions,
+    allocated: Sequence[str],
+    targets: Mapping[str, Target],
+    edits: Mapping[str, int],
+    energies: Mapping[str, Sequence[float]],
+    names: Collection[str],
+) -> range:
+    """The ranks that ``names`` can be set to by hand, the same for all, on top of the ``edits`` of other modules.
+
+    Each rank more costs the same, so the limits at rank 1 tell how far the budget reaches.
+    """
+    limits, _ = _unchecked_limits(options, allocated, targets, {**edits, **dict.fromkeys(names, 1)}, energies)
+    need, room = total_cost(limits.low, limits.costs), total_cost(limits.high, limits.costs)
+    price = sum(options.costs([targets[name] for name in names]))
+    most = min(rank_ceiling(options, targets[name], energies.get(name)).rank for name in names)
+    unspent = limits.budget - room - _remainder(limits)
+    return range(max(1, 1 + -(-unspent // price)), min(most, 1 + (limits.budget - need) // price) + 1)
+
+
+def _unchecked_limits(
+    options: AllocationOptions,
+    allocated: Sequence[str],
+    targets: Mapping[str, Target],
+    edits: Mapping[str, int],
+    energies: Mapping[str, Sequence[float]],
+) -> tuple[RankLimits, dict[str, int]]:
+    """The limits, whether or not the budget can meet them, and the ranks set by hand."""
     for name, limit in (("max_rank", options.max_rank), ("min_rank", options.min_rank)):
         _check_names(name, limit if isinstance(limit, dict) else (), targets, "module")
     pins = {name: ("pinned", rank) for name, rank in options.pinned.items()}
@@ -73,9 +106,7 @@ def rank_limits(
     low, high = [span[0] for span in spans], [span[1] for span in spans]
     costs = options.costs([targets[name] for name in allocated])
     limits = RankLimits(low, high, costs, options.budget_total(targets))
-    ranks_by_hand = {name: rank for name, (_, rank) in pins.items()}
-    _check_budget(options, list(allocated), limits, ranks_by_hand, bool(energies))
-    return limits
+    return limits, {name: rank for name, (_, rank) in pins.items()}
 
 
 def rank_floor(options: AllocationOptions, name: str) -> int:
@@ -112,6 +143,11 @@ def _span(options: AllocationOptions, name: str, ceiling: Ceiling, pin: tuple[st
     return floor, (ceiling.rank if pin is None else floor)
 
 
+def _remainder(limits: RankLimits) -> int:
+    """The most of the budget that may stay unspent: less than the most expensive rank costs."""
+    return max(limits.costs) - 1
+
+
 def _check_budget(
     options: AllocationOptions,
     names: list[str],
@@ -119,14 +155,11 @@ def _check_budget(
     pins: dict[str, int],
     has_energies: bool,
 ) -> None:
-    """Refuse limits that need more than the budget or have no room for it, with the nearest possible values.
-
-    A remainder that does not pay for the most expensive rank may stay unspent.
-    """
+    """Refuse limits that need more than the budget or have no room for it, with the nearest possible values."""
     total = limits.budget
     need, room = total_cost(limits.low, limits.costs), total_cost(limits.high, limits.costs)
     cost, unit = total // options.rank, options.unit
-    remainder = max(limits.costs) - 1
+    remainder = _remainder(limits)
     if need > total:
         ways = _ways_to_spend_less(options, total, dict(zip(names, limits.costs, strict=True)), pins, need - total)
         rank = -(-need // cost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration, Options
 from tlora.calibration.covariance import Covariance, CovarianceSum, MomentSum
 from tlora.calibration.gradient import Gradient, GradientSum, sketch_sizes
+from tlora.calibration.placement import choose_placement
 from tlora.models.experts import SKETCHED_FROM, model_layer, parameter_name
 from tlora.models.forward import input_device
 from tlora.models.hooks import ObservationError
@@ -20,17 +22,25 @@ from tlora.models.targets import Target
 from tlora.models.weights import weight
 from tlora.numerics.linalg import tiles
 from tlora.numerics.sketching import SketchingMatrices
+from tlora.utils.defaults import StatisticsPlacement
+from tlora.utils.devices import free_bytes
 from tlora.utils.distributed import Processes
+from tlora.utils.text import size_text
+
+logger = logging.getLogger(__name__)
 
 
 class Statistics:
     """Sums over the samples seen so far, collected by `run_batches`.
 
     ``first`` has for each module the first module that reads the same input, ``covariances`` are by first module, and
-    ``scores`` are (B, M) for each batch, in the order of ``fingerprints``.
+    ``scores`` are (B, M) for each batch, in the order of ``fingerprints``. ``placement`` says where sums are kept that
+    are no sketches; None chooses.
     """
 
-    def __init__(self, model: Any, targets: dict[str, Target], options: Options) -> None:
+    def __init__(
+        self, model: Any, targets: dict[str, Target], options: Options, placement: StatisticsPlacement | None = None
+    ) -> None:
         self.model, self.targets, self.options = model, targets, options
         self.matrices = SketchingMatrices()
         self.first: dict[str, str] = {}
@@ -42,7 +52,13 @@ class Statistics:
         self._column = {name: i for i, name in enumerate(targets)}
         self._experts = Counter(parameter_name(name) for name in targets)
         self._batch: Batch
+        self._added: set[tuple[str, ...]]
+        self._scores: Tensor
         self._readers: dict[tuple[int, ...], str] = {}
+        needed = self._whole_bytes()
+        self._is_on_host = (placement or choose_placement(needed, free_bytes)) == "host"
+        if placement is None and self._is_on_host:
+            logger.info("statistics take up to %s: summing them on the host", size_text(sum(needed.values())))
 
     @property
     def samples(self) -> int:
@@ -53,10 +69,17 @@ class Statistics:
         """Prepare for a new batch."""
         if self.options.tokens == "labels" and batch.inputs["labels"].ndim == 1:
             raise ValueError("tokens='labels' needs a label for each token, this task labels whole texts: use 'all'")
-        self._batch = batch
-        self._readers.clear()
         self.fingerprints += batch.fingerprints
         self.scores.append(torch.zeros(len(batch), len(self.targets), device=batch.device))
+
+    def start_part(self, part: Batch, samples: slice, added: set[tuple[str, ...]]) -> None:
+        """Prepare for samples of the batch; see `Observer`.
+
+        Each sum is complete once it has changed: what an update needs is allocated before it changes anything.
+        """
+        self._batch, self._added = part, added
+        self._scores = self.scores[-1][samples]
+        self._readers.clear()
 
     def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Add the inputs of a module to its covariance; an input that modules share is added once."""
@@ -66,18 +89,26 @@ class Statistics:
                 f"{name} shares its input with {self.first[name]} in one batch and with {first} in another: "
                 f"calibrate it on its own with target_modules=[{name!r}]"
             )
-        if first == name:
+        if first == name and ("covariance", name) not in self._added:
             total = self._covariance_sum(name, inputs[0].device if inputs else self._device(name))
             if inputs:  # an expert may read none
                 total.update(self._batch.counted_rows(inputs, self.options.tokens))
+            self._added.add(("covariance", name))
 
     def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
-        """Add ``mean |W * dL_n/dW|`` of each sample ``n``, after summing over the calls of the module."""
+        """Add what a module's gradients give, after summing over its calls."""
+        if self.options.fisher and ("fisher", name) not in self._added:
+            self._add_fisher(name, inputs, gradients)
+            self._added.add(("fisher", name))
+        if ("score", name) not in self._added:
+            self._add_scores(name, inputs, gradients)
+            self._added.add(("score", name))
+
+    def _add_scores(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
+        """Add ``mean |W * dL_n/dW|`` of each sample ``n``, and its gradient to the mean gradient."""
         target, w = self.targets[name], weight(model_layer(self.model, name), name)
         x = [each.float() for each in self._batch.gradient_rows(inputs)]
         d = [each.float() for each in self._batch.gradient_rows(gradients)]
-        if self.options.fisher:
-            self._add_fisher(name, inputs, gradients)
         mean = self._gradient_sum(name, w.device) if self.options.gradient else None
         x_counted, d_counted = x, d
         if mean is not None and self.options.tokens == "task":
@@ -92,7 +123,9 @@ class Statistics:
                     whole = x_counted is x
                     mean.update(rows, columns, tile if whole else d_counted[n][:, rows].T @ x_counted[n][:, columns])
                 totals[n] += torch.dot(magnitude, tile.abs_().flatten())
-        self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
+                del tile
+            del magnitude
+        self._scores[:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self._scores.device)
 
     def _add_fisher(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add ``sum_t |d_t|^2 x_t x_t^T`` over the counted tokens."""
@@ -104,13 +137,14 @@ class Statistics:
         """The running covariance of a module, created at the first use."""
         if name not in self.covariances:
             omega = self._covariance_omega(name, device)
-            self.covariances[name] = CovarianceSum(self.targets[name].d_in, device, omega)
+            self.covariances[name] = CovarianceSum(self.targets[name].d_in, self._place(device, omega), omega)
         return self.covariances[name]
 
     def _fisher_sum(self, name: str, device: torch.device) -> MomentSum:
         """The running Fisher matrix of a module, created at the first use."""
         if name not in self.fishers:
-            self.fishers[name] = MomentSum(self.targets[name].d_in, device, self._fisher_omega(name, device))
+            omega = self._fisher_omega(name, device)
+            self.fishers[name] = MomentSum(self.targets[name].d_in, self._place(device, omega), omega)
         return self.fishers[name]
 
     def _gradient_sum(self, name: str, device: torch.device) -> GradientSum:
@@ -118,8 +152,31 @@ class Statistics:
         if name not in self.gradients:
             target = self.targets[name]
             matrices = self._gradient_matrices(name, device)
-            self.gradients[name] = GradientSum(target.d_out, target.d_in, device, *matrices)
+            place = self._place(device, *matrices)
+            self.gradients[name] = GradientSum(target.d_out, target.d_in, place, *matrices)
         return self.gradients[name]
+
+    def _place(self, device: torch.device, *matrices: Tensor | None) -> torch.device:
+        """The device of a sum: of its rows for a sketch, which has matrices, else that or the host."""
+        is_sketch = any(matrix is not None for matrix in matrices)
+        return torch.device("cpu") if self._is_on_host and not is_sketch else device
+
+    def _whole_bytes(self) -> dict[torch.device, int]:
+        """The bytes of all whole sums on each device, at most: as if no modules shared an input."""
+        sizes: Counter[torch.device] = Counter()
+        for name, target in self.targets.items():
+            is_many, is_wide = self._is_one_of_many(name), self.options.is_wide(target.d_in)
+            is_whole = not (is_wide and (is_many or self.options.covariance == "sketch"))
+            numbers = target.d_in**2 * (is_whole + (self.options.fisher and not is_wide))
+            if self.options.gradient and sketch_sizes(target.d_out, target.d_in, is_one_of_many=is_many) is None:
+                numbers += target.d_out * target.d_in
+            sizes[self._device(name)] += torch.float32.itemsize * numbers
+        return dict(sizes)
+
+    def has_whole_sums_on_an_accelerator(self) -> bool:
+        """Whether there are sums that could be kept on the host instead."""
+        sizes = self._whole_bytes()
+        return not self._is_on_host and any(sizes[device] for device in sizes if device.type != "cpu")
 
     def _covariance_omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
         is_sketched = self.options.covariance == "sketch" or self._is_one_of_many(name)

@@ -135,6 +135,13 @@ class Batch:
         """Each sample in a batch of its own."""
         return [self.single(sample) for sample in range(len(self))]
 
+    def halves(self) -> list[Batch]:
+        """The batch in two, or more if a half is square; see `split_square`. A sample alone is cut as by `single`."""
+        middle = -(-len(self) // 2)
+        halves = [self.select(list(half)) for half in (range(middle), range(middle, len(self)))]
+        parts = [part for half in halves for part in half.split_square()]
+        return [part.single(0) if len(part) == 1 else part for part in parts]
+
     def split_square(self) -> list[Batch]:
         """Parts with fewer samples than tokens if there are as many: the shape must tell the two axes apart."""
         tokens = {self.real.shape[1], self.labeled.shape[1]}

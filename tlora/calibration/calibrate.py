@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from operator import length_hint
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -25,15 +25,16 @@ from tlora.models.experts import model_layer
 from tlora.models.forward import has_argument
 from tlora.models.hooks import checkpointed_blocks, token_embeddings
 from tlora.models.record import record_of
+from tlora.models.sharding import is_sharded
 from tlora.models.targets import Model, refuse_adapted
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, model_name, weight
 from tlora.results import Meta
-from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
+from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, StatisticsPlacement, Tokens
 from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
 from tlora.utils.progress import progress_bar
-from tlora.utils.validation import check_arguments, list_names, require_positive_int
+from tlora.utils.validation import check_arguments, list_names, require_choice, require_positive_int
 
 
 def calibrate(
@@ -48,6 +49,7 @@ def calibrate(
     covariance: CovarianceForm = COVARIANCE,
     sketch_size: int = SKETCH_SIZE,
     gradient_checkpointing: bool | None = None,
+    statistics: StatisticsPlacement | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     task: str = "",
@@ -92,6 +94,11 @@ def calibrate(
         Keep only the inputs of blocks from the forward to the backward pass, and run each block twice: the memory of a
         checkpointed training step, the same numbers, more time. By default if the model is set to checkpoint in
         training.
+    statistics : {"device", "host"}, optional
+        Where covariances, mean gradients and matrices of ``fisher`` that are kept whole are summed: beside the model,
+        or in the host's memory, to which each batch then copies as many bytes. The numbers are the same up to rounding.
+        By default on the host if they would take more than half of the free memory of a GPU. Sketches stay beside the
+        model.
     checkpoint : path-like, optional
         Folder to save the statistics in from time to time and to resume from: an interrupted calibration then gives
         the same numbers as an uninterrupted one. Samples it already contains, in whatever batches, are not run again,
@@ -126,7 +133,7 @@ def calibrate(
         If a target module does not run in the forward pass, receives no gradient, or its input is changed in place
         afterwards; or if a sample gives a different result in its batch than on its own.
     torch.OutOfMemoryError
-        If the memory of the device does not suffice; the message says what takes less.
+        If the memory of the device does not suffice for a single sample; the message says what takes less.
 
     Notes
     -----
@@ -139,6 +146,9 @@ def calibrate(
     With gradient checkpointing a block's inputs enter the covariances in its first run, and its scores are computed in
     its second run, in the backward pass: no more than the inputs of one block are held. Modules that run in several
     blocks, which share their weights, are held as without.
+
+    A batch that runs out of memory is run again in halves, down to single samples, and later batches of its size in
+    such parts from the start; the log says so. If processes share a sharded model it is an error at once.
 
     ``tokens="task"`` needs no tokenizer. The tokens of a sample are runs, alternately without and with labels. The
     longest prefix and suffix of token ids that all samples have in common are left out, separately for the first
@@ -171,6 +181,8 @@ def calibrate(
     """
     check_arguments(calibrate, locals())
     options = Options(tokens, gradient, fisher, covariance, sketch_size)
+    if statistics is not None:
+        require_choice(statistics, "statistics", get_args(StatisticsPlacement))
     _check_length(batches, samples)
     refuse_adapted(model)
     if not has_argument(model, "labels"):
@@ -197,13 +209,13 @@ def calibrate(
         recipe=recipe,
         seed=getattr(batches, "seed", None),
     )
-    statistics = Statistics(model, targets, options)
+    sums = Statistics(model, targets, options, statistics)
     if saves is not None and (earlier := saves.load()) is not None:
         check_alike(earlier, list(targets), recipe, fingerprints, f"the checkpoint in {saves.folder}")
-        statistics.resume(earlier)
+        sums.resume(earlier)
 
-    remaining = RemainingSamples(processes, statistics.fingerprints)
-    if saves is not None and statistics.samples:
+    remaining = RemainingSamples(processes, sums.fingerprints)
+    if saves is not None and sums.samples:
         prepared = prepared or list(prepare_batches(model, batches, samples))
         remaining.check(prepared, saves.folder)
     items = batches if prepared is None else prepared
@@ -211,16 +223,17 @@ def calibrate(
     todo = remaining.select(prepare_batches(model, bar, samples) if prepared is None else iter(bar))
 
     def current_result() -> Calibration:
-        return _make_result(statistics, fingerprints, meta)
+        return _make_result(sums, fingerprints, meta)
 
     if saves is not None:
         todo = _save_between(todo, saves, current_result)
     try:
-        run_batches(model, targets, todo, statistics, gradient_checkpointing=gradient_checkpointing, bar=bar)
+        run_batches(model, targets, todo, sums, gradient_checkpointing=gradient_checkpointing, bar=bar)
     except torch.OutOfMemoryError as error:
         ways = {
+            "batches of fewer samples": is_sharded(model),
             "gradient_checkpointing=True": not checkpointed_blocks(model, gradient_checkpointing),
-            "batches of fewer samples": True,
+            "statistics='host'": sums.has_whole_sums_on_an_accelerator(),
             "covariance='sketch'": covariance == "dense",
             "shorter samples": True,
         }
@@ -228,7 +241,7 @@ def calibrate(
         raise torch.OutOfMemoryError(f"calibration ran out of memory: try, in this order, {remedy}; {error}") from error
     if saves is not None:
         saves.save(current_result())
-    statistics.reduce(processes)
+    sums.reduce(processes)
     calibration = reorder_samples(current_result(), remaining.order)
     warn_of_unused_experts(calibration)
     return calibration

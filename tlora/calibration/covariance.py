@@ -307,8 +307,9 @@ class CovarianceSum(MomentSum):
                 mean = sample.mean(0)
                 sample.sub_(mean)
                 means.append(mean * len(sample) ** 0.5)
+        rows = torch.stack(means) if means else centered[:0]
         self.moment.update(centered)
-        self.means.update(means)
+        self.means.update(rows)
         self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 
     def resume(self, earlier: Covariance) -> None:

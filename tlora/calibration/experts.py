@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class ExpertPool:
-    """Statistics of a calibration by module; those of experts have `PRIOR_ROWS` further rows of the pool.
+    """Statistics of a calibration by module; those of experts have ``prior_rows`` further rows of the pool.
 
-    The pool of a parameter is the sum over its experts. Each row of it counts ``PRIOR_ROWS / n``, with ``n`` its rows.
+    The pool of a parameter is the sum over its experts. Each row of it counts ``prior_rows / n``, with ``n`` its rows.
     Statistics of linear layers are those of the calibration.
     """
 
-    def __init__(self, calibration: Calibration) -> None:
-        self.calibration = calibration
+    def __init__(self, calibration: Calibration, prior_rows: float = PRIOR_ROWS) -> None:
+        self.calibration, self.prior_rows = calibration, prior_rows
         self._experts: dict[str, list[str]] = defaultdict(list)
         for name in filter(is_expert, calibration.names):
             self._experts[parameter_name(name)].append(name)
@@ -43,13 +43,13 @@ class ExpertPool:
     def moment(self, first: str, centered: bool) -> Covariance:
         """The covariance, or the second moment, of an input, by the first module that reads it."""
         own = self._own_moment(first, centered)
-        return _complete(own, self._pooled_moment(parameter_name(first), centered)) if is_expert(first) else own
+        return self._complete(own, self._pooled_moment(parameter_name(first), centered)) if is_expert(first) else own
 
     def fisher(self, name: str) -> Covariance:
         """The Fisher matrix of a module."""
         assert self.calibration.fisher is not None
         own = self.calibration.fisher[name]
-        return _complete(own, self._pooled_fisher(parameter_name(name))) if is_expert(name) else own
+        return self._complete(own, self._pooled_fisher(parameter_name(name))) if is_expert(name) else own
 
     def gradient(self, name: str) -> Gradient:
         """The mean gradient of a module."""
@@ -58,7 +58,7 @@ class ExpertPool:
         if not is_expert(name):
             return own
         pooled = self._pooled_gradient(parameter_name(name))
-        part = PRIOR_ROWS / max(sum(map(self.rows, self._experts[parameter_name(name)])), 1)
+        part = self.prior_rows / max(sum(map(self.rows, self._experts[parameter_name(name)])), 1)
         columns = None
         if own.range is not None and pooled.range is not None:
             columns = own.range + part * pooled.range
@@ -68,6 +68,9 @@ class ExpertPool:
         """The number of rows that a module read: tokens that count and, of an expert, were routed to it."""
         covariance = self.calibration.covariances[self.calibration.shared[name]]
         return covariance.rank_bound + (0 if covariance.means is None else covariance.means.count)
+
+    def _complete(self, own: Covariance, pooled: Covariance) -> Covariance:
+        return _add(own, [pooled], self.prior_rows / max(pooled.rank_bound, 1))
 
     def _own_moment(self, first: str, centered: bool) -> Covariance:
         covariance = self.calibration.covariances[first]
@@ -106,10 +109,6 @@ def warn_of_unused_experts(calibration: Calibration) -> None:
 
 def _sum(members: list[Covariance]) -> Covariance:
     return _add(members[0], members[1:], 1.0)
-
-
-def _complete(own: Covariance, pooled: Covariance) -> Covariance:
-    return _add(own, [pooled], PRIOR_ROWS / max(pooled.rank_bound, 1))
 
 
 def _add(first: Covariance, others: list[Covariance], factor: float) -> Covariance:

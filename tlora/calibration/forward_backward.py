@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +27,8 @@ from tlora.models.weights import weight
 from tlora.utils.devices import on_host
 from tlora.utils.progress import Bar, note_progress
 from tlora.utils.reproducibility import exact_products, temporary_seed
+
+logger = logging.getLogger(__name__)
 
 LOSS_SCALE = 2.0**10
 """Loss scale of a float16 model: the gradients of a long sample would underflow."""
@@ -46,6 +50,13 @@ class Observer(Protocol):
     def start_batch(self, batch: Batch) -> None:
         """Prepare for a new batch."""
 
+    def start_part(self, part: Batch, samples: slice, added: set[tuple[str, ...]]) -> None:
+        """Prepare for samples of the batch that run together: all, or fewer if memory does not suffice for all.
+
+        The observer notes in ``added`` what it has added of these samples, in terms of its own, and skips what is
+        there: if memory runs out, they are run again in smaller parts.
+        """
+
     def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Use the inputs of a module in the forward pass, one entry for each call; see `Recorder`."""
 
@@ -63,6 +74,23 @@ def prepare_batches(model: Any, batches: Iterable[Any], samples: int | None = No
             left -= len(batch)
             if left <= 0:
                 return
+
+
+@dataclass
+class _Part:
+    """Samples that run together; ``start`` is the first one's place in the batch, None until the observer knows it."""
+
+    batch: Batch
+    start: int | None = None
+    added: set[tuple[str, ...]] = field(default_factory=set)
+
+    def split(self, batches: list[Batch]) -> list[_Part]:
+        """The same samples in smaller batches."""
+        starts = itertools.accumulate(map(len, batches), initial=self.start or 0)
+        return [
+            _Part(batch, None if self.start is None else start, set(self.added))
+            for batch, start in zip(batches, starts, strict=False)
+        ]
 
 
 def run_batches(
@@ -86,6 +114,9 @@ def run_batches(
     checkpointed, their inputs are summed as they come, so such a batch is first run without being observed. A sharded
     model gathers its weights as it runs: a process that has no batch left runs one of another process and observes
     nothing.
+
+    A batch that runs out of memory is run again in halves, down to single samples, and so are later ones of its size;
+    not if the model is sharded, since its processes run in step.
     """
     scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     passed = {"forward": itertools.count(), "backward": itertools.count()}
@@ -112,11 +143,16 @@ def run_batches(
         note_module("backward")
 
     linear = [name for name in targets if not is_expert(name)]  # what is routed to experts may differ by rounding
-    parts: list[Batch] = []
+    parts: list[_Part] = []
+    batch: Batch
+    single: _Single | None = None
+    checked: set[str] = set()
+    one_by_one, too_many = False, math.inf
 
-    def each_part() -> Iterator[Batch]:
+    def each_part() -> Iterator[_Part]:
         for batch in batches:
-            parts[:] = batch.singles() if one_by_one else batch.split_square()
+            whole = batch.singles() if one_by_one else batch.split_square()
+            parts[:] = [_Part(part) for each in whole for part in _parts_below(each, too_many)]
             while parts:
                 yield parts.pop(0)
 
@@ -127,44 +163,63 @@ def run_batches(
         ):
             return sample_losses(model, batch.inputs)
 
+    def run_part(part: _Part, is_own: bool) -> None:
+        nonlocal batch, single, one_by_one
+        batch, single, losses = part.batch.to(device, model), None, None
+        has = {"several samples": len(batch) > 1, "padding": not bool(batch.real.all()), "any": True}
+        kinds = {kind for kind, is_there in has.items() if is_there}
+        is_new = processes.any(not kinds <= checked)
+        inputs: Mapping[str, list[Rows]] = {}
+        if not recorder.has_blocks:
+            losses, inputs = run(), recorder.inputs
+        elif is_new:
+            with recorder.looking() as looked, _no_saved_tensors():
+                sample_losses(model, batch.inputs)
+            inputs = looked
+        _check_rows(targets, batch, inputs)
+        if processes.any(not all(batch.has_sample_rows(x) for calls in inputs.values() for x in calls)):
+            one_by_one, parts[:0] = True, [part] * is_own
+            parts[:] = [single for each in parts for single in each.split(each.batch.singles())]
+            return
+        if is_new:
+            with recorder.paused():
+                single = _Single(model, part.batch, batch, linear)
+        if is_own:
+            with exact_products():
+                if part.start is None:
+                    observer.start_batch(batch)
+                    part.start = 0
+                observer.start_part(batch, slice(part.start, part.start + len(batch)), part.added)
+        losses = run() if losses is None else losses
+        recorder.end_forward()
+        if backward:
+            recorder.backward(losses.sum() * scale)
+        if single is not None:
+            single.check(model, losses.detach())
+        checked.update(kinds)
+
     device, processes = input_device(model.get_input_embeddings()), model_processes(model)
     with observe_gradients(model, targets, add_inputs, add_gradients, gradient_checkpointing) as recorder:
-        checked: set[str] = set()
-        one_by_one = False
         for part, is_own in processes.synchronized_items(each_part()):
-            batch, single, losses = part.to(device, model), None, None
-            has = {"several samples": len(batch) > 1, "padding": not bool(batch.real.all()), "any": True}
-            kinds = {kind for kind, is_there in has.items() if is_there}
-            is_new = processes.any(not kinds <= checked)
-            inputs: Mapping[str, list[Rows]] = {}
-            if not recorder.has_blocks:
-                losses, inputs = run(), recorder.inputs
-            elif is_new:
-                with recorder.looking() as looked, _no_saved_tensors():
-                    sample_losses(model, batch.inputs)
-                inputs = looked
-            _check_rows(targets, batch, inputs)
-            if processes.any(not all(batch.has_sample_rows(x) for calls in inputs.values() for x in calls)):
-                one_by_one, parts[:0] = True, [part] * is_own
-                parts[:] = [single for each in parts for single in each.singles()]
-                recorder.clear()
-                continue
-            if is_new:
-                with recorder.paused():
-                    single = _Single(model, part, batch, linear)
-                checked |= kinds
-            if is_own:
-                with exact_products():
-                    observer.start_batch(batch)
-            losses = run() if losses is None else losses
-            recorder.end_forward()
-            if backward:
-                recorder.backward(losses.sum() * scale)
-            if single is not None:
-                single.check(model, losses.detach())
+            try:
+                run_part(part, is_own)
+            except torch.OutOfMemoryError:
+                if len(part.batch) == 1 or processes.count > 1:
+                    raise
+                too_many = part.batch.real.numel()
+                parts[:0] = part.split(part.batch.halves())
+                rows, columns = part.batch.real.shape
+                logger.info("out of memory with %d samples of %d tokens: running half as many at a time", rows, columns)
             recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (an exhausted generator?)")
+
+
+def _parts_below(batch: Batch, tokens: float) -> list[Batch]:
+    """Halve a batch until its parts have fewer tokens than this, padding included, or are single samples."""
+    if len(batch) == 1 or batch.real.numel() < tokens:
+        return [batch]
+    return [part for half in batch.halves() for part in _parts_below(half, tokens)]
 
 
 def _unscaled(gradient: Rows, scale: float) -> Rows:

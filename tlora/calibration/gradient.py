@@ -109,7 +109,7 @@ class GradientSum:
     def update(self, rows: slice, columns: slice, tile: Float[Tensor, "rows columns"]) -> None:
         """Add a tile of the gradient."""
         if self.range is None or self.omega is None or self.psi is None:
-            self.corange[rows, columns] += tile
+            self.corange[rows, columns] += tile.to(self.corange.device)
             return
         self.range[rows].addmm_(tile, self.omega[columns])
         self.corange[:, columns].addmm_(self.psi[rows].T, tile)

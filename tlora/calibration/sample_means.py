@@ -64,10 +64,10 @@ class SampleMeansSum:
         self._folded: SecondMoment | None = None
         self.count = 0
 
-    def update(self, rows: list[Float[Tensor, " d_in"]]) -> None:
+    def update(self, rows: Float[Tensor, "n d_in"]) -> None:
         """Add the ``sqrt(T_n) mu_n`` of samples."""
-        if rows:
-            self._add_rows(torch.stack(rows), len(rows))
+        if len(rows):
+            self._add_rows(rows, len(rows))
 
     def add(self, means: SampleMeans) -> None:
         """Add the means of other samples."""
@@ -75,7 +75,7 @@ class SampleMeansSum:
             moment = self._moment()
             moment.total += means.folded.to(moment.total)
             moment.trace += means.folded_trace
-        self._add_rows(means.rows.to(self._rows[0]), means.count)
+        self._add_rows(means.rows, means.count)
 
     def total(self, parts: Iterable[SampleMeans]) -> SampleMeansSum:
         """A new sum of the same form over all of these."""
@@ -94,7 +94,7 @@ class SampleMeansSum:
         return SampleMeans(rows, self.count, self._folded.total.cpu(), float(self._folded.trace))
 
     def _add_rows(self, rows: Tensor, count: int) -> None:
-        self._rows.append(rows)
+        self._rows.append(rows.to(self._rows[0]))
         self.count += count
         if sum(map(len, self._rows)) > self._most_rows:
             self._moment().update(torch.cat(self._rows))

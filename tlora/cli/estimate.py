@@ -171,7 +171,8 @@ def _what_fits_table(resources: ResourceEstimate) -> str:
         batches = way.gradient_accumulation_steps
         batch = f"{way.batch_size} x {batches}" if batches > 1 else str(way.batch_size)
         sizes = [size_text(1e9 * way.calibration_gigabytes), size_text(1e9 * way.gigabytes)]
-        cells = [_yes(way.gradient_checkpointing), batch, way.covariance, *sizes, _yes(way.fits)]
+        covariances = f"{way.covariance}, on the host" if way.statistics == "host" else way.covariance
+        cells = [_yes(way.gradient_checkpointing), batch, covariances, *sizes, _fitting(way, resources.memory or 0)]
         cells += [f"{way.most_samples:,}", f"{way.most_tokens:,}", f"{way.teraflops:.3g}"]
         rows.append([_name(way, resources), *cells, *([f"{way.seconds:.3g} s"] if resources.speed else [])])
     order = "the way to take first" if ways["fits"].any() else "nothing; the ways that lack the least first"
@@ -187,6 +188,13 @@ def _name(way: Any, resources: ResourceEstimate) -> str:
         f"{way.gpus} GPUs": way.gpus != asked["gpus"],
     }
     return ", ".join([TRAININGS[way.training], *(text for text, is_changed in changes.items() if is_changed)])
+
+
+def _fitting(way: Any, memory: float) -> str:
+    """Return which of calibration and training fit."""
+    parts = {"calibration": way.calibration_gigabytes, "training": way.gigabytes}
+    fitting = [name for name, gigabytes in parts.items() if 1e9 * gigabytes <= memory]
+    return "yes" if way.fits else f"{fitting[0]} only" if fitting else "no"
 
 
 def _yes(is_true: bool) -> str:
@@ -222,6 +230,7 @@ def _following(ctx: typer.Context, resources: ResourceEstimate, *, is_measured: 
         "max_length": None if is_measured else asked["length"],
         "recipe": DEFAULT_RECIPE if way.training == "B" else "lora",
         "covariance": way.covariance,
+        "statistics": way.statistics if way.statistics == "host" else None,
         "batch_size": way.batch_size,
         "calibration_batch_size": min(way.batch_size, BATCH_SIZE),
         "gradient_accumulation": way.gradient_accumulation_steps,

@@ -62,7 +62,7 @@ def explain(
     of all modules add up to the gain.
 
     With --text, the adapter is measured on text that it was not meant for: the change of the loss of each set, and the
-    tokens that lost and gained most, with the modules that did it.
+    tokens that lost and gained most, with the modules that contributed most.
 
     A full fine-tune is explained by the adapter that `tlora extract` takes from it: give --model and --tuned. What the
     fine-tune adds to an answer beyond that adapter is a row, not in the adapter.

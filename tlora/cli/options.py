@@ -41,6 +41,7 @@ from tlora.utils.defaults import (
     RanksBy,
     Rows,
     Scaling,
+    StatisticsPlacement,
     Tokens,
 )
 
@@ -256,15 +257,20 @@ class CalibrationFlags:
     calibration_batch_size: Annotated[
         int, _calibration("Samples of the calibration at once: fewer take less memory.", min=1)
     ] = BATCH_SIZE
+    statistics: Annotated[
+        StatisticsPlacement | None,
+        _calibration("Whole covariances beside the model, or on the host. Default: on the host if a GPU lacks room."),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `tlora.calibrate`, except for the samples."""
+        """Return the arguments of `tlora.calibrate` that recipes have."""
         values = {name: value for name, value in asdict(self).items() if name in OF_RECIPES["calibrate"]}
         return values | {"target_modules": module_selection(self.target_modules)}
 
     def sizes(self) -> dict[str, Any]:
-        """Return how many samples there are, and how many are run at once."""
-        return {"samples": self.samples, "batch_size": self.calibration_batch_size}
+        """Return how many samples there are, how many are run at once, and where their statistics are summed."""
+        sizes = {"samples": self.samples, "batch_size": self.calibration_batch_size}
+        return sizes | {"statistics": self.statistics}
 
 
 @dataclass(frozen=True, kw_only=True)

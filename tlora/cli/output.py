@@ -49,12 +49,12 @@ class Report:
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
         """Print a line when the block begins and another when it has ended well; transformers prints none."""
-        from tlora.models.loading import silence_transformers
+        from tlora.utils.logs import without_noise
 
         show_own_warnings()
         started = time.perf_counter()
         self.say(text)
-        with silence_transformers(), self._say_logged():
+        with without_noise(), self._say_logged():
             yield
         self.say(f"  done in {time.perf_counter() - started:.1f} s")
 

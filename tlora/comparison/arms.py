@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 
 from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
-from tlora.adapters.lora_layers import without_noise
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
@@ -24,6 +23,7 @@ from tlora.recipes import Plan, Recipe, calibrate_on, decompose, prepare
 from tlora.subspaces.subspaces import Subspaces
 from tlora.tasks.task import Task
 from tlora.utils.defaults import RANK, SAMPLES
+from tlora.utils.logs import without_noise
 from tlora.utils.reproducibility import temporary_seed
 
 Arm = Allocation | Recipe | LoraConfig | str

@@ -1,4 +1,4 @@
-"""Which module did it: take the answers of an adapted model apart, exactly."""
+"""What each module added: take the answers of an adapted model apart."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def attribute(
     stay in what is called base here.
 
     A contribution is not what leaving the module out costs: other modules may make up for it, and a log-probability
-    near 0 can hardly fall. Log-odds, ``log p - log(1 - p)``, have no such ceiling. Both numbers are exact.
+    near 0 can hardly fall. Log-odds, ``log p - log(1 - p)``, have no such ceiling. Neither number alone shows a cause.
 
     References
     ----------

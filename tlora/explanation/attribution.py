@@ -343,13 +343,9 @@ class Attribution(ModuleResult):
 
     @property
     def sentence(self) -> str:
-        """The finding, what the others make up for, the same in log-odds, a trained head, and a gap if there is one."""
+        """The finding, the same in log-odds, a trained head, and a gap if there is one."""
         top = self.largest(1).iloc[0]
-        spared, others = top["contribution"] - top["cost"], ""
-        if top["cost"] < -VISIBLE_COST:
-            others = ", so the answer is likelier that way"
-        elif spared > VISIBLE_COST:
-            others = f", so the other modules make up for {spared:.2f}"
+        likelier = ", so the answer is likelier that way" if top["cost"] < -VISIBLE_COST else ""
         odds = np.mean([float(sample.rise[1].sum()) for sample in self.samples])
         head = f" Besides the modules, {HEAD} added {self.head:+.2f} nats." if self.head else ""
         rest = f" The full fine-tune adds {self.rest:+.2f} nats that are {REST}." if self.rest else ""
@@ -360,7 +356,7 @@ class Attribution(ModuleResult):
                 f"{max(sample.points for sample in self.samples)} points, so go by the costs."
             )
         return (
-            f"{self.headline}{others}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
+            f"{self.headline}{likelier}. In log-odds, which have no ceiling, it contributed {top['log_odds']:.1f} of "
             f"{odds:.1f}, and leaving it out costs {top['cost_log_odds']:.1f}.{head}{rest}{gap}"
         )
 

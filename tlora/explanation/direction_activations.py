@@ -169,16 +169,20 @@ class _Readings:
         self._along: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._tokens: defaultdict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         self._batch: Batch
+        self._added: set[tuple[str, ...]]
 
     def start_batch(self, batch: Batch) -> None:
         """Note the tokens of a new batch, with their parts and samples."""
-        self._batch = batch
         is_labeled = batch.labeled if batch.inputs["labels"].ndim == 2 and not batch.is_encoder_decoder else None
         self._add_tokens("input_ids", batch.inputs["input_ids"], batch.real, batch.constant, is_labeled)
         if batch.is_encoder_decoder:
             read = _decoder_ids(self.model, batch)
             self._add_tokens("decoder", read, batch.labeled, batch.target_constant, batch.labeled)
         self.samples += len(batch)
+
+    def start_part(self, part: Batch, samples: slice, added: set[tuple[str, ...]]) -> None:
+        """Prepare for samples of the batch."""
+        self._batch, self._added = part, added
 
     def _add_tokens(self, side: str, ids: Tensor, real: Tensor, constant: Tensor, labeled: Tensor | None) -> None:
         seen = real if self.first_token else real & (real.cumsum(1) > 1)
@@ -191,18 +195,20 @@ class _Readings:
     def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Add the inputs of a module along its directions."""
         calls = [x for x in inputs if self._batch.has_token_rows(x)]
-        if not calls:  # it reads positions
+        if not calls or ("input", name) in self._added:  # without calls it reads positions
             return
         rows = self.rows[name]
         self.sides[name] = "decoder" if self._batch.is_decoder_input(calls[0]) else "input_ids"
         along = torch.stack([self._rows(x).float() @ rows.to(x.device).T for x in calls])
         self._along[name].append(along.gather(0, along.abs().argmax(0, keepdim=True))[0])
+        self._added.add(("input", name))
 
     def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add the norm of the gradient at each token, over all calls of the module."""
         norms = [self._rows(g).float().norm(dim=1) for g in gradients if self._batch.has_token_rows(g)]
-        if norms:
+        if norms and ("gradient", name) not in self._added:
             self.need[name].append(torch.stack(norms).norm(dim=0))
+            self._added.add(("gradient", name))
 
     def _rows(self, x: Rows) -> Tensor:
         samples = self._batch.counted_rows([x], "all")

@@ -44,13 +44,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
-from transformers.utils import logging as transformers_logging
 
 from tlora.models.forward import UNLIMITED, problem_type
 from tlora.models.record import record_of
 from tlora.models.targets import output_embeddings
 from tlora.utils.files import digest, replace_files
-from tlora.utils.logs import filtered_logs
+from tlora.utils.logs import filtered_logs, without_noise
 from tlora.utils.packages import require
 from tlora.utils.reproducibility import temporary_seed
 from tlora.utils.validation import check_arguments
@@ -145,13 +144,16 @@ def load_model(
 def stream_model(name: str | os.PathLike[str], num_labels: int | None = None) -> Iterator[PreTrainedModel]:
     """Inside the block, a base model whose weights stay in their files, for `tlora.models.weights.weight` to read.
 
-    Names are those of `load_model`. A GGUF file is unpacked into memory.
+    Names are those of `load_model`; the type of the weights is that of the files. A GGUF file is unpacked into memory,
+    and a quantized model is loaded. Weights that transformers rearranges, such as those of routed experts, and those of
+    ``.bin`` files are first written to a temporary folder.
     """
     location = _locate_files(name, {})
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = choose_architecture(config, num_labels)
-    with TemporaryDirectory() as folder:  # for weights that transformers stores otherwise than the file does
-        is_packed = "gguf_file" in location.where
+    config.dtype = None  # it may name a type of fewer bits than the files have
+    with TemporaryDirectory() as folder:
+        is_packed = "gguf_file" in location.where or getattr(config, "quantization_config", None) is not None
         stays = {} if is_packed else {"device_map": {"": "disk"}, "offload_folder": folder}
         # accelerate notes that weights stay on the disk
         with filtered_logs(lambda record: record.levelno >= logging.ERROR, "accelerate.big_modeling"):
@@ -206,7 +208,7 @@ def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs:
         # Packed layers can be neither trained nor saved.
         kwargs = {"quantization_config": transformers.GgufConfig(dequantize=True)} | kwargs
     try:
-        with silence_transformers():
+        with without_noise():
             return auto.from_pretrained(location.path, **location.where, **kwargs)
     except (SafetensorError, struct.error, ValueError) as error:
         part = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "model")
@@ -320,20 +322,6 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-@contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Silence progress bars and notes of `transformers` inside; restore the settings afterwards."""
-    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if has_bars:
-            transformers_logging.enable_progress_bar()
-
-
 @dataclass(frozen=True)
 class Location:
     """A folder or a hub id, and arguments that locate files in it; ``gguf_file`` is among them for a GGUF."""
@@ -364,7 +352,7 @@ def _locate_files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Locat
             folder.mkdir(parents=True, exist_ok=True)
             config = _load(AutoConfig, location, name)
             parts = (_load(AutoTokenizer, location, name), _load(AutoModelForCausalLM, location, name, config=config))
-            with replace_files(folder, last="config.json") as scratch, silence_transformers():
+            with replace_files(folder, last="config.json") as scratch, without_noise():
                 for part in parts:
                     part.save_pretrained(scratch)
         except OSError:

@@ -49,15 +49,15 @@ def add_gram_(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> None:
 
 
 def add_product_(total: Float[Tensor, "m k"], a: Float[Tensor, "m n"], b: Float[Tensor, "n k"]) -> None:
-    """Add ``a @ b`` to the float32 ``total``, in place.
+    """Add ``a @ b`` to the float32 ``total``, in place; it may be on another device.
 
     Factors in half precision are multiplied in half precision, which is twice as fast on machines that support it:
     the machine accumulates the product in float32 and rounds it once, and it is added in float32.
     """
-    if a.dtype == total.dtype:
+    if a.dtype == total.dtype and a.device == total.device:
         total.addmm_(a, b)
     else:
-        total += a @ b
+        total += (a @ b).to(total.device)
 
 
 def mirror_(total: Float[Tensor, "d d"]) -> None:

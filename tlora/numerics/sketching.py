@@ -19,7 +19,7 @@ class SecondMoment:
     d : int
         Columns of ``Y``.
     device : device
-        Device of the sum.
+        Device of the sum; complete sums take rows from another device, too.
     omega : (d, s) float32 tensor, optional
         On the same device. Keep the sketch ``S @ omega`` of the sum ``S``; by default the complete sum is kept.
 
@@ -51,8 +51,9 @@ class SecondMoment:
         if self.omega is None:
             add_gram_(self.total, y)
             return
-        self.trace += y.square().sum(dtype=torch.float64)
-        add_product_(self.total, y.T, y @ self.omega)
+        trace, narrow = y.square().sum(dtype=torch.float64), y @ self.omega
+        self.trace += trace
+        add_product_(self.total, y.T, narrow)
 
     def energies(self, rank: int) -> Float[Tensor, " rank"]:
         """Sums of the leading 1, 2, ... ``rank`` eigenvalues, float64 on the CPU; lower bounds from a sketch."""

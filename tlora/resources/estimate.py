@@ -20,7 +20,7 @@ from tlora.models.targets import target_modules as select_targets
 from tlora.resources.setup import QUANTIZED_BYTES, Setup
 from tlora.resources.simulated_model import SimulatedModel
 from tlora.resources.simulation import simulation_mode
-from tlora.resources.stages import STAGES, stage_bytes, stage_flops
+from tlora.resources.stages import ON_HOST, STAGES, stage_bytes, stage_flops
 from tlora.resources.what_fits import COLUMNS, what_fits
 from tlora.results import Meta, Result
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
@@ -242,8 +242,11 @@ def estimate(
                 f"rank={rank} exceeds the matrices of the {len(steps.shapes)} modules: use at most {largest}"
             )
         stages = {name: kind for name, kind in STAGES.items() if kind != AS_BASE or kind in setup.adapters}
+        if gpus == 0:
+            del stages[ON_HOST]
         simulated = {name: steps.run(setup, kind) for name, kind in stages.items() if kind}
         peaks = {name: stage_bytes(steps, setup, name) for name in stages}
+        flops = {name: float(step.flops) for name, step in simulated.items()} | stage_flops(steps, setup)
         ways = what_fits(steps, setup, memory, speed)
     return ResourceEstimate(
         shapes=steps.shapes,
@@ -255,7 +258,7 @@ def estimate(
         },
         bytes=peaks,
         activations={name: step.stored for name, step in simulated.items()},
-        flops={name: float(step.flops) for name, step in simulated.items()} | stage_flops(steps, setup),
+        flops={name: flops[name] for name in stages if name in flops},
         speed=speed,
         memory=None if memory is None else int(memory),
         what_fits=ways,

@@ -15,8 +15,9 @@ from tlora.allocation.footprint import AS_BASE, BYTES
 from tlora.models.forward import position_limit
 from tlora.resources.setup import Setup
 from tlora.resources.simulated_model import SimulatedModel
-from tlora.resources.stages import calibration_bytes, stage_bytes
+from tlora.resources.stages import FORMS, Form, calibration_bytes, host_bytes, stage_bytes
 from tlora.utils.defaults import BATCH_SIZE, CovarianceForm
+from tlora.utils.text import size_text
 
 COLUMNS = {
     "training": "trained part, as in the names of the stages",
@@ -27,6 +28,7 @@ COLUMNS = {
     "optim": "the optimizer",
     "gpus": "number of GPUs that share the base; 0: the CPU",
     "covariance": "form of the covariances in the calibration",
+    "statistics": "where whole covariances are summed: beside the model (device), or on the host",
     "calibration_gigabytes": "peak memory (1e9 bytes) of calibration and subspaces, in batches of 8 samples or less",
     "gigabytes": "peak memory (1e9 bytes) of a training step",
     "activations": "part of it that is stored from the forward to the backward pass",
@@ -73,7 +75,7 @@ def _row(
     steps: SimulatedModel, asked: Setup, way: Setup, kind: str, memory: float | None, speed: float | None
 ) -> dict[str, Any]:
     step, batches = steps.run(way, kind), asked.batch_size // way.batch_size
-    covariance, calibration = _calibration(steps, way, kind, memory)
+    (covariance, placement), calibration = _calibration(steps, way, kind, memory)
     training = stage_bytes(steps, way, f"training {kind}")
     samples, tokens = (math.nan, math.nan) if memory is None else _largest(steps, way, kind, memory)
     values = {
@@ -85,6 +87,7 @@ def _row(
         "optim": way.optim,
         "gpus": way.gpus,
         "covariance": covariance,
+        "statistics": placement,
         "calibration_gigabytes": calibration / 1e9,
         "gigabytes": training / 1e9,
         "activations": step.stored / 1e9,
@@ -94,7 +97,11 @@ def _row(
         "teraflops": batches * step.flops / 1e12,
         "seconds": math.nan if speed is None else batches * step.flops / speed,
     }
-    return values | {"costs": "; ".join(_costs(asked, way, kind, covariance))}
+    costs = [*_costs(asked, way, kind, covariance)]
+    if placement == "host":
+        size = size_text(host_bytes(steps, _as_calibrated(way, kind)))
+        costs.append(f"{size} of covariances are summed in the host's memory")
+    return values | {"costs": "; ".join(costs)}
 
 
 def _costs(asked: Setup, way: Setup, kind: str, covariance: CovarianceForm) -> Iterator[str]:
@@ -117,16 +124,26 @@ def _costs(asked: Setup, way: Setup, kind: str, covariance: CovarianceForm) -> I
         yield f"{way.sketch_size} columns of each covariance are kept"
 
 
-def _calibration(steps: SimulatedModel, way: Setup, kind: str, memory: float | None) -> tuple[CovarianceForm, int]:
-    """Return the form of covariances that fits, whole if possible, and the peak of calibration and subspaces.
+def _as_calibrated(way: Setup, kind: str) -> Setup:
+    """Return the setup as `tlora run` calibrates.
 
-    It is counted as `tlora run` calibrates: in batches of at most the default size, and for LoRA, which starts from a
-    random A, without Fisher matrices.
+    It has batches of at most the default size, and for LoRA, which starts from a random A, no Fisher matrices.
     """
-    way = replace(way, batch_size=min(way.batch_size, BATCH_SIZE), fisher=way.fisher and kind == "B")
-    whole, sketched = (calibration_bytes(steps, way, sketched=sketched) for sketched in (False, True))
-    is_whole = memory is None or whole <= memory or sketched >= whole
-    return ("dense", whole) if is_whole else ("sketch", sketched)
+    return replace(way, batch_size=min(way.batch_size, BATCH_SIZE), fisher=way.fisher and kind == "B")
+
+
+def _calibration(steps: SimulatedModel, way: Setup, kind: str, memory: float | None) -> tuple[Form, int]:
+    """Return the first form of covariances that fits, else the smallest, and the peak of calibration and subspaces.
+
+    The host is taken to have as much memory for covariances as a GPU has.
+    """
+    way = _as_calibrated(way, kind)
+    has_host = way.gpus > 0 and memory is not None and host_bytes(steps, way) <= memory
+    forms = [form for form in FORMS.values() if form[1] == "device" or has_host]
+    sizes = {form: calibration_bytes(steps, way, form) for form in forms}
+    fitting = [form for form in forms if memory is None or sizes[form] <= memory]
+    form = fitting[0] if fitting else min(forms, key=sizes.__getitem__)
+    return form, sizes[form]
 
 
 def _change_until_it_fits(steps: SimulatedModel, asked: Setup, kind: str, memory: float) -> Setup | None:

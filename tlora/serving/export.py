@@ -28,6 +28,7 @@ from tlora.serving.uniform_lora import MERGED, fill_layers, pad_to_rank, target_
 from tlora.utils.defaults import EngineName, Format
 from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import check_place, read_json, replace_files
+from tlora.utils.logs import without_noise
 from tlora.utils.packages import require
 from tlora.utils.validation import check_arguments, require_choice
 
@@ -219,7 +220,7 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model with its generation settings and its tokenizer, completely or not at all."""
-    with replace_export(folder, "merged") as fresh:
+    with without_noise(), replace_export(folder, "merged") as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         for file in filter(Path.is_file, fresh.rglob("*")):

@@ -11,13 +11,14 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapters.lora_layers import lora_updates, removal, require_one_lora, without_noise
+from tlora.adapters.lora_layers import lora_updates, removal, require_one_lora
 from tlora.adapters.update import LoraUpdate
 from tlora.models.forward import evaluation_mode
 from tlora.models.loading import load_model
 from tlora.serving.export import gguf_file
 from tlora.serving.llama_cpp import read_gguf
 from tlora.utils.file_names import ADAPTER_CONFIG, MODEL_CONFIG
+from tlora.utils.logs import without_noise
 from tlora.utils.reproducibility import temporary_seed
 
 _EXPORTED = "exported"

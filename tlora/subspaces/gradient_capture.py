@@ -290,14 +290,19 @@ class _Energies:
         self._moments: dict[str, SecondMoment] = {}
         self._column = {name: i for i, name in enumerate(targets)}
         self._batch: Batch
+        self._samples: range
+        self._added: set[tuple[str, ...]]
 
     def start_batch(self, batch: Batch) -> None:
         """Prepare for a new batch."""
-        self._batch = batch
         self.samples += len(batch)
         shape = (len(batch), len(self.targets))
         self.totals.append(torch.zeros(shape, device=batch.device))
         self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
+
+    def start_part(self, part: Batch, samples: slice, added: set[tuple[str, ...]]) -> None:
+        """Prepare for samples of the batch."""
+        self._batch, self._samples, self._added = part, range(samples.start, samples.stop), added
 
     def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Do nothing: inputs alone give no statistics."""
@@ -308,12 +313,15 @@ class _Energies:
         pairs = zip(self._batch.gradient_rows(gradients), self._batch.gradient_rows(inputs), strict=True)
         rows = torch.stack([s.basis(name, self.ranks[-1]) for s in self.subspaces]).to(gradients[0].device)
         moment = self._moment(target, rows.device)
-        for n, (d, x) in enumerate(pairs):
+        for n, (d, x) in zip(self._samples, pairs, strict=True):
+            if (name, str(n)) in self._added:
+                continue
             y = torch.linalg.qr(d.float().T, mode="r").R @ x.float()
-            moment.update(y)
             self.totals[-1][n, column] = y.square().sum()
             energies = (y @ rows.flatten(0, 1).T).square().sum(0).view(rows.shape[:2]).cumsum(1)
             self.captured[-1][n, column] = energies[:, [rank - 1 for rank in self.ranks]]
+            moment.update(y)
+            self._added.add((name, str(n)))
 
     def _moment(self, target: Target, device: torch.device) -> SecondMoment:
         if target.name not in self._moments:

@@ -4,6 +4,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 Tokens = Literal["all", "labels", "task"]
 CovarianceForm = Literal["dense", "sketch"]
+StatisticsPlacement = Literal["device", "host"]
 Kind = Literal["wc", "w", "c", "wc_half", "g", "fisher", "random"]
 Budget = Literal["ranks", "parameters"]
 Scaling = Literal["nominal", "allocated"]

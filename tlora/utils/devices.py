@@ -1,7 +1,8 @@
-"""Copy values from a device to the host, as few times as possible: each copy waits for all work of the device."""
+"""The memory of devices, and copies to the host, as few as possible: each waits for all work of the device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable
 from typing import TypeVar
 
@@ -12,6 +13,14 @@ Result = TypeVar("Result")
 
 HostCoroutine = Generator[list[Tensor], list[Tensor], Result]
 """A generator that yields tensors whose values it needs, and is sent them on the CPU."""
+
+
+def free_bytes(device: torch.device) -> float:
+    """The bytes that PyTorch can still allocate on a GPU; infinite for devices that do not say."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -31,6 +31,7 @@ MADE_BY = {
     "Task": "tlora.load_task({}, tokenizer)",
     "Calibration": "tlora.calibrate(model, ...)",
     "Sensitivity": "calibration.sensitivity",
+    "ExpertUse": "tlora.expert_use(calibration)",
     "Spectrum": "calibration.spectrum()",
     "Subspaces": "tlora.task_subspaces(model, calibration)",
     "Allocation": "tlora.allocate(calibration.sensitivity, rank=8)",

@@ -4,6 +4,9 @@ import { make } from "./elements.js";
 import { explained } from "./explain.js";
 import { MINUS } from "./text.js";
 
+/** @import { Attributes } from "./elements.js" */
+/** @import { Losses } from "./traits.js" */
+
 const LEFT = 50, RIGHT = 8, TOP = 6, BOTTOM = 32; // pixels around the lines
 const RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
 
@@ -20,10 +23,19 @@ const RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
  * @typedef {{label: string, log?: boolean, percent?: boolean, min?: number, max?: number}} Axis
  */
 
+/** @typedef {Axis & {min: number, max: number}} BoundedAxis An axis whose ends are given. */
+
+/**
+ * What a chart shows.
+ *
+ * @typedef {{title: string, lines: Line[], bars?: number[][], x: Axis, y: Axis, cursor?: number | null,
+ *   width?: number, height?: number, legend?: boolean}} Contents
+ */
+
 /**
  * Values of ticks: 1, 2, 5, 10 ..., thinned to powers of ten if there are more than `most`.
  *
- * @returns {number[]}
+ * @type {(low: number, high: number, log: boolean | undefined, most: number) => number[]}
  */
 export function ticks(low, high, log, most) {
   if (log) return logTicks(low, high, most);
@@ -33,6 +45,7 @@ export function ticks(low, high, log, most) {
   return ticks;
 }
 
+/** @type {(low: number, high: number, most: number) => number[]} */
 function logTicks(low, high, most) {
   const all = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) {
@@ -45,7 +58,11 @@ function logTicks(low, high, most) {
   return powers.filter((_, i) => i % every === 0);
 }
 
-/** The text of a tick; on a logarithmic axis small and large ones are powers of ten. */
+/**
+ * The text of a tick; on a logarithmic axis small and large ones are powers of ten.
+ *
+ * @type {(axis: Axis, v: number) => string}
+ */
 export function tickText(axis, v) {
   if (axis.percent) return `${+(100 * v).toFixed(4)}\u00a0%`;
   if (!axis.log || (v >= 0.01 && v <= 99999)) return String(+v.toPrecision(6)).replace("-", MINUS);
@@ -57,7 +74,7 @@ export function tickText(axis, v) {
 /**
  * The ends of an axis, apart even if all values are the same.
  *
- * @returns {[number, number]}
+ * @type {(axis: Axis, values: number[]) => [number, number]}
  */
 function span(axis, values) {
   const low = axis.min ?? Math.min(...values), high = axis.max ?? Math.max(...values);
@@ -65,11 +82,16 @@ function span(axis, values) {
   return axis.log ? [low / 2, high * 2] : [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
 }
 
+/** @type {(v: number, ends: [number, number], log: boolean | undefined) => number} */
 function place(v, [low, high], log) {
   return log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
 }
 
-/** The value on the x axis of a chart under a pointer, within the ends of the axis. */
+/**
+ * The value on the x axis of a chart under a pointer, within the ends of the axis.
+ *
+ * @type {(svg: SVGSVGElement, axis: BoundedAxis, clientX: number) => number}
+ */
 export function valueUnder(svg, { min, max, log }, clientX) {
   const box = svg.getBoundingClientRect(), width = Number(svg.getAttribute("width"));
   const pixels = ((clientX - box.left) * width) / (box.width || width) - LEFT;
@@ -78,15 +100,21 @@ export function valueUnder(svg, { min, max, log }, clientX) {
 }
 
 /**
+ * What a chart is drawn in: its axes with their ends, and where a value is `at` along the one and `up` the other.
+ *
+ * @typedef {{svg: SVGSVGElement, x: Axis, y: Axis, xs: [number, number], ys: [number, number],
+ *   at: (v: number) => number, up: (v: number) => number, width: number, height: number}} Frame
+ */
+
+/**
  * A chart.
  *
  * @param {Element} parent
- * @param {{title: string, lines: Line[], bars?: number[][], x: Axis, y: Axis, cursor?: number | null,
- *   width?: number, height?: number, legend?: boolean}} contents
+ * @param {Contents} contents
  */
 export function chart(parent, contents) {
   const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
-  /** @type {(point: any[]) => boolean} */
+  /** @type {(point: number[]) => boolean} */
   const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
   const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
   if (legend) drawKey(parent, lines);
@@ -94,8 +122,11 @@ export function chart(parent, contents) {
   const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
   if (!points.length) return svg;
   const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
+  /** @type {(v: number) => number} */
   const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  /** @type {(v: number) => number} */
   const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
+  /** @type {Frame} */
   const frame = { svg, x, y, xs, ys, at, up, width, height };
   drawAxes(frame);
   drawBars(frame, bars, contents.cursor ?? null);
@@ -107,6 +138,7 @@ export function chart(parent, contents) {
   return svg;
 }
 
+/** @type {(parent: Element, lines: Line[]) => void} */
 function drawKey(parent, lines) {
   const inColor = lines.filter((line) => !line.gray), named = inColor.filter((line) => line.label);
   if (!named.length) return;
@@ -114,14 +146,17 @@ function drawKey(parent, lines) {
   for (const line of named) {
     const entry = make("span", { class: `c${line.color ?? inColor.indexOf(line)} ${line.name ?? ""}` }, key);
     make("span", { class: `swatch${line.dash ? " dash" : ""}${line.thin ? " thin" : ""}` }, entry);
-    entry.append(line.label);
+    entry.append(line.label ?? "");
     explained(entry, line.term ?? line.label);
   }
 }
 
+/** @type {(frame: Frame) => void} */
 function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
   const right = width - RIGHT, bottom = height - BOTTOM;
+  /** @type {(look: string, ends: Attributes) => SVGLineElement} */
   const line = (look, ends) => make("line", { class: look, ...ends }, svg);
+  /** @type {(attributes: Attributes, text: string) => SVGTextElement} */
   const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
   for (const v of ticks(ys[0], ys[1], y.log, 4)) {
     line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
@@ -138,6 +173,7 @@ function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
   explained(tick({ transform: turned, "text-anchor": "middle" }, y.label));
 }
 
+/** @type {(frame: Frame, bars: number[][], cursor: number | null) => void} */
 function drawBars({ svg, xs, ys, at, up, height }, bars, cursor) {
   const wide = bars.length ? Math.max(1, 0.8 * (at(xs[0] + 1) - at(xs[0]))) : 0;
   for (const [a, b] of bars) {
@@ -148,6 +184,7 @@ function drawBars({ svg, xs, ys, at, up, height }, bars, cursor) {
   }
 }
 
+/** @type {(frame: Frame, line: Line, look: string, points: number[][]) => void} */
 function drawLine({ svg, at, up }, line, look, points) {
   const path = points.map(([a, b], k) => `${k ? "L" : "M"}${at(a).toFixed(1)} ${up(b).toFixed(1)}`).join("");
   make("path", { class: `curve ${look}${line.thin ? " thin" : ""}${line.dash ? " dash" : ""}`, d: path }, svg);
@@ -155,11 +192,17 @@ function drawLine({ svg, at, up }, line, look, points) {
   for (const [a, b] of points) make("circle", { class: look, cx: at(a), cy: up(b), r: 2.8 }, svg);
 }
 
-/** The curves of one or several trainings: training losses thin, held-out losses with dots. */
+/**
+ * The curves of one or several trainings: training losses thin, held-out losses with dots.
+ *
+ * @type {(parent: Element, arms: Record<string, Losses>, width: number) => SVGSVGElement}
+ */
 export function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), isAlone = names.length === 1;
   const lines = names.flatMap((name, i) => {
-    const { losses, held } = arms[name], label = (what) => (isAlone ? what : `${name}, ${what}`);
+    const { losses, held } = arms[name];
+    /** @type {(what: string) => string} */
+    const label = (what) => (isAlone ? what : `${name}, ${what}`);
     const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 }; // a later curve hides no earlier one
     const heldLabel = label(isAlone ? "validation" : "held out");
     return [

@@ -6,28 +6,45 @@ import { make } from "./elements.js";
 /** @type {Record<string, string>} */
 const SENTENCES = GLOSSARY;
 
-/** Gives an element its sentence, and makes it reachable by Tab. */
+/**
+ * Gives an element its sentence, and makes it reachable by Tab.
+ *
+ * @template {Element} T
+ * @param {T} element
+ * @param {string | undefined} sentence
+ */
 export function describe(element, sentence) {
   if (!sentence) return element;
   element.setAttribute("aria-description", sentence);
   const isReachable = ["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) || element.hasAttribute("tabindex");
-  if (!isReachable) element.setAttribute("tabindex", 0);
+  if (!isReachable) element.setAttribute("tabindex", "0");
   return element;
 }
 
-/** Gives an element the glossary's sentence for its words, if there is one. */
-export function explained(element, words = element.textContent) {
+/**
+ * Gives an element the glossary's sentence for its words, if there is one.
+ *
+ * @template {Element} T
+ * @param {T} element
+ * @param {string} words
+ */
+export function explained(element, words = element.textContent ?? "") {
   return describe(element, SENTENCES[words.toLowerCase()]);
 }
 
-/** One box for all sentences of a widget. */
+/**
+ * One box for all sentences of a widget.
+ *
+ * @type {(root: HTMLElement) => void}
+ */
 export function explainer(root) {
   const box = make("div", { class: "tip term", "aria-hidden": "true" }, root);
   const hide = () => {
     box.style.display = "none";
   };
+  /** @type {(event: Event) => void} */
   function show(event) {
-    const word = event.target.closest?.("[aria-description]");
+    const word = event.target instanceof Element ? event.target.closest("[aria-description]") : null;
     if (!word) return hide();
     box.textContent = word.getAttribute("aria-description");
     box.style.display = "block";

@@ -3,6 +3,9 @@
 import { blend, GREEN, groundOf, inkOn, isDark } from "./colors.js";
 import { make, put } from "./elements.js";
 
+/** @import { Attributes } from "./elements.js" */
+/** @import { GridCell } from "./traits.js" */
+
 export const LETTER = 6.3; // width of a letter of a label in pixels, about
 const HEIGHT = 22; // of a row in pixels
 
@@ -55,17 +58,35 @@ export const STEPS = { "+": 1, "=": 1, "-": -1 };
  * @property {(name: string) => string} row
  */
 
-/** The modules of a row or a column. */
+/**
+ * A grid while it is drawn.
+ *
+ * @typedef {{svg: SVGElement, modules: Modules, shape: Shape, words: Words, cells: Cell[], bars: Bar[]}} Grid
+ */
+
+/**
+ * The modules of a row or a column.
+ *
+ * @type {(modules: Modules, which: "row" | "column", at: number) => number[]}
+ */
 export const membersOf = (modules, which, at) => modules[which].flatMap((place, k) => (place === at ? [k] : []));
 
-/** The modules of the row or column whose label an event is on, or null. */
+/**
+ * The modules of the row or column whose label an event is on, or null.
+ *
+ * @type {(modules: Modules, event: {target: EventTarget | null}) => number[] | null}
+ */
 export function labelMembers(modules, event) {
-  const { row, column } = event.target.dataset;
+  const { row, column } = /** @type {HTMLElement | SVGElement} */ (event.target).dataset;
   if (row !== undefined) return membersOf(modules, "row", Number(row));
   return column === undefined ? null : membersOf(modules, "column", Number(column));
 }
 
-/** The next module from one in a direction [columns, rows], or -1: empty places are passed over. */
+/**
+ * The next module from one in a direction [columns, rows], or -1: empty places are passed over.
+ *
+ * @type {(modules: Modules, from: number, direction: [number, number]) => number}
+ */
 export function neighbor(modules, from, [right, down]) {
   let i = modules.column[from], j = modules.row[from], k = -1;
   while (k < 0 && i >= 0 && j >= 0 && i < modules.columns.length && j < modules.rows.length) {
@@ -75,7 +96,11 @@ export function neighbor(modules, from, [right, down]) {
   return k;
 }
 
-/** The path of a cross over a cell. */
+/**
+ * The path of a cross over a cell.
+ *
+ * @type {(w: number, h: number) => string}
+ */
 export const cross = (w, h) => `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`;
 
 /**
@@ -99,6 +124,7 @@ export function bandHeight(modules, { top, gaps = [] }, below) {
  * @returns {{cells: Cell[], bars: Bar[]}} The cells by module, and all bars.
  */
 export function moduleGrid(svg, modules, shape, words) {
+  /** @type {Grid} */
   const grid = { svg, modules, shape, words, cells: [], bars: [] };
   const bands = shape.bands ?? 1, length = Math.ceil(modules.columns.length / bands);
   svg.replaceChildren();
@@ -106,9 +132,12 @@ export function moduleGrid(svg, modules, shape, words) {
   return { cells: grid.cells, bars: grid.bars };
 }
 
+/** @type {(grid: Grid, y0: number, first: number, length: number) => void} */
 function drawBand(grid, y0, first, length) {
   const { svg, modules, shape } = grid, { left, w, gaps = [] } = shape;
-  const here = modules.columns.slice(first, first + length), x = (i) => left + w * (i - first);
+  const here = modules.columns.slice(first, first + length);
+  /** @type {(i: number) => number} */
+  const x = (i) => left + w * (i - first);
   const bottom = bandHeight(modules, shape, 14) - shape.top + y0, every = Math.ceil(18 / w);
   const head = make("g", { role: "row" }, svg);
   drawLabel(head, { x: left - 6, y: bottom, "text-anchor": "end", role: "columnheader" }, "layer");
@@ -123,9 +152,14 @@ function drawBand(grid, y0, first, length) {
   });
 }
 
+/** @type {(parent: Element, attributes: Attributes, text: string | number) => SVGTextElement} */
 const drawLabel = (parent, attributes, text) =>
   make("text", { svg: true, class: "label", ...attributes }, parent, text);
 
+/**
+ * @type {(grid: Grid, head: Element, column: {layer: number, i: number, x: number, y0: number, bottom: number,
+ *   every: number}) => void}
+ */
 function drawColumn({ svg, shape, words, bars }, head, { layer, i, x, y0, bottom, every }) {
   const { w, inset } = shape, rect = make("rect", { class: "total", x: x + inset, width: w - 2 * inset }, svg);
   bars.push({ which: "column", at: i, rect, room: shape.tall, base: y0 - shape.above });
@@ -134,6 +168,7 @@ function drawColumn({ svg, shape, words, bars }, head, { layer, i, x, y0, bottom
   make("title", { svg: true }, drawLabel(head, label, i % every ? "\u00b7" : text), words.column(name));
 }
 
+/** @type {(grid: Grid, row: Element, place: {name: string, j: number, y: number, end: number}) => void} */
 function drawRow({ svg, shape, words, bars }, row, { name, j, y, end }) {
   const { left, right, letters, inset } = shape;
   const short = name.length > letters ? "\u2026" + name.slice(-Math.floor(letters) + 2) : name;
@@ -143,6 +178,7 @@ function drawRow({ svg, shape, words, bars }, row, { name, j, y, end }) {
   bars.push({ which: "row", at: j, rect: make("rect", { class: "total", ...at }, svg), room: right - 8, base: 0 });
 }
 
+/** @type {(row: Element, k: number, x: number, y: number, shape: Shape) => Cell} */
 function drawCell(row, k, x, y, { w, font }) {
   const h = HEIGHT, at = { "data-k": k, transform: `translate(${x} ${y})` };
   const g = make("g", { class: "cell", role: "gridcell", tabindex: -1, ...at }, row);
@@ -152,19 +188,29 @@ function drawCell(row, k, x, y, { w, font }) {
   return { g, rect, text, mark: make("path", { class: "mark" }, g), w, h };
 }
 
-/** Gives a bar a share of its room. */
+/**
+ * Gives a bar a share of its room.
+ *
+ * @type {(bar: Bar, share: number) => void}
+ */
 export function setLength(bar, share) {
   const length = share * bar.room;
   put(bar.rect, bar.which === "column" ? "height" : "width", length);
   if (bar.which === "column") put(bar.rect, "y", bar.base - length);
 }
 
-/** Cells to look at; each is [row, column, value, text], with values from 0 to `most`, or null. */
+/**
+ * Cells to look at; each is [row, column, value, text], with values from 0 to `most`, or null.
+ *
+ * @type {(parent: Element, grid: {title: string, rows: string[], columns: number[], cells: GridCell[], most:
+ *   number, width?: number}) => SVGSVGElement}
+ */
 export function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
   const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, h = 17;
   const w = Math.min(26, (width - left) / columns.length), every = Math.ceil(18 / w), ground = groundOf(isDark(parent));
   const size = { width: left + w * columns.length, height: h * rows.length + 18 };
   const svg = make("svg", { class: "chart", role: "img", ...size, "aria-label": title }, parent);
+  /** @type {(x: number, y: number, anchor: string, text: string | number) => SVGTextElement} */
   const tick = (x, y, anchor, text) =>
     make("text", { svg: true, class: "tick", x, y, "text-anchor": anchor }, svg, text);
   rows.forEach((name, j) => tick(left - 6, h * j + 12, "end", name.slice(-22)));

@@ -21,7 +21,11 @@ const KEYS = [
   ["Escape", "select one"],
 ];
 
-/** Draws it, open for a reader who has not closed it before if `drags`: if there is a map to drag on. */
+/**
+ * Draws it, open for a reader who has not closed it before if `drags`: if there is a map to drag on.
+ *
+ * @type {(root: HTMLElement, page: boolean, drags: boolean) => void}
+ */
 export function guide(root, page, drags) {
   const box = make("details", { class: "help" }, root);
   make("summary", {}, box, "Help: the first minute, and keys");
@@ -45,6 +49,7 @@ function stored() {
   }
 }
 
+/** @type {(value: string) => void} */
 function store(value) {
   try {
     localStorage.setItem(SEEN, value);

@@ -7,19 +7,33 @@ import { explained } from "./explain.js";
 import { drawTable } from "./table.js";
 import { capitalized, percent } from "./text.js";
 
+/** @import { Line } from "./chart.js" */
+/** @import { Option } from "./controls.js" */
+
+/** @import { About, Curves, Spectrum } from "./traits.js" */
+
+/** @type {Record<string, number>} */
 const COLORS = { energy: 0, variance: 1 };
+
+/**
+ * A module: its number, place and rank, and the counts of its resampled ranks as [rank, count] in ascending order.
+ *
+ * @typedef {{k: number, place: string, rank: number, counts?: number[][]}} Module
+ */
 
 /**
  * The charts of the selected module, in an element that is drawn again for each module.
  *
- * @returns {{root: HTMLElement, draw: (module: {k: number, place: string, rank: number, counts: number[][]}) => void}}
+ * @type {(about: About) => {root: HTMLElement, draw: (module: Module) => void}}
  */
 export function moduleCharts(about) {
   const root = make("div", { class: "module" });
   let chosen = 0;
+  /** @type {(module: Module) => void} */
   function draw(module) {
     root.replaceChildren();
     if (about.spectra.length > 1) {
+      /** @type {Option[]} */
       const spectra = about.spectra.map((spectrum, i) => [i, spectrum.label]);
       choose(root, "Spectrum", spectra, chosen, (i) => {
         chosen = Number(i);
@@ -29,25 +43,29 @@ export function moduleCharts(about) {
     }
     if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
     drawShares(root, about, module);
-    if (module.counts?.length > 1) drawResamples(root, module);
+    const { counts = [] } = module;
+    if (counts.length > 1) drawResamples(root, { ...module, counts });
   }
   return { root, draw };
 }
 
+/** @type {(root: Element, about: About, spectrum: Spectrum, module: Module) => void} */
 function drawSpectrum(root, about, spectrum, { k, place, rank }) {
   make("div", { class: "key" }, root, capitalized(spectrum.meaning));
   const mine = spectrum.index[k], measures = Object.keys(spectrum.curves);
   const alike = about.names.flatMap((_, n) => (about.row[n] === about.row[k] ? [spectrum.index[n]] : []));
   const others = [...new Set(alike)].filter((i) => i !== mine);
+  /** @type {(measure: string, i: number, values: "sums" | "each") => number[][]} */
   const points = (measure, i, values) => {
     const curve = spectrum.curves[measure];
     return curve.at[i].map((direction, n) => [direction, curve[values][i][n]]);
   };
+  /** @type {(values: "sums" | "each") => Line[]} */
   const lines = (values) => [
     ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
     ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) })),
   ];
-  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1)));
+  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1) ?? 1));
   const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
   chart(root, {
     title: `Cumulative shares of the directions of ${place}`,
@@ -74,17 +92,22 @@ function drawSpectrum(root, about, spectrum, { k, place, rank }) {
   });
 }
 
-/** What the directions within the rank hold, and how many directions hold 90, 95 and 99 percent. */
+/**
+ * What the directions within the rank hold, and how many directions hold 90, 95 and 99 percent.
+ *
+ * @type {(curve: Curves, i: number, rank: number) => (string | number)[]}
+ */
 function heldAndNeeded(curve, i, rank) {
   const last = curve.at[i].findLastIndex((direction) => direction <= rank); // the last that is drawn within the rank
   const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`);
   return [rank ? percent(last < 0 ? 0 : curve.sums[i][last]) : "", ...needed];
 }
 
+/** @type {(root: Element, about: About, module: Module) => void} */
 function drawShares(root, about, { k, place, rank }) {
   const lines = Object.entries(about.by_rank).map(([name, label], i) => {
-    const shares = about.tabs.find((tab) => tab.name === name).curves[k];
-    const points = shares.map((share, n) => [n + 1, share]);
+    const shares = about.tabs.find((tab) => tab.name === name)?.curves?.[k] ?? [];
+    const points = shares.map((share, n) => [n + 1, share ?? NaN]);
     return { label, term: name === "overlap" ? "overlap" : label, points, color: i + 2 };
   });
   if (!lines.length) return;
@@ -98,7 +121,11 @@ function drawShares(root, about, { k, place, rank }) {
   });
 }
 
-/** Counts of resamples by rank, as [rank, count] in ascending order. */
+/**
+ * Counts of resamples by rank, as [rank, count] in ascending order.
+ *
+ * @type {(root: Element, module: Module & {counts: number[][]}) => void}
+ */
 function drawResamples(root, { place, rank, counts }) {
   const all = counts.reduce((sum, [, count]) => sum + count, 0), ranks = counts.map(([r]) => r);
   const words = `Rank from resampled scores: ${ranks[0]} to ${ranks.at(-1)}`;

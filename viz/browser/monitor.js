@@ -6,13 +6,22 @@ import { describe, explainer } from "./explain.js";
 import { cellGrid } from "./grid.js";
 import { percent } from "./text.js";
 
+/** @import { ModelOf, MonitorTraits } from "./traits.js" */
+
+/** @typedef {MonitorTraits["state"]} State */
+
 const STOP = "End training after this step and keep the run";
+/** @type {Record<string, string>} */
 const NOTES = {
   training: "Interrupting the kernel stops training too. Either way the run is kept.",
   stopping: "Ends after this step.",
 };
 
-/** Draws the monitor of a model, which then follows it. */
+/**
+ * Draws the monitor of a model, which then follows it.
+ *
+ * @type {(widget: {model: ModelOf<MonitorTraits>, el: HTMLElement}) => void}
+ */
 export function renderMonitor({ model, el }) {
   // Keys pressed in here, such as Enter on the button, are no shortcuts of JupyterLab.
   const root = make("div", { class: "tlora monitor", "data-lm-suppress-shortcuts": "true" }, el);
@@ -42,6 +51,7 @@ export function renderMonitor({ model, el }) {
   draw();
 }
 
+/** @type {(note: Element, state: State) => void} */
 function drawNote(note, { status }) {
   note.textContent = NOTES[status] ?? "";
   if (status !== "waiting") return;
@@ -50,7 +60,8 @@ function drawNote(note, { status }) {
   note.append(".");
 }
 
-function drawCurves(parent, { arms, rows, columns, cells }, width) {
+/** @type {(parent: Element, state: State, width: number) => void} */
+function drawCurves(parent, { arms = {}, rows = [], columns = [], cells = [] }, width) {
   lossCurves(parent, arms, width);
   if (!cells.length) return;
   const most = Math.max(...cells.map(([, , share]) => share ?? 0), 1e-12);

@@ -3,13 +3,34 @@
 import { allocate, refuse } from "./allocate.js";
 import { ANSWERS } from "./panels/kinds.js";
 
-const WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+/** @import { Rule, Sizes } from "./allocate.js" */
+/** @import { About, Content, Current, Model, Traits } from "./traits.js" */
+/** @import { Reading } from "./panels/readings.js" */
+
+/**
+ * What a page was written with: the traits, the rule of its allocation, and the readings of all modules.
+ *
+ * @typedef {Traits & {rule: Rule, readings?: Partial<Reading>[]}} Data
+ */
+
+/** @typedef {{modules: number[]}} Modules */
+/** @typedef {Partial<Rule> & Modules & {rank: number}} Wish The arguments of any request. */
+/** @typedef {string | null} Gesture */
+
+const WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 const REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
 
-/** The allocation as a line of Python. */
+/**
+ * The allocation as a line of Python.
+ *
+ * @type {(rule: Rule, about: About) => string}
+ */
 export function allocationCode(rule, about) {
-  const quote = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits);
+  /** @type {(k: number | string) => string} */
+  const quote = (k) => `'${about.names[Number(k)]}'`;
+  const edits = Object.entries(rule.edits);
   const temperature = Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature;
+  /** @type {Record<string, string | number>} */
   const options = { ...rule.code, rank: rule.rank, temperature };
   if (rule.temperature === 1) delete options.temperature;
   if (rule.changed) options.exclude_modules = `[${rule.excluded.map(quote).join(", ")}]`;
@@ -20,7 +41,11 @@ export function allocationCode(rule, about) {
   return `${call}.edit({${edits.map(([k, rank]) => `${quote(k)}: ${rank}`).join(", ")}})`;
 }
 
-/** A rule with the ranks of modules set by hand, given back, or with the modules left out. */
+/**
+ * A rule with the ranks of modules set by hand, given back, or with the modules left out.
+ *
+ * @type {(rule: Rule, modules: number[], to?: {rank?: number | null, out?: boolean}) => Rule}
+ */
 function decide(rule, modules, { rank = null, out = false } = {}) {
   const edits = Object.fromEntries(Object.entries(rule.edits).filter(([k]) => !modules.includes(Number(k))));
   if (rank) { for (const k of modules) edits[k] = rank; }
@@ -30,6 +55,7 @@ function decide(rule, modules, { rank = null, out = false } = {}) {
   return { ...rule, edits, excluded, changed };
 }
 
+/** @type {(rule: Rule, about: Sizes) => boolean} */
 function isRefused(rule, about) {
   try {
     allocate(rule, about);
@@ -40,7 +66,11 @@ function isRefused(rule, about) {
   }
 }
 
-/** The possible rank of modules that is nearest to one, on the side of the present rank. */
+/**
+ * The possible rank of modules that is nearest to one, on the side of the present rank.
+ *
+ * @type {(rule: Rule, about: Sizes, modules: number[], present: number, rank: number) => number}
+ */
 function nearestRank(rule, about, modules, present, rank) {
   const step = Math.sign(rank - present);
   let [low, high] = [0, Math.abs(rank - present)];
@@ -54,10 +84,18 @@ function nearestRank(rule, about, modules, present, rank) {
 
 /** What is shown, and the rules before and after it, with the answers to requests. */
 class OfflineWorkbench {
+  /** @type {Rule[]} */
   past = [];
+  /** @type {Rule[]} */
   future = [];
+  /** @type {Gesture} */
   gesture = null;
 
+  /**
+   * @param {Data} data
+   * @param {About} about
+   * @param {(current: Current) => void} tell
+   */
   constructor(data, about, tell) {
     this.data = data;
     this.about = about;
@@ -66,6 +104,7 @@ class OfflineWorkbench {
     this.tell = tell;
   }
 
+  /** @type {(rule: Rule, message?: string) => void} */
   show(rule, message = "") {
     const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
     const tables = Object.entries(data.current.parts).map(([name, parts]) => [
@@ -87,7 +126,11 @@ class OfflineWorkbench {
     this.tell(this.current);
   }
 
-  /** Goes to a rule; within one gesture the step to undo grows. */
+  /**
+   * Goes to a rule; within one gesture the step to undo grows.
+   *
+   * @type {(rule: Rule, gesture?: Gesture, message?: string) => void}
+   */
   move(rule, gesture = null, message = "") {
     allocate(rule, this.about);
     if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
@@ -96,17 +139,21 @@ class OfflineWorkbench {
     this.show(rule, message);
   }
 
+  /** @type {(from: Rule[], to: Rule[]) => void} */
   back(from, to) {
-    if (!from.length) return;
+    const rule = from.pop();
+    if (!rule) return;
     to.push(this.rule);
     this.gesture = null;
-    this.show(from.pop());
+    this.show(rule);
   }
 
+  /** @type {(options: Partial<Rule>, gesture?: Gesture) => void} */
   set(options, gesture) {
     this.move({ ...this.rule, ...options }, gesture);
   }
 
+  /** @type {(wish: Modules & {rank: number}, gesture?: Gesture) => void} */
   set_rank({ modules, rank }, gesture) {
     const wished = decide(this.rule, modules, { rank });
     if (!isRefused(wished, this.about)) return this.move(wished, gesture);
@@ -116,10 +163,12 @@ class OfflineWorkbench {
     this.move(decide(this.rule, modules, { rank: nearest }), gesture, message);
   }
 
+  /** @type {(wish: Modules) => void} */
   release({ modules }) {
     this.move(decide(this.rule, modules));
   }
 
+  /** @type {(wish: Modules) => void} */
   leave_out({ modules }) {
     this.move(decide(this.rule, modules, { out: true }));
   }
@@ -136,11 +185,17 @@ class OfflineWorkbench {
 /**
  * The model of a page.
  *
- * @returns {any}
+ * @type {(data: Data) => Model}
  */
 export function offline(data) {
-  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {};
-  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  const about = { ...data.about, page: true };
+  /** @type {Traits} */
+  const values = { ...data, about };
+  /** @type {Record<string, ((content: Content) => void)[]>} */
+  const listeners = {};
+  /** @type {(name: string, content?: Content) => void} */
+  const tell = (name, content = {}) => (listeners[name] ?? []).forEach((listener) => listener(content));
+  /** @type {Model["set"]} */
   function change(name, value) {
     values[name] = value;
     tell(`change:${name}`);
@@ -149,9 +204,16 @@ export function offline(data) {
     values.resampled = [];
     change("current", current);
   });
+  /** @type {(call: string, args: object) => void} */
+  function answerPanel(call, args) {
+    const answers = ANSWERS[call](args, data);
+    Object.assign(values, answers);
+    for (const name of Object.keys(answers)) tell(`change:${name}`);
+  }
+  /** @type {(call: string, args: Wish, gesture: Gesture) => void} */
   function answer(call, args, gesture) {
-    if (!(call in ANSWERS)) return workbench[call](args, gesture);
-    for (const [name, value] of Object.entries(ANSWERS[call](args, data))) change(name, value);
+    if (call in ANSWERS) return answerPanel(call, args);
+    workbench[/** @type {"set" | "set_rank" | "release" | "leave_out" | "undo" | "redo"} */ (call)](args, gesture);
   }
   return {
     get: (name) => values[name],
@@ -162,7 +224,7 @@ export function offline(data) {
     },
     send: ({ call, args, gesture = null, id }) => {
       try {
-        answer(call, args, gesture);
+        answer(call, /** @type {Wish} */ (args), gesture);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
         workbench.show(workbench.rule, REFUSED);

@@ -5,8 +5,19 @@ import { offline } from "./offline.js";
 import { panelSections } from "./panels/panels.js";
 import { renderWorkbench } from "./workbench/workbench.js";
 
-/** Draws the workbench if modules are known, else the panels alone. */
+/** @import { Data } from "./offline.js" */
+
+/** @typedef {Pick<Data, "about">} PanelsAlone */
+
+/** @type {(data: Data | PanelsAlone) => data is Data} */
+const isWhole = (data) => data.about.names.length > 0;
+
+/**
+ * Draws the workbench if modules are known, else the panels alone.
+ *
+ * @type {(data: Data | PanelsAlone, el: HTMLElement) => void}
+ */
 export function renderPage(data, el) {
-  if (data.about.names.length) return renderWorkbench({ model: offline(data), el });
-  panelSections(make("div", { class: "tlora" }, el), data.about, {}, null);
+  if (isWhole(data)) renderWorkbench({ model: offline(data), el });
+  else panelSections(make("div", { class: "tlora" }, el), data.about, {});
 }

@@ -1,7 +1,7 @@
 // The page of three scenes that explain LoRA, without a kernel: bundled into `viz/widgets/scenes.js`.
 
 import { button, labeled, onArrows } from "./controls.js";
-import { make } from "./elements.js";
+import { make, put } from "./elements.js";
 import { explainer } from "./explain.js";
 import { drawHandout } from "./scenes/handout.js";
 import { ranksScene } from "./scenes/ranks.js";
@@ -16,7 +16,11 @@ const SCENES = [
 ];
 const LARGEST = 9999; // seed
 
-/** Draws the page: a tab per scene, and the seed that everything is computed from. */
+/**
+ * Draws the page: a tab per scene, and the seed that everything is computed from.
+ *
+ * @type {(el: Element, seed?: number) => void}
+ */
 export function renderScenes(el, seed = 5) {
   const root = make("div", { class: "tlora scenes" }, el), bar = make("div", { class: "tabs" }, root);
   const tabs = make("div", { role: "tablist", "aria-label": "Scenes" }, bar);
@@ -37,14 +41,15 @@ export function renderScenes(el, seed = 5) {
     seed = Number(input.value);
     show(shown);
   });
+  /** @type {(i: number) => void} */
   function show(i) {
     stop();
     shown = i;
     panel.replaceChildren();
     panel.setAttribute("aria-labelledby", `scene-${i + 1}`);
     buttons.forEach((tab, k) => {
-      tab.setAttribute("aria-selected", k === i);
-      tab.setAttribute("tabindex", k === i ? 0 : -1);
+      put(tab, "aria-selected", k === i);
+      put(tab, "tabindex", k === i ? 0 : -1);
     });
     const text = make("div", { class: "text" }, panel), picture = make("div", { class: "stage" }, panel);
     const scene = SCENES[i].draw(picture, seed);

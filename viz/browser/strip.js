@@ -4,14 +4,23 @@ import { BLUE, RED, tint } from "./colors.js";
 import { make } from "./elements.js";
 import { isSpecial, signedNumber, visible } from "./text.js";
 
+/** @type {(text: string) => string} */
 const tokenClass = (text) => `token${isSpecial(text) ? " special" : ""}`;
 
-/** A token without a color. */
+/**
+ * A token without a color.
+ *
+ * @type {(parent: Element, text: string) => HTMLElement}
+ */
 export function plainToken(parent, text) {
   return make("span", { class: tokenClass(text) }, parent, visible(text));
 }
 
-/** A token on the color of a share from -1 to 1. */
+/**
+ * A token on the color of a share from -1 to 1.
+ *
+ * @type {(parent: Element, text: string, share: number, dark: boolean) => HTMLElement}
+ */
 export function coloredToken(parent, text, share, dark) {
   const { fill, ink } = tint(share, dark), style = `background: ${fill}; color: ${ink}`;
   return make("span", { class: tokenClass(text), style }, parent, visible(text));
@@ -45,7 +54,11 @@ export function drawStrip(parent, tokens, dark) {
   }
 }
 
-/** The colors of values from -most to most. */
+/**
+ * The colors of values from -most to most.
+ *
+ * @type {(parent: Element, most: number, words: string, dark: boolean) => void}
+ */
 export function drawRamp(parent, most, words, dark) {
   const ramp = `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))`;
   const legend = make("div", { class: "legend" }, parent);

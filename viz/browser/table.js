@@ -8,7 +8,7 @@ import { explained } from "./explain.js";
  *
  * @typedef {object} Contents
  * @property {string[]} head
- * @property {any[][]} rows
+ * @property {(string | number)[][]} rows
  * @property {(i: number) => Record<string, string>} [look]
  * @property {(name: string) => string} [term]
  */
@@ -37,7 +37,12 @@ export function fillTable(table, { head, rows, look = () => ({}), term = (name) 
   }
 }
 
-/** A table with a caption: the columns in `text` hold words, the others numbers; the reader opens a folded one. */
+/**
+ * A table with a caption: the columns in `text` hold words, the others numbers; the reader opens a folded one.
+ *
+ * @param {Element} parent
+ * @param {{caption: string, head: string[], rows: (string | number)[][], text?: number[], folded?: boolean}} part
+ */
 export function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
   const details = folded ? make("details", {}, parent) : null;
   if (details) make("summary", {}, details, caption);

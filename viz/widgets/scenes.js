@@ -1,17 +1,20 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d89545dbbe2641e913a3b0ed7422a7c23ca4ffc69fe61df0dda706a3ec93de29
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7036b97467cfe2ea6dfa81a1c9d2580d04335f1c336a89ed3025e69a891fc862
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
 function make(tag, attributes = {}, parent = null, text = null) {
   const isSvg = DRAWN.includes(tag) || attributes.svg;
   const element = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value);
+  for (const [name, value] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, String(value));
   if (text !== null) element.textContent = String(text);
   if (parent) parent.appendChild(element);
-  return element;
+  return (
+    /** @type {Made<T>} */
+    element
+  );
 }
 function put(element, name, value) {
-  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, String(value));
 }
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -26,7 +29,7 @@ var glossary_default = {
   "nominal rank": "The rank of every module in a uniform allocation; it sets the budget.",
   budget: "What all modules share: the ranks, or the trainable parameters, of the uniform allocation. A module that gets more takes it from the others.",
   score: "The sensitivity of a module: the mean of |weight \xD7 gradient| over its weights and the calibration samples, in nats.",
-  sensitivity: "How much the loss depends on a module: its share of all scores. Ranks by score are in proportion to it.",
+  sensitivity: "How sensitive the loss is to the weights of a module: its share of all scores. Ranks by score are in proportion to it.",
   change: "Ranks more (red) or fewer (blue) than in the kept allocation.",
   scaling: "The factor s in W + s B A: how strongly an adapter acts on its module. White is alpha / rank.",
   alpha: "Numerator of the scaling: s is alpha divided by the rank.",
@@ -89,10 +92,10 @@ function describe(element, sentence) {
   if (!sentence) return element;
   element.setAttribute("aria-description", sentence);
   const isReachable = ["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) || element.hasAttribute("tabindex");
-  if (!isReachable) element.setAttribute("tabindex", 0);
+  if (!isReachable) element.setAttribute("tabindex", "0");
   return element;
 }
-function explained(element, words = element.textContent) {
+function explained(element, words = element.textContent ?? "") {
   return describe(element, SENTENCES[words.toLowerCase()]);
 }
 function explainer(root) {
@@ -101,7 +104,7 @@ function explainer(root) {
     box.style.display = "none";
   };
   function show(event) {
-    const word = event.target.closest?.("[aria-description]");
+    const word = event.target instanceof Element ? event.target.closest("[aria-description]") : null;
     if (!word) return hide();
     box.textContent = word.getAttribute("aria-description");
     box.style.display = "block";
@@ -117,6 +120,7 @@ function explainer(root) {
 }
 
 // controls.js
+var STEPS = { ArrowRight: 1, ArrowLeft: -1 };
 function button(parent, label, sentence, action, attributes = {}) {
   const element = describe(make("button", { type: "button", ...attributes }, parent, label), sentence);
   element.addEventListener("click", action);
@@ -134,13 +138,14 @@ function fillOptions(select, options, selected) {
   select.replaceChildren();
   for (const [value, text] of options) make("option", { value }, select, text).selected = value === selected;
 }
-function onArrows(row, then = (_target) => {
+function onArrows(row, then = () => {
 }) {
   row.addEventListener("keydown", (event) => {
-    const step3 = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const step3 = STEPS[event.key];
     if (!step3) return;
     const buttons = [...row.querySelectorAll("button")].filter((button2) => !button2.hidden);
-    const target = buttons[(buttons.indexOf(event.target) + step3 + buttons.length) % buttons.length];
+    const at = buttons.findIndex((button2) => button2 === event.target);
+    const target = buttons[(at + step3 + buttons.length) % buttons.length];
     then(target);
     target.focus();
     event.preventDefault();
@@ -272,8 +277,11 @@ function lossesByRate(layer, method, rates, steps) {
   });
 }
 function storedNumbers(method, inputs, outputs, rank) {
-  const trained = { full: inputs * outputs, lora: rank * (inputs + outputs) }[method] ?? rank * outputs;
-  return { trained, states: 2 * trained, kept: { full: inputs, lora: inputs + rank }[method] ?? rank };
+  const frozen = { trained: rank * outputs, kept: rank };
+  const lora = { trained: rank * (inputs + outputs), kept: inputs + rank };
+  const full = { trained: inputs * outputs, kept: inputs };
+  const { trained, kept } = { random: frozen, gradient: frozen, lora, full }[method];
+  return { trained, states: 2 * trained, kept };
 }
 
 // table.js
@@ -383,7 +391,7 @@ function drawKey(parent, lines) {
   for (const line of named) {
     const entry = make("span", { class: `c${line.color ?? inColor.indexOf(line)} ${line.name ?? ""}` }, key);
     make("span", { class: `swatch${line.dash ? " dash" : ""}${line.thin ? " thin" : ""}` }, entry);
-    entry.append(line.label);
+    entry.append(line.label ?? "");
     explained(entry, line.term ?? line.label);
   }
 }
@@ -427,7 +435,7 @@ function slider(parent, label, { min, max, step: step3, text = String }, action)
   const output = make("output", {}, box);
   input.addEventListener("input", () => action(Number(input.value)));
   function set(value) {
-    input.value = value;
+    input.value = String(value);
     input.setAttribute("aria-valuetext", text(value));
     output.textContent = text(value);
   }
@@ -459,7 +467,7 @@ var WIDEST = 640;
 function dragChart(parent, action) {
   const root = make("div", { class: "drag-chart" }, parent);
   let axis = null;
-  onDrag(root, ({ target }) => target.closest("svg") ? true : null, (event) => {
+  onDrag(root, ({ target }) => target instanceof Element && target.closest("svg") ? true : null, (event) => {
     const svg = root.querySelector("svg");
     if (svg && axis) action(valueUnder(svg, axis, event.clientX));
   });
@@ -469,7 +477,7 @@ function dragChart(parent, action) {
     const width = Math.max(NARROWEST, Math.min(WIDEST, root.clientWidth || WIDEST));
     chart(root, { ...contents, width, height: contents.height ?? 210 });
   }
-  return { root, draw };
+  return { draw };
 }
 
 // allocate.js
@@ -492,7 +500,8 @@ function apportion(weights, budget, low, high, costs = ones(weights)) {
   const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs);
   const ideal = (i) => Number(numerators[i] * rest / scale);
   const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
-  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest, lacks = units.map((_, i) => lack(i));
+  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest;
+  const lacks = units.map((_, i) => lack(i));
   for (let left = budget - total(units, costs); ; ) {
     let next = -1;
     units.forEach((count, i) => {
@@ -543,7 +552,7 @@ var WIDTH = 8;
 var LAYERS = 4;
 var BUDGET = 8;
 var SAMPLES2 = 64;
-var STEPS = 120;
+var STEPS2 = 120;
 var RATE = 0.1;
 var TASKS = {
   large: { ranks: [0, 2, 5, 0], sizes: [0, 0.6, 1.2, 0], gains: [0.2, 0.6, 1.2, 0.2] },
@@ -554,7 +563,7 @@ function makeNetwork(seed, task) {
   const weights = task.gains.map((gain) => times(normals(WIDTH, WIDTH), gain / Math.sqrt(WIDTH)));
   const inputs = normals(SAMPLES2, WIDTH);
   const changed = weights.map((weight, l) => plus(weight, changeOf(normals, task.ranks[l]), task.sizes[l]));
-  const targets = run(changed, inputs).at(-1);
+  const targets = run(changed, inputs)[LAYERS];
   const { loss: start, gradients } = gradientsOf(weights, inputs, targets);
   const scores = sensitivities(weights, inputs, targets);
   const singular = gradients.map((gradient) => rightSingular(gradient));
@@ -577,8 +586,9 @@ function run(weights, inputs) {
 }
 function gradientsOf(weights, inputs, targets) {
   const values = run(weights, inputs), count = inputs.length;
-  let errors = plus(values.at(-1), targets, -1);
-  const loss = squaredNorm(errors) / (2 * count), gradients = [];
+  let errors = plus(values[weights.length], targets, -1);
+  const loss = squaredNorm(errors) / (2 * count);
+  const gradients = [];
   for (let l = weights.length - 1; l >= 0; l--) {
     const added = plus(values[l + 1], values[l], -1);
     const inner = errors.map((row, n) => row.map((error, i) => error * (1 - added[n][i] ** 2)));
@@ -657,7 +667,7 @@ var UNIT = 20;
 var WIDE = 62;
 var GAP = 22;
 var TOP2 = 8;
-var STEPS2 = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, "+": 1, "=": 1, "-": -1 };
+var STEPS3 = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, "+": 1, "=": 1, "-": -1 };
 function rankBars(parent, { layers, budget }, action) {
   const left = make("p", { class: "left", role: "status" }, parent);
   const width = layers * (WIDE + GAP), height = TOP2 + budget * UNIT + 40;
@@ -670,16 +680,17 @@ function rankBars(parent, { layers, budget }, action) {
     const next = Math.max(0, Math.min(rank, rest));
     if (next !== ranks[l]) action(ranks.with(l, next));
   }
+  const ends = { Home: 0, End: budget };
   bars.forEach(
     ({ g }, l) => g.addEventListener("keydown", (event) => {
-      const rank = { Home: 0, End: budget }[event.key] ?? (event.key in STEPS2 ? ranks[l] + STEPS2[event.key] : null);
+      const rank = ends[event.key] ?? (event.key in STEPS3 ? ranks[l] + STEPS3[event.key] : null);
       if (rank === null) return;
       set(l, rank);
       event.preventDefault();
     })
   );
-  const grip = (event) => {
-    const l = bars.findIndex(({ g }) => g.contains(event.target));
+  const grip = ({ target }) => {
+    const l = bars.findIndex(({ g }) => target instanceof Node && g.contains(target));
     if (l >= 0) bars[l].g.focus({ preventScroll: true });
     return l >= 0 ? l : null;
   };
@@ -728,17 +739,16 @@ var RULES = [
   { rule: "sensitivity", name: "by sensitivity", from: 3, color: 1 },
   { rule: "captured", name: "by captured gradient", from: 5, color: 2 }
 ];
-var lossOf2 = (tries, rule) => tries.byRule(rule).losses.at(-1);
+var lossOf2 = (tries, rule) => tries.byRule(rule).loss;
 var ranksOf = (tries, rule) => tries.byRule(rule).ranks.join(", ");
 function ranksSteps(tasks) {
   return [...stepsOfOneTask(tasks), ...stepsOfBothTasks(tasks)];
 }
 function compared(tries) {
-  const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
-  const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
-  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${lossText(plain)}.`;
+  const uniform = tries.byRule("uniform"), scored = tries.byRule("sensitivity"), { loss } = scored;
+  const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${lossText(uniform.loss)}.`;
   if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
-  return [loss < plain ? 0 : 1, words];
+  return [loss < uniform.loss ? 0 : 1, words];
 }
 function stepsOfOneTask({ large }) {
   return [
@@ -849,7 +859,7 @@ function stepsOfBothTasks({ large, small }) {
 var SCORES_FROM = 2;
 var OWN_COLOR = 0;
 function ranksScene(parent, seed) {
-  const tasks = { large: new Tries(seed, "large"), small: new Tries(seed, "small") };
+  const tasks = triesOf(seed);
   const state = { task: "large", story: 0 }, now = () => tasks[state.task];
   const root = make("div", { class: "picture" }, parent), bar = make("div", { class: "bar" }, root);
   const select = choose(bar, "Task", TASK_NAMES, state.task, (task) => change({ task }));
@@ -884,46 +894,63 @@ function ranksScene(parent, seed) {
     drawTries(table, tries, rulesOf(state));
   }
   function show(story2) {
-    select.parentElement.hidden = story2 < HARD_FROM;
+    select.parentElement?.toggleAttribute("hidden", story2 < HARD_FROM);
     const isNew = story2 >= HARD_FROM && state.story < HARD_FROM;
     change({ story: story2, task: story2 < HARD_FROM ? "large" : isNew ? "small" : state.task });
   }
   return { steps: ranksSteps(tasks), show, stop: training.stop };
 }
+var triesOf = (seed) => ({ large: new Tries(seed, "large"), small: new Tries(seed, "small") });
 var rulesOf = ({ story: story2 }) => RULES.filter(({ from }) => story2 >= from);
 var Tries = class {
+  /** @type {number[]} */
   ranks = Array(LAYERS).fill(0);
-  /** @type {{ranks: number[], loss: number}[]} */
+  /** @type {Try[]} */
   finished = [];
+  /** @type {Partial<Record<Rule, Trained>>} */
   rules = {};
+  /**
+   * @param {number} seed
+   * @param {string} task
+   */
   constructor(seed, task) {
     this.network = makeNetwork(seed, TASKS[task]);
-    this.begin(this.ranks);
+    this.training = begin2(this.network, this.ranks);
   }
+  /** @type {(ranks: number[]) => void} */
   begin(ranks) {
     this.ranks = ranks;
     this.training = begin2(this.network, ranks);
   }
-  /** Some steps more; a training that ends is a try. Returns whether steps are left. */
+  /**
+   * Some steps more; a training that ends is a try. Returns whether steps are left.
+   *
+   * @type {(count: number) => boolean}
+   */
   advance(count) {
-    const left = STEPS - (this.training.losses.length - 1);
+    const left = STEPS2 - (this.training.losses.length - 1);
     if (!left) this.begin(this.ranks);
-    for (let n = 0; n < Math.min(count, left || STEPS); n++) {
+    for (let n = 0; n < Math.min(count, left || STEPS2); n++) {
       this.training = step2(this.network, this.training);
     }
-    if (this.training.losses.length <= STEPS) return true;
-    const ranks = this.ranks, loss = this.training.losses.at(-1);
+    if (this.training.losses.length <= STEPS2) return true;
+    const ranks = this.ranks, loss = this.training.losses[STEPS2];
     if (!this.finished.some((tried) => String(tried.ranks) === String(ranks))) this.finished.push({ ranks, loss });
     return false;
   }
-  /** The ranks by a rule, and the losses of training with them. */
+  /**
+   * The ranks by a rule, and the losses of training with them.
+   *
+   * @type {(rule: Rule) => Trained}
+   */
   byRule(rule) {
     return this.rules[rule] ??= this.trained(ranksBy(rule, this.network));
   }
+  /** @type {(ranks: number[]) => Trained} */
   trained(ranks) {
     let training = begin2(this.network, ranks);
-    for (let n = 0; n < STEPS; n++) training = step2(this.network, training);
-    return { ranks, losses: training.losses };
+    for (let n = 0; n < STEPS2; n++) training = step2(this.network, training);
+    return { ranks, losses: training.losses, loss: training.losses[STEPS2] };
   }
 };
 function drawLosses(picture, tries, rules) {
@@ -933,7 +960,7 @@ function drawLosses(picture, tries, rules) {
   picture.draw({
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
-    x: { label: "step", min: 0, max: STEPS },
+    x: { label: "step", min: 0, max: STEPS2 },
     y: { label: "loss, share of the first", log: true, min: 0.03, max: 1 },
     height: 220
   });
@@ -941,15 +968,15 @@ function drawLosses(picture, tries, rules) {
 function drawTries(root, tries, rules) {
   root.replaceChildren();
   const byRule = rules.map(({ rule, name }) => {
-    const { ranks, losses } = tries.byRule(rule);
-    return { name, ranks, loss: losses.at(-1) };
+    const { ranks, loss } = tries.byRule(rule);
+    return { name, ranks, loss };
   });
   const own = tries.finished.map((tried, i) => ({ name: `try ${i + 1}`, ...tried }));
   const rows = [...own, ...byRule].sort((a, b) => a.loss - b.loss).slice(0, TRIED);
   if (!rows.length) return;
   const layers = tries.ranks.map((_, l) => `layer ${l + 1}`);
   drawTable(root, {
-    caption: `Loss after ${STEPS} steps, the lowest first`,
+    caption: `Loss after ${STEPS2} steps, the lowest first`,
     head: ["", ...layers, "loss"],
     rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, lossText(loss)])
   });
@@ -1010,8 +1037,7 @@ function randomShares(seed, dimension, count = 200) {
 // scenes/reads_steps.js
 function readsSteps(seed) {
   const inputs = makeInputs(seed), found = measure(inputs), angles = leadingAngles(found);
-  const at = (angle) => sharesAt(found, angle);
-  const facts = { seed, inputs, angles, at };
+  const facts = { seed, inputs, angles, at: (angle) => sharesAt(found, angle) };
   return [...stepsToTheWeight(facts), ...stepsToTheTask(facts)];
 }
 var degrees = (angle) => Math.round(180 * angle / Math.PI);
@@ -1115,7 +1141,7 @@ function stepsToTheTask({ seed, inputs, angles, at }) {
 }
 
 // scenes/training_steps.js
-var STEPS3 = 120;
+var STEPS4 = 120;
 var SWEPT = 60;
 var DEFAULT_RATE = 0.3;
 var RATES = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8];
@@ -1181,7 +1207,7 @@ function stepsOfAFrozenA(layer, floors) {
         ask: "LoRA starts from the random A. After 120 steps at the same rate, is its loss below the floor of the gradient\u2019s A?",
         options: ["Yes", "No"],
         answer: () => {
-          const [loss] = lossesByRate(layer, "lora", [DEFAULT_RATE], STEPS3);
+          const [loss] = lossesByRate(layer, "lora", [DEFAULT_RATE], STEPS4);
           return [
             loss < floors.gradient ? 0 : 1,
             `LoRA ends at ${lossText(loss)}, the floor is ${lossText(floors.gradient)}.`
@@ -1246,11 +1272,10 @@ function drawHandout(parent, seed) {
     parent,
     `Seed ${seed}. Answer each question before you press Next; then write down what the page shows.`
   );
-  const tasks = { large: new Tries(seed, "large"), small: new Tries(seed, "small") };
   const scenes = {
     "1. What does an adapter read?": readsSteps(seed),
     "2. What does training do with it?": trainingSteps(makeLayer(seed)),
-    "3. Where should the rank go?": ranksSteps(tasks)
+    "3. Where should the rank go?": ranksSteps(triesOf(seed))
   };
   for (const [title, steps] of Object.entries(scenes)) {
     make("h2", {}, parent, title);
@@ -1271,7 +1296,7 @@ function drawHandout(parent, seed) {
 // colors.js
 var RED = [178, 24, 43];
 var BLUE = [33, 102, 172];
-var rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+var rgb = (text) => (text.match(/[\d.]+/g) ?? []).slice(0, 3).map(Number);
 function luminance(color) {
   const linear = (c) => c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
   const [r, g, b] = color.map(linear);
@@ -1291,7 +1316,8 @@ var largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs
 var SIZE = 300;
 var MIDDLE = SIZE / 2;
 function plane(parent, label, reach) {
-  const scale = MIDDLE / reach, x = (v) => MIDDLE + scale * v, y = (v) => MIDDLE - scale * v;
+  const factor = MIDDLE / reach;
+  const scale = { x: (v) => MIDDLE + factor * v, y: (v) => MIDDLE - factor * v, reach }, { x, y } = scale;
   const size = { width: SIZE, height: SIZE, viewBox: `0 0 ${SIZE} ${SIZE}` };
   const svg = make("svg", { class: "plane chart", role: "img", "aria-label": label, ...size }, parent);
   make("line", { class: "guide", x1: 0, x2: SIZE, y1: MIDDLE, y2: MIDDLE }, svg);
@@ -1308,17 +1334,17 @@ function plane(parent, label, reach) {
       put(dot2, "style", `fill: ${tint(numbers[i] / most, dark).fill}`);
     });
     drawn.replaceChildren();
-    for (const line of lines) drawLine2(drawn, line, x, y, reach);
+    for (const line of lines) drawLine2(drawn, line, scale);
     if (mean) make("circle", { class: "mean", cx: x(mean[0]), cy: y(mean[1]), r: 7 }, drawn);
   }
   function locate(event) {
-    const box = svg.getBoundingClientRect(), factor = SIZE / (box.width || SIZE);
-    const [right, down] = [(event.clientX - box.left) * factor, (event.clientY - box.top) * factor];
-    return [(right - MIDDLE) / scale, (MIDDLE - down) / scale];
+    const box = svg.getBoundingClientRect(), zoom = SIZE / (box.width || SIZE);
+    const [right, down] = [(event.clientX - box.left) * zoom, (event.clientY - box.top) * zoom];
+    return [(right - MIDDLE) / factor, (MIDDLE - down) / factor];
   }
   return { svg, draw, locate };
 }
-function drawLine2(parent, { at: [a, b], angle, look, name, isFlipped }, x, y, reach) {
+function drawLine2(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
   const [cosine, sine] = unit(angle), far = 3 * reach, side = isFlipped ? -1 : 1;
   const ends = { x1: x(a - far * cosine), y1: y(b - far * sine), x2: x(a + far * cosine), y2: y(b + far * sine) };
   make("line", { class: `through ${look}`, ...ends }, parent);
@@ -1483,7 +1509,7 @@ function drawDimensions(root, state) {
   const finding = make("p", { class: "finding", role: "status" }, root);
   const bar = make("div", { class: "bar" }, root);
   const nearest = (value) => DIMENSIONS.reduce((a, b) => Math.abs(Math.log(b / value)) < Math.abs(Math.log(a / value)) ? b : a);
-  const last = DIMENSIONS.length - 1, range = { min: 0, max: last, step: 1, text: (i) => String(DIMENSIONS[i]) };
+  const range = { min: 0, max: DIMENSIONS.length - 1, step: 1, text: (i) => String(DIMENSIONS[i]) };
   const dimension = slider(bar, "Dimension", range, (i) => move(DIMENSIONS[i]));
   const picture = dragChart(root, (value) => move(nearest(value)));
   make("p", { class: "formula" }, root, "share of a random a = cos\xB2 of its angle to the direction; mean 1 / d");
@@ -1539,11 +1565,12 @@ function story(parent, scene) {
     status.replaceChildren();
     const before = step3 ? steps[step3 - 1].question : null;
     if (before) drawAnswer(status, before, guesses[step3 - 1]);
+    const { heading: title, text, question } = steps[step3];
     body.replaceChildren();
     make("div", { class: "count" }, body, `Step ${step3 + 1} of ${steps.length}`);
-    const heading = make("h2", { tabindex: -1 }, body, steps[step3].heading);
-    for (const words of steps[step3].text) make("p", {}, body, words);
-    if (steps[step3].question) drawQuestion(body, steps[step3].question, guesses, step3);
+    const heading = make("h2", { tabindex: -1 }, body, title);
+    for (const words of text) make("p", {}, body, words);
+    if (question) drawQuestion(body, question, guesses, step3);
     back.disabled = step3 === 0;
     next.disabled = step3 === steps.length - 1;
     scene.show(step3);
@@ -1561,7 +1588,7 @@ function drawQuestion(parent, { ask, options }, guesses, step3) {
       mark();
     })
   );
-  const mark = () => buttons.forEach((element, i) => element.setAttribute("aria-pressed", guesses[step3] === i));
+  const mark = () => buttons.forEach((element, i) => put(element, "aria-pressed", guesses[step3] === i));
   mark();
 }
 function drawAnswer(parent, { options, answer }, guess) {
@@ -1575,7 +1602,8 @@ function drawAnswer(parent, { options, answer }, guess) {
 var CELL = 11;
 function matrixMap(parent, name, rows, columns) {
   const root = make("figure", { class: "matrix" }, parent), size = { width: CELL * columns, height: CELL * rows };
-  const svg = make("svg", { role: "img", "aria-label": name, ...size }, root), cells = [];
+  const svg = make("svg", { role: "img", "aria-label": name, ...size }, root);
+  const cells = [];
   for (let i = 0; i < rows; i++) {
     for (let j = 0; j < columns; j++) {
       const at = { x: CELL * j, y: CELL * i, width: CELL - 1, height: CELL - 1 };
@@ -1603,7 +1631,7 @@ function trainingScene(parent, seed) {
   const root = make("div", { class: "picture" }, parent);
   const bar = make("div", { class: "bar" }, root);
   const training = player(bar, { advance, restart: () => move(0) });
-  const step3 = slider(bar, "Step", { min: 0, max: STEPS3, step: 1 }, (value) => move(value));
+  const step3 = slider(bar, "Step", { min: 0, max: STEPS4, step: 1 }, (value) => move(value));
   const rate = slider(
     bar,
     "Learning rate",
@@ -1619,10 +1647,10 @@ function trainingScene(parent, seed) {
     redraw();
   }
   function advance(count) {
-    if (state.at === STEPS3) state.at = 0;
-    state.at = Math.min(STEPS3, state.at + count);
+    if (state.at === STEPS4) state.at = 0;
+    state.at = Math.min(STEPS4, state.at + count);
     redraw();
-    return state.at < STEPS3;
+    return state.at < STEPS4;
   }
   function setRate(value) {
     if (value === state.rate) return;
@@ -1638,7 +1666,7 @@ function trainingScene(parent, seed) {
   }
   function show(story2) {
     training.stop();
-    if (story2 >= RATE_FROM && story2 > state.story) state.at = STEPS3;
+    if (story2 >= RATE_FROM && story2 > state.story) state.at = STEPS4;
     state.story = story2;
     rate.box.hidden = story2 < RATE_FROM - 1;
     sweep.hidden = story2 !== RATE_FROM;
@@ -1654,7 +1682,7 @@ function runOf(state, method) {
   const { layer, rate, runs, at } = state;
   const run2 = runs[method] ??= [{ training: begin(layer, method), loss: 1 }];
   while (run2.length <= at) {
-    const training = step(layer, run2.at(-1).training, rate);
+    const training = step(layer, run2[run2.length - 1].training, rate);
     run2.push({ training, loss: lossOf(training.update, layer) });
   }
   return run2;
@@ -1663,23 +1691,22 @@ function drawLosses2(picture, state) {
   const lines = shownMethods(state).map(({ method, name }, color) => {
     const run2 = runOf(state, method).slice(0, state.at + 1), end = run2.findIndex(({ loss }) => !(loss < DIVERGED));
     const points = run2.slice(0, end < 0 ? void 0 : end).map(({ loss }, n) => [n, loss]);
-    const text = end < 0 ? `${name}: ${lossText(run2.at(-1).loss)}` : `${name}: diverged`;
+    const text = end < 0 ? `${name}: ${lossText(run2[state.at].loss)}` : `${name}: diverged`;
     return { label: text, term: "", points, color };
   });
   const floors = shownMethods(state).flatMap(({ method }, color) => {
-    if (!(method in FLOORS)) return [];
-    const floor = floorOf(FLOORS[method](state.layer), state.layer);
-    return [{ points: [[0, floor], [STEPS3, floor]], color, dash: true, thin: true }];
+    if (method !== "random" && method !== "gradient") return [];
+    const floor = floorOf(state.layer[method], state.layer);
+    return [{ points: [[0, floor], [STEPS4, floor]], color, dash: true, thin: true }];
   });
   picture.draw({
     title: "Loss of each way to train, by step",
     lines: [...lines, ...floors],
-    x: { label: "step", min: 0, max: STEPS3 },
+    x: { label: "step", min: 0, max: STEPS4 },
     y: { label: "loss", min: 0, max: 1.2 },
     cursor: state.at
   });
 }
-var FLOORS = { random: (layer) => layer.random, gradient: (layer) => layer.gradient };
 function drawMaps(parent) {
   const root = make("div", { class: "matrices" }, parent), [rows, columns] = [OUTPUTS, INPUTS];
   const needed = matrixMap(root, "Needed change", rows, columns);
@@ -1697,15 +1724,15 @@ function paintMaps({ needed, updates }, state) {
   });
 }
 function drawSweep(picture, state) {
-  state.swept ??= METHODS.map(({ method }) => lossesByRate(state.layer, method, RATES, SWEPT));
+  const swept = state.swept ??= METHODS.map(({ method }) => lossesByRate(state.layer, method, RATES, SWEPT));
   const lines = METHODS.map(({ name }, color) => {
-    const points = RATES.map((rate, i) => [rate, state.swept[color][i]]).filter(([, loss]) => loss < DIVERGED);
+    const points = RATES.map((rate, i) => [rate, swept[color][i]]).filter(([, loss]) => loss < DIVERGED);
     return { label: name, term: "", points, color, dots: true };
   });
   picture.draw({
     title: `Loss after ${SWEPT} steps, by learning rate`,
     lines,
-    x: { label: "learning rate", log: true, min: RATES[0], max: RATES.at(-1) },
+    x: { label: "learning rate", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
     y: { label: `loss after ${SWEPT}`, min: 0, max: 1.2 },
     cursor: state.rate,
     height: 190
@@ -1776,8 +1803,8 @@ function renderScenes(el, seed = 5) {
     panel.replaceChildren();
     panel.setAttribute("aria-labelledby", `scene-${i + 1}`);
     buttons.forEach((tab, k) => {
-      tab.setAttribute("aria-selected", k === i);
-      tab.setAttribute("tabindex", k === i ? 0 : -1);
+      put(tab, "aria-selected", k === i);
+      put(tab, "tabindex", k === i ? 0 : -1);
     });
     const text = make("div", { class: "text" }, panel), picture = make("div", { class: "stage" }, panel);
     const scene = SCENES[i].draw(picture, seed);

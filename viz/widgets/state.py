@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tlora.allocation.allocate import apply_options, check_options
-from tlora.allocation.allocation import Allocation, apportion_ranks
+from tlora.allocation.allocate import apply_options, ranks_to_edit
+from tlora.allocation.allocation import Allocation, edit_ranks
 from tlora.allocation.constraints import excluded_modules, rank_ceiling, rank_floor
 from tlora.allocation.options import AllocationOptions
 from tlora.calibration.sensitivity import Sensitivity
@@ -96,27 +95,22 @@ def edit_state(allocation: Allocation, state: AllocationState, bound: int | None
     """
     if list(state.edits.items()) == list(allocation.edits.items()):
         return allocation
-    parts = allocation.targets, allocation.scores, allocation.options, dict(state.edits)
     with _naming_bases(state.options, bound):
-        return apportion_ranks(*parts, allocation.meta, allocation.energies)
-
-
-def is_possible(sensitivity: Sensitivity, state: AllocationState) -> bool:
-    """Whether there is an allocation of a state."""
-    try:
-        check_options(sensitivity, *_arguments(sensitivity, state))
-    except ValueError:
-        return False
-    return True
+        return edit_ranks(allocation, dict(state.edits))
 
 
 def nearest_rank(
     sensitivity: Sensitivity, state: AllocationState, names: Collection[str], present: int, rank: int
 ) -> int | None:
     """The possible rank of ``names`` that is nearest to ``rank``, on the side of the present one; None if none is."""
-    ranks = range(present, rank, 1 if rank > present else -1)
-    refused = bisect_left(ranks, True, key=lambda r: not is_possible(sensitivity, decide_ranks(state, names, EDIT, r)))
-    return ranks[refused - 1] if refused else None
+    try:
+        ranks = ranks_to_edit(sensitivity, *_arguments(sensitivity, decide_ranks(state, names, EDIT, 1)), names)
+    except ValueError:  # such as a module that was left out and has no room beside the least ranks of the others
+        return None
+    if not ranks:
+        return None
+    nearest = min(max(rank, ranks[0]), ranks[-1])
+    return nearest if min(present, rank) <= nearest <= max(present, rank) else None
 
 
 def _arguments(sensitivity: Sensitivity, state: AllocationState) -> tuple[AllocationOptions, Any, Mapping[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,18 +98,16 @@ def about(
 def current(names: Sequence[str], allocation: Allocation, state: AllocationState, most: int) -> dict[str, Any]:
     """What follows the state: ranks, their reasons and scalings."""
     kept = state.kept or allocation
-    frame = allocation.to_frame().set_index("module")
-    ideals, decided_by = frame["ideal"].to_dict(), frame["decided_by"].to_dict()
     alike = state.options.temperature == 0 or not state.options.adapt_ranks
     words = {"pinned": "by hand", "edited": "by hand", "score": "uniform" if alike else "score"}
-    reasons = {name: words.get(reason, reason) for name, reason in decided_by.items()}
+    reasons = {name: words.get(reason, reason) for name, reason in allocation.decided_by.items()}
     limits = dict(zip(allocation.scores, allocation.limits.high, strict=True))
     return {
         "ranks": [allocation.ranks.get(name, 0) for name in names],
         "kept": [kept.ranks.get(name, 0) for name in names],
-        "scalings": shorten_all([allocation.scalings.get(name, float("nan")) for name in names]),
+        "scalings": shorten_all([allocation.scalings.get(name, math.nan) for name in names]),
         "reasons": [reasons.get(name, "left out") for name in names],
-        "ideals": shorten_all([ideals.get(name, float("nan")) for name in names]),
+        "ideals": shorten_all([allocation.ideals[name] if name in allocation.ranks else math.nan for name in names]),
         "most": [int(limits.get(name, 0)) for name in names],
         "rank": allocation.rank,
         "is_captured": allocation.options.is_captured,

@@ -1,17 +1,20 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: d89545dbbe2641e913a3b0ed7422a7c23ca4ffc69fe61df0dda706a3ec93de29
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7036b97467cfe2ea6dfa81a1c9d2580d04335f1c336a89ed3025e69a891fc862
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
 function make(tag, attributes = {}, parent = null, text = null) {
   const isSvg = DRAWN.includes(tag) || attributes.svg;
   const element = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value2] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value2);
+  for (const [name, value2] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, String(value2));
   if (text !== null) element.textContent = String(text);
   if (parent) parent.appendChild(element);
-  return element;
+  return (
+    /** @type {Made<T>} */
+    element
+  );
 }
 function put(element, name, value2) {
-  if (element.getAttribute(name) !== String(value2)) element.setAttribute(name, value2);
+  if (element.getAttribute(name) !== String(value2)) element.setAttribute(name, String(value2));
 }
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -31,7 +34,7 @@ var glossary_default = {
   "nominal rank": "The rank of every module in a uniform allocation; it sets the budget.",
   budget: "What all modules share: the ranks, or the trainable parameters, of the uniform allocation. A module that gets more takes it from the others.",
   score: "The sensitivity of a module: the mean of |weight \xD7 gradient| over its weights and the calibration samples, in nats.",
-  sensitivity: "How much the loss depends on a module: its share of all scores. Ranks by score are in proportion to it.",
+  sensitivity: "How sensitive the loss is to the weights of a module: its share of all scores. Ranks by score are in proportion to it.",
   change: "Ranks more (red) or fewer (blue) than in the kept allocation.",
   scaling: "The factor s in W + s B A: how strongly an adapter acts on its module. White is alpha / rank.",
   alpha: "Numerator of the scaling: s is alpha divided by the rank.",
@@ -94,10 +97,10 @@ function describe(element, sentence2) {
   if (!sentence2) return element;
   element.setAttribute("aria-description", sentence2);
   const isReachable = ["BUTTON", "LABEL", "SUMMARY"].includes(element.tagName) || element.hasAttribute("tabindex");
-  if (!isReachable) element.setAttribute("tabindex", 0);
+  if (!isReachable) element.setAttribute("tabindex", "0");
   return element;
 }
-function explained(element, words = element.textContent) {
+function explained(element, words = element.textContent ?? "") {
   return describe(element, SENTENCES[words.toLowerCase()]);
 }
 function explainer(root) {
@@ -106,7 +109,7 @@ function explainer(root) {
     box.style.display = "none";
   };
   function show(event) {
-    const word = event.target.closest?.("[aria-description]");
+    const word = event.target instanceof Element ? event.target.closest("[aria-description]") : null;
     if (!word) return hide();
     box.textContent = word.getAttribute("aria-description");
     box.style.display = "block";
@@ -216,7 +219,7 @@ function drawKey(parent, lines) {
   for (const line of named) {
     const entry = make("span", { class: `c${line.color ?? inColor.indexOf(line)} ${line.name ?? ""}` }, key);
     make("span", { class: `swatch${line.dash ? " dash" : ""}${line.thin ? " thin" : ""}` }, entry);
-    entry.append(line.label);
+    entry.append(line.label ?? "");
     explained(entry, line.term ?? line.label);
   }
 }
@@ -256,7 +259,8 @@ function drawLine({ svg, at, up }, line, look, points) {
 function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), isAlone = names.length === 1;
   const lines = names.flatMap((name, i) => {
-    const { losses, held } = arms[name], label = (what) => isAlone ? what : `${name}, ${what}`;
+    const { losses, held } = arms[name];
+    const label = (what) => isAlone ? what : `${name}, ${what}`;
     const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 };
     const heldLabel = label(isAlone ? "validation" : "held out");
     return [
@@ -279,7 +283,7 @@ function lossCurves(parent, arms, width) {
 var RED = [178, 24, 43];
 var BLUE = [33, 102, 172];
 var GREEN = [0, 104, 116];
-var rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+var rgb = (text) => (text.match(/[\d.]+/g) ?? []).slice(0, 3).map(Number);
 function luminance(color) {
   const linear = (c) => c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
   const [r, g, b] = color.map(linear);
@@ -302,7 +306,10 @@ var MOVES = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp
 var STEPS = { "+": 1, "=": 1, "-": -1 };
 var membersOf = (modules, which, at) => modules[which].flatMap((place2, k) => place2 === at ? [k] : []);
 function labelMembers(modules, event) {
-  const { row, column } = event.target.dataset;
+  const { row, column } = (
+    /** @type {HTMLElement | SVGElement} */
+    event.target.dataset
+  );
   if (row !== void 0) return membersOf(modules, "row", Number(row));
   return column === void 0 ? null : membersOf(modules, "column", Number(column));
 }
@@ -327,7 +334,8 @@ function moduleGrid(svg, modules, shape, words) {
 }
 function drawBand(grid, y0, first, length) {
   const { svg, modules, shape } = grid, { left, w, gaps = [] } = shape;
-  const here = modules.columns.slice(first, first + length), x = (i) => left + w * (i - first);
+  const here = modules.columns.slice(first, first + length);
+  const x = (i) => left + w * (i - first);
   const bottom = bandHeight(modules, shape, 14) - shape.top + y0, every = Math.ceil(18 / w);
   const head = make("g", { role: "row" }, svg);
   drawLabel(head, { x: left - 6, y: bottom, "text-anchor": "end", role: "columnheader" }, "layer");
@@ -431,7 +439,7 @@ function drawNote(note, { status }) {
   note.prepend("Pass it to ");
   note.append(".");
 }
-function drawCurves(parent, { arms, rows, columns, cells }, width) {
+function drawCurves(parent, { arms = {}, rows = [], columns = [], cells = [] }, width) {
   lossCurves(parent, arms, width);
   if (!cells.length) return;
   const most = Math.max(...cells.map(([, , share]) => share ?? 0), 1e-12);
@@ -487,6 +495,7 @@ function store(value2) {
 }
 
 // controls.js
+var STEPS2 = { ArrowRight: 1, ArrowLeft: -1 };
 function button(parent, label, sentence2, action, attributes = {}) {
   const element = describe(make("button", { type: "button", ...attributes }, parent, label), sentence2);
   element.addEventListener("click", action);
@@ -504,26 +513,28 @@ function fillOptions(select2, options, selected) {
   select2.replaceChildren();
   for (const [value2, text] of options) make("option", { value: value2 }, select2, text).selected = value2 === selected;
 }
-function onArrows(row, then = (_target) => {
+function onArrows(row, then = () => {
 }) {
   row.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const step = STEPS2[event.key];
     if (!step) return;
     const buttons = [...row.querySelectorAll("button")].filter((button2) => !button2.hidden);
-    const target = buttons[(buttons.indexOf(event.target) + step + buttons.length) % buttons.length];
+    const at = buttons.findIndex((button2) => button2 === event.target);
+    const target = buttons[(at + step + buttons.length) % buttons.length];
     then(target);
     target.focus();
     event.preventDefault();
   });
 }
 function drawBar(parent, { words, done, total: total2 }) {
-  make("progress", { ...total2 > 1 && { max: total2, value: done }, "aria-label": words }, parent);
-  parent.append(words + (total2 > 1 ? `: ${done} of ${total2}` : ""));
+  const share = total2 !== null && total2 > 1 ? { max: total2, value: done } : null;
+  make("progress", { ...share, "aria-label": words }, parent);
+  parent.append(words + (share ? `: ${done} of ${total2}` : ""));
 }
 function copyable(parent) {
   const line = make("code", { tabindex: 0 }, parent);
   const copy = button(parent, "Copy", "Copy the line of Python", async () => {
-    await navigator.clipboard.writeText(line.textContent);
+    await navigator.clipboard.writeText(line.textContent ?? "");
     copy.textContent = "Copied";
     setTimeout(() => {
       copy.textContent = "Copy";
@@ -573,9 +584,9 @@ function alignmentPart(parent, { pairs }, { about, model }) {
   const names = pairs.map(({ sides }, i) => [i, sides.join(" and ")]);
   choose(bar, "Pair", names, pairs.indexOf(pair), (i) => {
     pair = pairs[Number(i)];
-    slider.max = pair.rank;
+    slider.max = String(pair.rank);
     rank = Math.min(rank, pair.rank);
-    slider.value = rank;
+    slider.value = String(rank);
     draw();
   });
   const box = labeled(bar, "Rank");
@@ -586,7 +597,7 @@ function alignmentPart(parent, { pairs }, { about, model }) {
     draw();
   });
   function draw() {
-    output.textContent = rank;
+    output.textContent = String(rank);
     below.replaceChildren();
     drawPair(below, about, pair, rank);
   }
@@ -596,7 +607,8 @@ function drawPair(parent, about, pair, rank) {
   const known = about.names.flatMap((_, k) => pair.overlaps[k].length ? [k] : []);
   const means = (r) => mean(known.map((k) => pair.overlaps[k][r - 1]));
   const chance = (r) => mean(known.map((k) => r * pair.chance[k][0]));
-  const overlap = (k) => pair.overlaps[k][rank - 1], sides = pair.sides.join(" and ");
+  const overlap = (k) => pair.overlaps[k][rank - 1];
+  const sides = pair.sides.join(" and ");
   const top = known.reduce((best2, k) => overlap(k) > overlap(best2) ? k : best2, known[0]);
   const first = rank === 1 ? "direction overlaps" : `${rank} directions overlap`;
   const finding = `first ${first} by ${percent(means(rank))}, by chance ${percent(chance(rank))}`;
@@ -672,7 +684,10 @@ var changedModules = ({ choice }) => Object.keys(choice.ranks).map(Number);
 var switchKey = (panel) => changedModules(panel).map((k) => `${k}:${panel.choice.ranks[k]}`).join();
 function answerNow({ sample, choice, known }, key) {
   const stored2 = sample.switched[key], added = known[`${choice.sample} ${key}`];
-  return stored2 || added ? { ...stored2, ...added } : void 0;
+  return stored2 || added ? (
+    /** @type {Answer} */
+    { ...stored2, ...added }
+  ) : void 0;
 }
 var isMeasured = ({ part, sample }, k) => part.live || `${k}:0` in sample.switched;
 var overTokens = ({ choice }, values) => choice.token === null ? sum(values) : values[choice.token];
@@ -684,9 +699,9 @@ var isOutside = (part, k) => part.columns[part.column[k]] < 0;
 var moduleName = (part, k) => isOutside(part, k) ? part.names[k] : placeOf(part, k);
 function nameOf(part, modules) {
   if (modules.length === 1) return moduleName(part, modules[0]);
-  const isWhole = (which) => membersOf(part, which, part[which][modules[0]]).join() === modules.join();
-  if (isWhole("row")) return `${part.rows[part.row[modules[0]]]} of all layers`;
-  if (isWhole("column")) return `layer ${part.columns[part.column[modules[0]]]}`;
+  const isWhole2 = (which) => membersOf(part, which, part[which][modules[0]]).join() === modules.join();
+  if (isWhole2("row")) return `${part.rows[part.row[modules[0]]]} of all layers`;
+  if (isWhole2("column")) return `layer ${part.columns[part.column[modules[0]]]}`;
   return `${modules.length} modules`;
 }
 
@@ -729,14 +744,18 @@ function paintAnswer({ strip }, panel, now) {
   const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
   const [names, ...cards] = strip.children;
   strip.classList.toggle("switched", now !== null);
-  names.firstChild.setAttribute("aria-pressed", choice.token === null);
+  put(names.children[0], "aria-pressed", choice.token === null);
   cards.forEach((card, i) => paintCard(card, panel, i, now, (value2) => tint(value2 / most, dark)));
 }
 function paintCard(card, { sample, choice }, i, now, colorOf) {
-  const [token, gain, base, adapter, after, first] = card.children, { measure } = choice;
-  const rise = sample.adapter[measure][i] - sample.base[measure][i], p = (values) => probability(values[0][i]);
+  const [token, gain, base, adapter, after, first] = (
+    /** @type {Iterable<HTMLElement>} */
+    card.children
+  );
+  const { measure } = choice, rise = sample.adapter[measure][i] - sample.base[measure][i];
+  const p = (values) => probability(values[0][i]);
   fill(token, colorOf(rise));
-  token.setAttribute("aria-pressed", choice.token === i);
+  put(token, "aria-pressed", choice.token === i);
   const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
   const text = quoted(sample.tokens[sample.positions[i]]);
   token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
@@ -756,10 +775,14 @@ function fill(element, color) {
 }
 function writeAnswers(parent, { part, sample }, now) {
   parent.replaceChildren();
-  const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
-  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  const [base, adapter] = sample.generated;
+  const lines = [["base", base], ["adapter", adapter]];
+  if (now && part.live) lines.push(["now", now.answer ?? now.bar ?? "\u2026"]);
   for (const [name, words] of lines) {
-    if (words !== void 0) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+    if (words === void 0) continue;
+    const line = make("div", { class: name }, parent, `${name} answers: `);
+    if (typeof words === "string") make("code", {}, line, words);
+    else drawBar(line, words);
   }
 }
 
@@ -779,7 +802,8 @@ function actOf({ ranks }, off) {
   return off.length === 1 ? `cutting it to rank ${ranks[off[0]]}` : "cutting them";
 }
 function concludeLargest(panel) {
-  const { part, sample, choice } = panel, size = (k2) => Math.abs(contribution(panel, k2, choice.measure));
+  const { part, sample, choice } = panel;
+  const size = (k2) => Math.abs(contribution(panel, k2, choice.measure));
   const order = part.names.map((_, k2) => k2).sort((a, b) => size(b) - size(a));
   const k = order.find((module) => `${module}:0` in sample.switched);
   if (k === void 0) return `The answer gained ${unsignedNats(gained(panel, choice.measure))} nats.`;
@@ -791,17 +815,10 @@ function sentence(panel, subject, act3, modules, now) {
   const token = choice.token === null ? null : sample.tokens[sample.positions[choice.token]];
   const of = token === null ? "" : ` of ${quoted(token.trim())}`;
   const added = (measure) => sum(modules.map((k) => contribution(panel, k, measure)));
-  const share = (measure) => `${unsignedNats(added(measure))} of`, all = (m) => unsignedNats(gained(panel, m));
-  const lost = cost(panel, now, 0), rest = compare(panel, modules, added(0), lost);
-  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act3} costs ${unsignedNats(lost)}${rest}. In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
-}
-function compare({ choice }, modules, added, lost) {
-  const isWhole = modules.every((k) => !choice.ranks[k]);
-  const they = modules.length > 1 ? "they" : "it", them = modules.length > 1 ? "them" : "it";
-  if (lost < -5e-3) return ", so the answer is likelier that way";
-  if (isWhole && added - lost > 5e-3) return `, so the other modules make up for ${unsignedNats(added - lost)}`;
-  if (added <= 0 || added - lost >= -5e-3) return "";
-  return `, more than ${they} contributed: other modules build on ${them}`;
+  const share = (measure) => `${unsignedNats(added(measure))} of`;
+  const all = (measure) => unsignedNats(gained(panel, measure));
+  const lost = cost(panel, now, 0), likelier = lost < -5e-3 ? ", so the answer is likelier that way" : "";
+  return `${capitalized(subject)} ${share(0)} the ${all(0)} nats${of}; ${act3} costs ${unsignedNats(lost)}${likelier}. In log-odds, which have no ceiling: ${share(1)} ${all(1)}, cost ${unsignedNats(cost(panel, now, 1))}.`;
 }
 
 // panels/attribution/map.js
@@ -819,7 +836,7 @@ function drawMap(panel, svg) {
   const width = left + w * part.columns.length + right, height = bandHeight(part, shape, 18);
   const size = { width, height, viewBox: `0 0 ${width} ${height}`, style: `min-width: ${Math.min(width, 560)}px` };
   for (const [name, value2] of Object.entries({ ...size, role: "grid", "aria-label": LABEL })) {
-    svg.setAttribute(name, value2);
+    put(svg, name, value2);
   }
   Object.assign(panel, moduleGrid(svg, part, shape, WORDS));
   panel.titles = panel.cells.map(({ g }) => make("title", { svg: true }, g));
@@ -856,8 +873,8 @@ function paintCell(panel, k, value2, most, color) {
   put(cell.g, "tabindex", k === focus ? 0 : -1);
   put(cell.g, "class", `cell${left ? " hand" : ""}${isKnown ? "" : " unknown"}`);
   const alone = sample.switched[`${k}:0`] ?? known[`${choice.sample} ${k}:0`];
-  const price = alone ? `; leaving it out alone costs ${unsignedNats(cost(panel, alone, choice.measure))}` : "";
-  panel.titles[k].textContent = words + price + (isKnown ? "" : "; leaving it out is not measured here");
+  const { values } = alone ?? {}, price = values && unsignedNats(cost(panel, { values }, choice.measure));
+  panel.titles[k].textContent = words + (price ? `; leaving it out alone costs ${price}` : "") + (isKnown ? "" : "; leaving it out is not measured here");
 }
 function cellText(value2, most) {
   const size = Math.abs(value2);
@@ -868,11 +885,14 @@ var clamp = ({ part }, k, rank) => Math.max(0, Math.min(part.ranks[k], rank));
 function followPointer(panel, svg) {
   const { part } = panel;
   svg.addEventListener("pointerdown", (event) => {
-    const members = labelMembers(part, event), cell = event.target.closest(".cell");
+    const members = labelMembers(part, event), cell = (
+      /** @type {Element} */
+      event.target.closest(".cell")
+    );
     if (members) return panel.turn(members);
     if (!cell || event.button) return;
     event.preventDefault();
-    const k = panel.focus = Number(cell.dataset.k);
+    const k = panel.focus = Number(cell.getAttribute("data-k"));
     panel.cells[k].g.focus({ preventScroll: true });
     panel.drag = { k, y: event.clientY, rank: rankOf(panel, k), isMoved: false };
     svg.setPointerCapture(event.pointerId);
@@ -928,11 +948,11 @@ var EVENTS = ["change:switched", "change:explained"];
 var ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
 function attributionPart(parent, part, { model, ask }) {
   const choice = part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} };
-  const known = part.known ??= {};
-  const root = make("div", { class: "attribution" }, parent);
-  const panel = { part, model, ask, root, choice, known, sample: null, focus: 0, drag: null, timer: 0, refused: "" };
-  const frame = drawFrame(panel);
-  Object.assign(panel, {
+  const known = part.known ??= {}, sample = part.samples[choice.sample];
+  const root = make("div", { class: "attribution" }, parent), drawn = { root, cells: [], bars: [], titles: [] };
+  const panel = {
+    ...{ part, model, ask, choice, known, sample, focus: 0, drag: null, refused: "" },
+    ...drawn,
     paint: () => paint(panel, frame),
     turn: (modules, rank = null) => turn(panel, modules, rank),
     regenerate: () => regenerate(panel),
@@ -940,11 +960,12 @@ function attributionPart(parent, part, { model, ask }) {
       choice.ranks = {};
       change(panel);
     }
-  });
-  if (part.live) frame.followForm = drawForm(panel);
+  };
+  const frame = drawFrame(panel);
+  if (model && part.live) frame.followForm = drawForm(panel, model);
   followPointer(panel, frame.svg);
   followKeys(panel, frame.svg);
-  if (model) followModel(panel, frame);
+  if (model) followModel(panel, frame, model);
   drawMap(panel, frame.svg);
   drawSample(panel, frame);
 }
@@ -966,24 +987,25 @@ function drawFrame(panel) {
   const legend = make("div", { class: "legend" }, root);
   const finding = make("p", { class: "finding", role: "status" }, root);
   const written = make("div", { class: "written" }, root);
-  const frame = { select: select2, measures, reset, answer, svg, legend, finding, written, followForm: () => {
+  const frame = { select: select2, measures, reset, answer, svg, legend, finding, written, followForm() {
   } };
   return frame;
 }
-function drawForm({ root, model, ask }) {
-  const form = make("form", { class: "bar" }, root), field = (label) => make("input", { type: "text" }, labeled(form, label));
+function drawForm({ root, ask }, model) {
+  const form = make("form", { class: "bar" }, root);
+  const field = (label) => make("input", { type: "text" }, labeled(form, label));
   const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
   const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!request.value.trim()) return;
-    ask("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
+    ask?.("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
   });
   function follow2() {
     const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
     send.disabled = running;
     said.replaceChildren(...running || !samples.length ? [words] : []);
-    if (running) drawBar(make("div", {}, said), bar);
+    if (running && bar) drawBar(make("div", {}, said), bar);
   }
   follow2();
   return follow2;
@@ -993,7 +1015,8 @@ function drawSample(panel, { select: select2, answer }) {
   const samples = samplesOf(panel), { choice } = panel;
   choice.sample = Math.min(choice.sample, samples.length - 1);
   panel.sample = samples[choice.sample];
-  fillOptions(select2, samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]), choice.sample);
+  const options = samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]);
+  fillOptions(select2, options, choice.sample);
   drawAnswer(answer, panel);
   change(panel);
 }
@@ -1003,21 +1026,21 @@ function change(panel) {
   panel.refused = "";
   panel.paint();
   if (modules.length && !answerNow(panel, switchKey(panel)) && part.live) {
-    ask("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
+    ask?.("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
   } else regenerate(panel);
 }
 function regenerate(panel) {
   const { part, choice, ask, drag: drag2 } = panel, key = switchKey(panel), now = answerNow(panel, key);
-  if (!part.live || !now || now.answer !== void 0 || drag2) return;
+  if (!part.live || !now || now.bar || now.answer !== void 0 || drag2) return;
   panel.timer = setTimeout(() => {
     if (key !== switchKey(panel)) return;
     const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);
-    ask("regenerate", { sample: choice.sample, ranks }, "regenerate");
+    ask?.("regenerate", { sample: choice.sample, ranks }, "regenerate");
   }, PAUSE);
 }
 function paint(panel, { measures, reset, answer, legend, finding, written }) {
   const isChanged = changedModules(panel).length > 0, now = isChanged ? answerNow(panel, switchKey(panel)) : null;
-  measures.forEach((button2, measure) => button2.setAttribute("aria-pressed", measure === panel.choice.measure));
+  measures.forEach((button2, measure) => put(button2, "aria-pressed", measure === panel.choice.measure));
   reset.disabled = !isChanged;
   paintAnswer(answer, panel, now);
   writeAnswers(written, panel, now);
@@ -1041,8 +1064,8 @@ function turn(panel, modules, rank) {
   panel.refused = `What leaving out ${nameOf(part, modules)} costs was not measured: ${ALL}`;
   panel.paint();
 }
-function followModel(panel, frame) {
-  const { model, root, choice, known } = panel;
+function followModel(panel, frame, model) {
+  const { root, choice, known } = panel;
   let wasOnPage = false;
   function follow2() {
     if (!root.isConnected && wasOnPage) {
@@ -1112,33 +1135,37 @@ function count(shown, found, { of, samples }) {
 }
 
 // panels/readings.js
-function unpack({ module, directions, scales, values }, hasNeed) {
-  if (!values) return { module };
+function unpack({ module, directions = 0, scales = [], values = "" }, hasNeed) {
   const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
   const row = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
-  return { module, directions, row, need: hasNeed ? row(scales.length - 1) : null };
+  return { module, directions, row, need: hasNeed && values ? row(scales.length - 1) : null };
 }
 function readTokens({ texts, text, part, sample }) {
-  const parts = [...part].map(Number), spans = [], isFirst = sample.map((s, i) => s !== sample[i - 1]);
+  const parts = [...part].map(Number), isFirst = sample.map((s, i) => s !== sample[i - 1]);
+  const spans = [];
   sample.forEach((s, i) => {
     if (isFirst[i]) spans[s] = [i, i];
     spans[s][1] = i + 1;
   });
   const before = (i) => parts[i] === 0 && !isFirst[i] ? text[i - 1] : "";
-  const group2 = text.map((t, i) => `${parts[i]} ${t} ${before(i)}`), all = {};
+  const group2 = text.map((t, i) => `${parts[i]} ${t} ${before(i)}`);
+  const all = {};
   for (const name of group2) all[name] = (all[name] ?? 0) + 1;
   return {
     part: parts,
     spans,
     group: group2,
     all,
+    /** @type {(i: number) => string} */
     text: (i) => texts[text[i]],
+    /** @type {(i: number, most: number) => string} */
     before: (i, most) => text.slice(Math.max(spans[sample[i]][0], i - most), i).map((t) => texts[t]).join("")
   };
 }
 function ends(values, sign2, tokens) {
   const far = values.map((value2) => sign2 * value2), peak = far.reduce((a, b) => Math.max(a, b));
-  const limit = Math.max(peak / 2, largest(values) / 5), found = {};
+  const limit = Math.max(peak / 2, largest(values) / 5);
+  const found = {};
   far.forEach((value2, i) => {
     if (value2 < limit) return;
     const hit = found[tokens.group[i]] ??= { at: i, hits: 0, all: tokens.all[tokens.group[i]] };
@@ -1157,17 +1184,24 @@ var EVENTS2 = ["change:selected", "change:reading", "change:current"];
 var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
 var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
-var readsAnswers = { read: ({ module }, page) => ({ reading: page.readings[module] }) };
-function readsPart(parent, part, { about, model, ask }) {
+var readsAnswers = { read: ({ module }, page) => ({ reading: page.readings?.[module] }) };
+function readsPart(parent, part, { about, model: known, ask }) {
+  if (!known) return;
+  const model = known;
   const root = make("div", { class: "reads strips" }, parent);
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
-  const panel = { root, part, about, sides, values: null, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
+  const values = unpack({ module: -1 }, false);
+  const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
-    const key = root.getRootNode().activeElement?.closest?.(".reads") === root ? root.getRootNode().activeElement.dataset.key : null;
+    const { activeElement } = (
+      /** @type {Document | ShadowRoot} */
+      root.getRootNode()
+    );
+    const key = activeElement && root.contains(activeElement) ? activeElement.getAttribute("data-key") : null;
     root.replaceChildren();
     drawModule(panel, selected(), model.get("current").ranks[selected()]);
-    if (key) root.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+    if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
   let wasOnPage = false;
   function follow2() {
@@ -1176,31 +1210,44 @@ function readsPart(parent, part, { about, model, ask }) {
       return;
     }
     wasOnPage = root.isConnected;
-    const reading = model.get("reading"), k = selected();
-    if (reading?.module !== k) return ask("read", { module: k }, "read");
-    if (panel.values?.module !== k) Object.assign(panel, { values: unpack(reading, part.need), open: null });
+    const { module, ...reading } = model.get("reading") ?? {}, k = selected();
+    if (module !== k) return ask?.("read", { module: k }, "read");
+    if (panel.values.module !== k) {
+      Object.assign(panel, { values: unpack({ module, ...reading }, part.need), open: null });
+    }
     draw();
   }
   for (const event of EVENTS2) model.on(event, follow2);
   root.addEventListener("keydown", (event) => moveFocus(root, event));
   follow2();
 }
+var focusOn = (root, selector, options) => (
+  /** @type {HTMLElement | null} */
+  root.querySelector(selector)?.focus(options)
+);
 function moveFocus(root, event) {
-  const move = MOVES2[event.key], { row, column } = event.target.dataset;
+  const move = MOVES2[event.key], { row, column } = (
+    /** @type {HTMLElement} */
+    event.target.dataset
+  );
   if (!move || column === void 0) return;
-  root.querySelector(`[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`)?.focus();
+  focusOn(root, `[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`);
   event.preventDefault();
 }
 function valuesOf({ values, isNeed }, kind, direction) {
   const z = values.row(kind * values.directions + direction);
-  return isNeed ? z.map((v, i) => v * values.need[i]) : z;
+  const { need } = values;
+  return isNeed && need ? z.map((v, i) => v * need[i]) : z;
 }
 var valueName = ({ isNeed }) => isNeed ? "z \xD7 need" : "z";
 function drawModule(panel, k, rank) {
-  const { root, part, about, sides } = panel, tokens = sides[part.side[k]], place2 = placeOf(about, k);
+  const { root, part, about, sides } = panel, tokens = sides[part.side[k] ?? ""], place2 = placeOf(about, k);
   const bar = make("div", { class: "bar" }, root);
   make("h3", {}, bar, place2);
-  if (!tokens) return make("p", {}, root, "This module reads positions, not tokens.");
+  if (!tokens) {
+    make("p", {}, root, "This module reads positions, not tokens.");
+    return;
+  }
   if (part.need) drawChoice(panel, bar);
   const key = make("span", { class: "key" }, bar);
   part.parts.forEach((name, n) => {
@@ -1292,35 +1339,36 @@ function drawSamples(panel, cell, n, d, tokens) {
     if (i === STRONGEST && isDrawn) {
       make("div", { class: "key" }, cell, `${DRAWN_SAMPLES} of the other ${rest.length} samples, drawn at random`);
     }
-    const isWhole = panel.whole.has(s) !== (i === 0);
+    const isWhole2 = panel.whole.has(s) !== (i === 0);
     const line = make("div", { class: "sample" }, cell);
-    drawPeak(panel, line, s, peaks[s].toFixed(1), isWhole);
-    drawStrip(line, sampleTokens(panel, s, values, most, tokens, isWhole), dark);
+    drawPeak(panel, line, s, peaks[s].toFixed(1), isWhole2);
+    drawStrip(line, sampleTokens(panel, s, values, most, tokens, isWhole2), dark);
   });
 }
 var shuffled = (samples) => samples.sort((a, b) => (a * 7919 + 13) % 101 - (b * 7919 + 13) % 101);
-function drawPeak(panel, line, s, peak, isWhole) {
+function drawPeak(panel, line, s, peak, isWhole2) {
   const title = "largest value of the sample; click for the whole sample";
-  const attributes = { "aria-expanded": isWhole, "data-key": `sample ${s}`, title };
+  const attributes = { "aria-expanded": isWhole2, "data-key": `sample ${s}`, title };
   const label = `sample ${s + 1}, up to ${peak}`;
   make("button", { type: "button", ...attributes, "aria-label": label }, line, peak).addEventListener("click", () => {
     panel.whole[panel.whole.has(s) ? "delete" : "add"](s);
     panel.draw();
   });
 }
-function sampleTokens(panel, s, values, most, tokens, isWhole) {
-  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need, strip = [];
+function sampleTokens(panel, s, values, most, tokens, isWhole2) {
+  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need;
+  const strip = [];
   let peak = start;
   for (let i = start; i < end; i++) if (Math.abs(values[i]) > Math.abs(values[peak])) peak = i;
   for (let i = start; i < end; i++) {
-    if (!isWhole && Math.abs(i - peak) > WINDOW) {
+    if (!isWhole2 && Math.abs(i - peak) > WINDOW) {
       if (Math.abs(i - peak) === WINDOW + 1) strip.push("\u2026");
       continue;
     }
     const text = tokens.text(i), value2 = `${valueName(panel)} ${signedNumber(values[i])}`;
     const title = `${quoted(text)} ${value2}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` + panel.part.parts[tokens.part[i]];
-    const narrow = !isWhole && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
-    strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole && text.endsWith("\n") });
+    const narrow = !isWhole2 && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole2 && text.endsWith("\n") });
   }
   return strip;
 }
@@ -1344,7 +1392,7 @@ function rescalingPart(parent, part) {
   const slider = make("input", range, box), output = make("output", {}, box);
   slider.addEventListener("input", () => choosePoint(scales[Number(slider.value)]));
   const parts = points.flatMap(({ kind, label }, k) => kind === "scale" ? [] : [[k, label.replace("without ", "")]]);
-  const leaveOut = (value2) => choosePoint(value2 === "" ? scales.at(-1) : Number(value2));
+  const leaveOut = (value2) => choosePoint(value2 === "" ? scales.at(-1) ?? null : Number(value2));
   const out = parts.length ? choose(bar, "Left out", [["", "nothing"], ...parts], null, leaveOut) : null;
   const field = { type: "number", step: 0.01, min: 0, value: choice.limit };
   const limit = make("input", field, labeled(bar, "Most that a text may lose, nats per token"));
@@ -1358,9 +1406,9 @@ function rescalingPart(parent, part) {
   const line = copyable(make("div", { class: "copied" }, root));
   function draw() {
     const point = points[choice.at], isScale = point.kind === "scale";
-    if (isScale) slider.value = scales.indexOf(choice.at);
-    output.textContent = isScale ? point.scale : "1";
-    if (out) out.value = isScale ? "" : choice.at;
+    if (isScale) slider.value = String(scales.indexOf(choice.at));
+    output.textContent = isScale ? String(point.scale) : "1";
+    if (out) out.value = isScale ? "" : String(choice.at);
     curve.replaceChildren();
     table.replaceChildren();
     drawPoints(curve, points, point, choice.limit);
@@ -1373,7 +1421,7 @@ function rescalingPart(parent, part) {
 var numbers = (points, kind) => points.flatMap((point, k) => point.kind === kind ? [k] : []);
 function best(points, limit) {
   const within = points.flatMap((point, k) => point.lost <= limit ? [k] : []);
-  return within.reduce((a, k) => a === null || points[k].task < points[a].task ? k : a, null);
+  return within.reduce((a, k) => points[k].task < points[a].task ? k : a, within[0]) ?? null;
 }
 function drawPoints(parent, points, chosen, limit) {
   const lines = LINES.map(([kind, label, look]) => {
@@ -1433,8 +1481,9 @@ function drawParts(parent, parts, context) {
 }
 var partsOf = ({ name, parts }, current) => parts.length ? parts : current.parts?.[name] ?? [];
 var follows = ({ parts }) => !parts.length;
-function panelSections(parent, about, current, model, ask) {
-  const followers = [], context = { about, model, ask };
+function panelSections(parent, about, current, model = null, ask = null) {
+  const context = { about, model, ask };
+  const followers = [];
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
@@ -1462,14 +1511,14 @@ function panelTabs(parent, about, model, ask) {
     const toggle = () => open(model.get("panel") === name ? "" : name);
     button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
   }
-  onArrows(list, (target) => open(target.dataset.panel));
+  onArrows(list, (target) => open(target.dataset.panel ?? ""));
   const opened = () => about.panels.find(({ name }) => name === model.get("panel"));
   function draw() {
     const panel = opened();
     const reached = (panel ?? about.panels[0]).name;
-    for (const tab of list.children) {
-      tab.setAttribute("aria-selected", tab.dataset.panel === panel?.name);
-      tab.setAttribute("tabindex", tab.dataset.panel === reached ? 0 : -1);
+    for (const tab of list.querySelectorAll("button")) {
+      put(tab, "aria-selected", tab.dataset.panel === panel?.name);
+      put(tab, "tabindex", tab.dataset.panel === reached ? 0 : -1);
     }
     box.replaceChildren();
     if (!panel) return;
@@ -1503,7 +1552,7 @@ function racePanel(parent, { about, model, ask, width }) {
   });
   panel.winner.addEventListener("click", () => ask("save_winner"));
   function tell(current) {
-    race = current.race;
+    race = current.race ?? race;
     sayWhatIsShown(panel, race, training());
     sayPlan(panel, race, about.training);
     sayWhetherReady(panel, race, isRunning());
@@ -1539,43 +1588,46 @@ function sayWhatIsShown({ root, other }, race, training) {
   other.textContent = isPast ? PAST : "";
 }
 function sayPlan({ steps, rate, plan }, { obstacle, arms }, { learning_rate, steps: planned, seconds }) {
-  for (const input of [steps, rate]) input.parentElement.hidden = !learning_rate && !planned && !seconds;
+  for (const input of [steps, rate]) {
+    if (input.parentElement) input.parentElement.hidden = !learning_rate && !planned && !seconds;
+  }
   const length = steps.value || !seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(seconds / 60)} minutes`;
   plan.textContent = obstacle || `${arms.join(" and ")}, ${length}`;
 }
 function sayWhetherReady({ begin }, { obstacle, arms }, isRunning) {
-  begin.setAttribute("aria-disabled", Boolean(obstacle) || isRunning);
+  put(begin, "aria-disabled", Boolean(obstacle) || isRunning);
   const does = `Train ${arms.join(" and ")} on the same batches, and say which is better on held-out samples.`;
   describe(begin, obstacle || does);
 }
 function followTraining(panel, training, ask, width) {
-  const names = Object.keys(training.arms ?? {});
+  const { arms = {} } = training, names = Object.keys(arms);
   panel.winner.hidden = !training.winner;
   panel.verdict.textContent = training.said ?? "";
   panel.basis.textContent = training.basis ?? "";
   drawStops(panel.stops, training, ask);
   panel.arms.replaceChildren();
-  if (training.running && training.bar?.words) drawBar(make("div", {}, panel.arms), training.bar);
-  names.forEach((name, i) => drawArm(panel.arms, name, i, training.arms[name]));
+  const { words, done = 0, total: total2 = null } = training.bar ?? {};
+  if (training.running && words) drawBar(make("div", {}, panel.arms), { words, done, total: total2 });
+  names.forEach((name, i) => drawArm(panel.arms, name, i, arms[name]));
   panel.curves.replaceChildren();
-  if (names.some((name) => training.arms[name].losses.length)) {
-    lossCurves(panel.curves, training.arms, Math.max(280, Math.min(430, width())));
+  if (names.some((name) => arms[name].losses.length)) {
+    lossCurves(panel.curves, arms, Math.max(280, Math.min(430, width())));
   }
   panel.answers.replaceChildren();
   if (training.answers?.length) drawAnswers(panel.answers, training.answers, names);
 }
 function drawStops(stops, { arms = {}, running }, ask) {
-  const names = running ? Object.keys(arms) : [];
-  if ([...stops.children].map((stop) => stop.dataset.arm).join() !== names.join()) {
+  const names = running ? Object.keys(arms) : [], drawn = () => [...stops.querySelectorAll("button")];
+  if (drawn().map((stop) => stop.dataset.arm).join() !== names.join()) {
     stops.replaceChildren();
     for (const name of names) {
       const does = `End the training of ${name} after this step; the other goes on.`;
       button(stops, `Stop ${name}`, does, () => ask("stop", { name }), { "data-arm": name });
     }
   }
-  for (const stop of stops.children) {
-    const arm = arms[stop.dataset.arm];
-    stop.disabled = !arm.running || arm.stopped;
+  for (const stop of drawn()) {
+    const arm = arms[stop.dataset.arm ?? ""];
+    stop.disabled = !arm.running || Boolean(arm.stopped);
   }
 }
 function drawArm(parent, name, i, arm) {
@@ -1622,7 +1674,7 @@ function value(bench, tab, k) {
   if (tab.of === "change") return change2(bench, k);
   if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
   if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
-  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values[k]) ?? null;
+  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values?.[k]) ?? null;
 }
 function valueText(bench, tab, k) {
   const v = value(bench, tab, k);
@@ -1634,7 +1686,8 @@ function valueText(bench, tab, k) {
 
 // workbench/bar.js
 function drawControls(bench, bar) {
-  const { about, page, requests } = bench, controls = {};
+  const { about, page, requests } = bench;
+  const controls = {};
   const add = (name, label, tag, attributes, options) => {
     controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
   };
@@ -1665,17 +1718,17 @@ function drawControls(bench, bar) {
 function follow({ input, output, isHeld }, value2) {
   if (isHeld) return;
   input.disabled = value2 === null;
-  input.value = value2 ?? "";
-  if (output) output.textContent = value2;
+  input.value = String(value2 ?? "");
+  if (output) output.textContent = String(value2 ?? "");
 }
 function drawControl({ requests, tell }, bar, name, label, tag, attributes, options = []) {
   const box = explained(labeled(bar, label)), input = make(tag, attributes, box);
-  const isRange = attributes.type === "range", isNumber = attributes.type === "number";
+  const isRange = attributes.type === "range", isNumber2 = attributes.type === "number";
   for (const option of options) make("option", {}, input, option);
   const control = { input, output: isRange ? make("output", {}, box) : null, isHeld: false };
   let gesture = requests.gesture();
-  input.addEventListener(isNumber || tag === "select" ? "change" : "input", () => {
-    if (isNumber && (input.value === "" || !input.validity.valid)) return tell();
+  input.addEventListener(isNumber2 || tag === "select" ? "change" : "input", () => {
+    if (isNumber2 && (input.value === "" || !input.validity.valid)) return tell();
     control.isHeld = isRange;
     if (control.output) control.output.textContent = input.value;
     const value2 = tag === "select" ? input.value : Number(input.value);
@@ -1704,19 +1757,19 @@ function drawTabs(bench) {
     explained(element, tab.of === "ranks" ? "rank" : tab.name === "overlap" ? "overlap" : tab.title);
     element.addEventListener("click", () => show(tab.name));
   }
-  onArrows(tablist, (target) => show(target.dataset.tab));
+  onArrows(tablist, (target) => show(target.dataset.tab ?? ""));
 }
 function markTab(bench) {
   const { name } = currentTab(bench);
-  for (const tab of bench.tablist.children) {
-    tab.setAttribute("aria-selected", tab.dataset.tab === name);
-    tab.setAttribute("tabindex", tab.dataset.tab === name ? 0 : -1);
+  for (const tab of bench.tablist.querySelectorAll("button")) {
+    put(tab, "aria-selected", tab.dataset.tab === name);
+    put(tab, "tabindex", tab.dataset.tab === name ? 0 : -1);
   }
 }
 function offerTabs(bench) {
-  for (const button2 of bench.tablist.children) {
+  for (const button2 of bench.tablist.querySelectorAll("button")) {
     const tab = bench.about.tabs.find(({ name }) => name === button2.dataset.tab);
-    button2.hidden = !isOffered(bench, tab);
+    button2.hidden = !tab || !isOffered(bench, tab);
   }
 }
 
@@ -1737,7 +1790,8 @@ function moduleCharts(about) {
     }
     if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
     drawShares(root, about, module);
-    if (module.counts?.length > 1) drawResamples(root, module);
+    const { counts = [] } = module;
+    if (counts.length > 1) drawResamples(root, { ...module, counts });
   }
   return { root, draw };
 }
@@ -1754,7 +1808,7 @@ function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
     ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
     ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) }))
   ];
-  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1)));
+  const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1) ?? 1));
   const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
   chart(root, {
     title: `Cumulative shares of the directions of ${place2}`,
@@ -1787,8 +1841,8 @@ function heldAndNeeded(curve, i, rank) {
 }
 function drawShares(root, about, { k, place: place2, rank }) {
   const lines = Object.entries(about.by_rank).map(([name, label], i) => {
-    const shares = about.tabs.find((tab) => tab.name === name).curves[k];
-    const points = shares.map((share, n) => [n + 1, share]);
+    const shares = about.tabs.find((tab) => tab.name === name)?.curves?.[k] ?? [];
+    const points = shares.map((share, n) => [n + 1, share ?? NaN]);
     return { label, term: name === "overlap" ? "overlap" : label, points, color: i + 2 };
   });
   if (!lines.length) return;
@@ -1819,11 +1873,16 @@ function drawResamples(root, { place: place2, rank, counts }) {
 // workbench/picture.js
 var LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"];
 function picture({ svg, root }) {
-  const copy = svg.cloneNode(true);
-  const from = [svg, ...svg.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+  const copy = (
+    /** @type {SVGSVGElement} */
+    svg.cloneNode(true)
+  );
+  const from = [svg, ...svg.querySelectorAll("*")];
+  const to = [copy, .../** @type {NodeListOf<SVGElement>} */
+  copy.querySelectorAll("*")];
   from.forEach((element, i) => {
     const look = getComputedStyle(element);
-    for (const name of LOOK) to[i].style[name] = look[name];
+    for (const name of LOOK) to[i].style.setProperty(name, look.getPropertyValue(name));
   });
   copy.prepend(make("rect", { width: "100%", height: "100%", fill: `rgb(${groundOf(isDark(root))})` }));
   return new XMLSerializer().serializeToString(copy);
@@ -1835,8 +1894,8 @@ function downloadPng(bench) {
   const image = new Image(), scale = 2, { clientWidth, clientHeight } = bench.svg;
   image.onload = () => {
     const canvas = make("canvas", { width: scale * clientWidth, height: scale * clientHeight });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob((blob) => download("allocation.png", blob));
+    canvas.getContext("2d")?.drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => blob && download("allocation.png", blob));
   };
   image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture(bench));
 }
@@ -1864,36 +1923,39 @@ function why(bench, k) {
   const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
   const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
   const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
-  const sentence2 = {
+  const sentences = {
     score: byRule,
     captured: byRule,
     uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
     ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
     floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
     "by hand": `Set by hand to ${instead}${score && `; ${score}`}`
-  }[reason] ?? `${reason}: ${instead}`;
+  };
+  const sentence2 = sentences[reason] ?? `${reason}: ${instead}`;
   return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence2)}.`;
 }
 var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
 function scoreText(bench, k) {
-  const scores = tabOf(bench, "sensitivity").values;
-  const middle = scores.reduce((all, score) => all + (score ?? 0), 0) / scores.length;
-  return scores[k] === null || !middle ? "" : `score ${number(scores[k] / middle)} \xD7 the mean`;
+  const { values: scores = [] } = tabOf(bench, "sensitivity") ?? {}, score = scores[k] ?? null;
+  const middle = sum(scores.map((score2) => score2 ?? 0)) / scores.length;
+  return score === null || !middle ? "" : `score ${number(score / middle)} \xD7 the mean`;
 }
 function rangeText({ model }, k) {
   const counts = model.get("resampled")?.[k] ?? [];
   if (!counts.length) return "";
-  return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts.at(-1)[0]])].join(" to ")} on other samples`;
+  return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts[counts.length - 1][0]])].join(" to ")} on other samples`;
 }
 function describeModule2(bench, k) {
   const { about, current } = bench, lines = [why(bench, k)];
-  if (current.ranks[k]) {
-    const isByScore = current.controls.scaling === "nominal" && current.scalings[k] !== 1;
-    lines.push(`Scaling ${number(current.scalings[k])}${isByScore ? ", by the score, whatever the rank" : ""}`);
+  const scaling = current.scalings[k];
+  if (current.ranks[k] && scaling !== null) {
+    const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
+    lines.push(`Scaling ${number(scaling)}${isByScore ? ", by the score, whatever the rank" : ""}`);
   }
-  const { values, low, high } = tabOf(bench, "sensitivity");
-  const interval = low ? `, 95 % interval ${percent(low[k])} to ${percent(high[k])}` : "";
-  if (values[k] !== null) lines.push(`${percent(values[k])} of all scores${interval}`);
+  const { values, low, high } = tabOf(bench, "sensitivity") ?? {}, share = values?.[k] ?? null;
+  const ends2 = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
+  const interval = ends2.length ? `, 95 % interval ${ends2.join(" to ")}` : "";
+  if (share !== null) lines.push(`${percent(share)} of all scores${interval}`);
   for (const tab of about.tabs) {
     const v = value(bench, tab, k);
     if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
@@ -1912,7 +1974,8 @@ function headline({ about, current }) {
   return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
 }
 function changes(bench) {
-  const { about, current, page } = bench, by = (k) => change2(bench, k);
+  const { about, current, page } = bench;
+  const by = (k) => change2(bench, k);
   const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
   if (!moved.length) return "no rank changed";
   const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
@@ -1936,7 +1999,7 @@ function costs({ about, current }) {
 function sizes({ outs, ins, peak }, ranks, trainsA) {
   const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
   const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
-  return [trained, adapter, 8 * trained, peak?.[Number(trainsA)] + adapter + 12 * trained];
+  return [trained, adapter, 8 * trained, (peak?.[Number(trainsA)] ?? 0) + adapter + 12 * trained];
 }
 function warning({ current }) {
   const adapted = current.ranks.filter((rank) => rank).length;
@@ -2005,8 +2068,12 @@ function select(bench, modules, last = modules.at(-1)) {
 }
 var selectedOf = (bench) => bench.model.get("selected");
 function moduleAt({ el, svg }, event) {
-  const cell = el.getRootNode().elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
-  return cell && svg.contains(cell) ? Number(cell.dataset.k) : null;
+  const root = (
+    /** @type {Document | ShadowRoot} */
+    el.getRootNode()
+  );
+  const cell = root.elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
+  return cell && svg.contains(cell) ? Number(cell.getAttribute("data-k")) : null;
 }
 function followPointer2(bench) {
   const { svg, tip, requests } = bench;
@@ -2015,7 +2082,7 @@ function followPointer2(bench) {
   };
   svg.addEventListener("pointerdown", (event) => press2(bench, event));
   svg.addEventListener("pointermove", (event) => {
-    if (bench.drag) return drag(bench, event);
+    if (bench.drag) return drag(bench, bench.drag, event);
     const k = moduleAt(bench, event);
     if (k === null) hide();
     else inform(bench, k, event.clientX, event.clientY);
@@ -2051,8 +2118,8 @@ function press2(bench, event) {
   svg.setPointerCapture(event.pointerId);
   bench.tip.style.display = "none";
 }
-function drag(bench, event) {
-  const { about, drag: drag2, requests } = bench, by = Math.round((drag2.y - event.clientY) / PULL2);
+function drag(bench, drag2, event) {
+  const { about, requests } = bench, by = Math.round((drag2.y - event.clientY) / PULL2);
   const rank = by ? Math.max(1, Math.min(about.most, drag2.rank + by)) : drag2.rank;
   if (rank === drag2.last) return;
   drag2.last = rank;
@@ -2067,6 +2134,10 @@ function inform(bench, k, x, y) {
   tip.style.left = `${Math.max(0, Math.min(x - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
   tip.style.top = `${y - box.top + 16}px`;
 }
+var isNumber = (target) => (
+  /** @type {HTMLInputElement} */
+  target.type === "number"
+);
 function followKeys2(bench) {
   const { root, svg, requests } = bench;
   svg.addEventListener("keydown", (event) => {
@@ -2074,7 +2145,7 @@ function followKeys2(bench) {
   });
   root.addEventListener("keydown", (event) => {
     const key = event.key.toLowerCase();
-    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
+    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && !isNumber(event.target)) {
       requests.ask(key === "y" || event.shiftKey ? "redo" : "undo");
       event.preventDefault();
     }
@@ -2133,7 +2204,7 @@ function layOut(bench, width) {
     "aria-multiselectable": "true",
     "aria-label": LABEL2
   };
-  for (const [name, setting] of Object.entries(attributes)) svg.setAttribute(name, setting);
+  for (const [name, setting] of Object.entries(attributes)) put(svg, name, setting);
   Object.assign(bench, moduleGrid(svg, about, shape, WORDS2));
 }
 function shapeOf({ rows, columns }, wide) {
@@ -2141,7 +2212,8 @@ function shapeOf({ rows, columns }, wide) {
   const left = Math.min(LETTER * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
   const bands = Math.ceil(columns.length * NARROWEST / room);
   const w = Math.min(WIDEST, room / Math.ceil(columns.length / bands));
-  const stack = (row) => row.includes(".") ? row.split(".")[0] : "", gaps = [0];
+  const stack = (row) => row.includes(".") ? row.split(".")[0] : "";
+  const gaps = [0];
   for (let j = 1; j < rows.length; j++) gaps.push(gaps[j - 1] + (stack(rows[j]) === stack(rows[j - 1]) ? 0 : 8));
   const font = w < 17 ? 8.5 : w < 22 ? 9.5 : 11;
   return { left, right, top: 34, w, letters: left / LETTER, font, tall: 26, above: 3, inset: 1, bands, gaps };
@@ -2181,7 +2253,8 @@ function paletteOf({ current }, tab, values, dark) {
     return tab.kind === "percent" ? Math.sqrt(v) : v;
   }
   const known = values.filter((v) => v !== null).map((v) => Math.abs(scaled(v)));
-  const most = { ratio: 3, change: current.rank }[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  const fixed = { ratio: 3, change: current.rank };
+  const most = fixed[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
   function fill2(v) {
     if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
     const share = scaled(v) / most;
@@ -2218,7 +2291,7 @@ function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
 // workbench/requests.js
 var REST = 400;
 var Requests = class {
-  /** @type {{call: string, args: object, gesture: string | null}[]} */
+  /** @type {Message[]} */
   queue = [];
   isBusy = false;
   hasMore = false;
@@ -2231,7 +2304,7 @@ var Requests = class {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   timer = void 0;
   /**
-   * @param {any} model
+   * @param {Pick<Model, "send">} model
    * @param {() => boolean} resamples Whether ranks are resampled at all.
    * @param {() => boolean} isDragging
    */
@@ -2259,9 +2332,10 @@ var Requests = class {
   }
   next() {
     if (this.isBusy) return;
-    if (!this.queue.length) return this.rest();
+    const request = this.queue.shift();
+    if (!request) return this.rest();
     this.isBusy = true;
-    this.model.send({ ...this.queue.shift(), id: this.version });
+    this.model.send({ ...request, id: this.version });
   }
   /** When the user rests, asks for ranks from resampled scores, in parts: the next request does not wait for all. */
   rest() {
@@ -2279,6 +2353,7 @@ var Requests = class {
     this.hasMore = false;
     this.rest();
   }
+  /** @type {(more: boolean) => void} */
   answered(more) {
     this.isBusy = false;
     this.hasMore = more;
@@ -2292,7 +2367,8 @@ var Requests = class {
 // workbench/workbench.js
 function renderWorkbench({ model, el }) {
   const { bench, bar, message, map, side, body, foot } = drawFrame2(model, el), { about, page, requests } = bench;
-  const ask = (...request) => requests.ask(...request), follow2 = [];
+  const ask = (call, args, gesture) => requests.ask(call, args, gesture);
+  const follow2 = [];
   bench.tell = () => follow2.forEach((draw) => draw(bench.current));
   bench.paint = () => {
     if (!bench.cells.length) return;
@@ -2331,18 +2407,18 @@ function drawFrame2(model, el) {
   const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
   explainer(root);
-  const bench = { model, el, about, page, root, tablist, svg, legend, tip, cells: [], bars: [], drag: null };
-  bench.current = model.get("current");
-  bench.focus = model.get("selected").at(-1) ?? 0;
-  const resamples = () => !page && about.resamples && !bench.current.is_captured;
-  bench.requests = new Requests(model, resamples, () => bench.drag !== null);
-  bench.paint = bench.tell = () => {
-  };
+  const resamples = () => !page && Boolean(about.resamples) && !bench.current.is_captured;
+  const requests = new Requests(model, resamples, () => bench.drag !== null);
+  const current = model.get("current"), focus = model.get("selected").at(-1) ?? 0;
+  const drawn = { root, tablist, svg, legend, tip, cells: [], bars: [] };
+  const bench = { model, el, about, page, current, focus, ...drawn, drag: null, requests, paint() {
+  }, tell() {
+  } };
   return { bench, bar, message, map, side, body, foot };
 }
 function receive(requests, content) {
-  if ("answer" in content) requests.answered(content.more);
-  if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
+  if ("answer" in content) requests.answered(Boolean(content.more));
+  if (content.file) download(content.file, new Blob([content.text ?? ""], { type: "text/html" }));
 }
 function followModel2(bench) {
   const { model, requests } = bench;
@@ -2402,7 +2478,8 @@ function apportion(weights, budget, low, high, costs2 = ones(weights)) {
   const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
   const ideal = (i) => Number(numerators[i] * rest / scale);
   const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
-  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest, lacks = units.map((_, i) => lack(i));
+  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest;
+  const lacks = units.map((_, i) => lack(i));
   for (let left = budget - total(units, costs2); ; ) {
     let next = -1;
     units.forEach((count2, i) => {
@@ -2497,10 +2574,11 @@ function leftOut(rank, count2) {
 }
 
 // offline.js
-var WRITTEN = "These tables show the allocation that the page was written with: they do not follow changes.";
+var WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 var REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
 function allocationCode(rule, about) {
-  const quote = (k) => `'${about.names[k]}'`, edits = Object.entries(rule.edits);
+  const quote = (k) => `'${about.names[Number(k)]}'`;
+  const edits = Object.entries(rule.edits);
   const temperature = Number.isInteger(rule.temperature) ? rule.temperature.toFixed(1) : rule.temperature;
   const options = { ...rule.code, rank: rule.rank, temperature };
   if (rule.temperature === 1) delete options.temperature;
@@ -2541,9 +2619,17 @@ function nearestRank(rule, about, modules, present, rank) {
   return low ? present + step * (low - 1) : refuse();
 }
 var OfflineWorkbench = class {
+  /** @type {Rule[]} */
   past = [];
+  /** @type {Rule[]} */
   future = [];
+  /** @type {Gesture} */
   gesture = null;
+  /**
+   * @param {Data} data
+   * @param {About} about
+   * @param {(current: Current) => void} tell
+   */
   constructor(data, about, tell) {
     this.data = data;
     this.about = about;
@@ -2551,6 +2637,7 @@ var OfflineWorkbench = class {
     this.current = data.current;
     this.tell = tell;
   }
+  /** @type {(rule: Rule, message?: string) => void} */
   show(rule, message = "") {
     const { data, about } = this, { controls } = data.current, found = allocate(rule, about);
     const tables = Object.entries(data.current.parts).map(([name, parts]) => [
@@ -2571,7 +2658,11 @@ var OfflineWorkbench = class {
     };
     this.tell(this.current);
   }
-  /** Goes to a rule; within one gesture the step to undo grows. */
+  /**
+   * Goes to a rule; within one gesture the step to undo grows.
+   *
+   * @type {(rule: Rule, gesture?: Gesture, message?: string) => void}
+   */
   move(rule, gesture = null, message = "") {
     allocate(rule, this.about);
     if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
@@ -2579,15 +2670,19 @@ var OfflineWorkbench = class {
     this.future.length = 0;
     this.show(rule, message);
   }
+  /** @type {(from: Rule[], to: Rule[]) => void} */
   back(from, to) {
-    if (!from.length) return;
+    const rule = from.pop();
+    if (!rule) return;
     to.push(this.rule);
     this.gesture = null;
-    this.show(from.pop());
+    this.show(rule);
   }
+  /** @type {(options: Partial<Rule>, gesture?: Gesture) => void} */
   set(options, gesture) {
     this.move({ ...this.rule, ...options }, gesture);
   }
+  /** @type {(wish: Modules & {rank: number}, gesture?: Gesture) => void} */
   set_rank({ modules, rank }, gesture) {
     const wished = decide(this.rule, modules, { rank });
     if (!isRefused(wished, this.about)) return this.move(wished, gesture);
@@ -2596,9 +2691,11 @@ var OfflineWorkbench = class {
     const message = `Rank ${rank} does not fit the budget and the limits: ${nearest} is the nearest that does.`;
     this.move(decide(this.rule, modules, { rank: nearest }), gesture, message);
   }
+  /** @type {(wish: Modules) => void} */
   release({ modules }) {
     this.move(decide(this.rule, modules));
   }
+  /** @type {(wish: Modules) => void} */
   leave_out({ modules }) {
     this.move(decide(this.rule, modules, { out: true }));
   }
@@ -2610,8 +2707,10 @@ var OfflineWorkbench = class {
   }
 };
 function offline(data) {
-  const about = { ...data.about, page: true }, values = { ...data, about }, listeners = {};
-  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  const about = { ...data.about, page: true };
+  const values = { ...data, about };
+  const listeners = {};
+  const tell = (name, content = {}) => (listeners[name] ?? []).forEach((listener) => listener(content));
   function change3(name, value2) {
     values[name] = value2;
     tell(`change:${name}`);
@@ -2620,9 +2719,17 @@ function offline(data) {
     values.resampled = [];
     change3("current", current);
   });
+  function answerPanel(call, args) {
+    const answers = ANSWERS[call](args, data);
+    Object.assign(values, answers);
+    for (const name of Object.keys(answers)) tell(`change:${name}`);
+  }
   function answer(call, args, gesture) {
-    if (!(call in ANSWERS)) return workbench[call](args, gesture);
-    for (const [name, value2] of Object.entries(ANSWERS[call](args, data))) change3(name, value2);
+    if (call in ANSWERS) return answerPanel(call, args);
+    workbench[
+      /** @type {"set" | "set_rank" | "release" | "leave_out" | "undo" | "redo"} */
+      call
+    ](args, gesture);
   }
   return {
     get: (name) => values[name],
@@ -2634,7 +2741,12 @@ function offline(data) {
     },
     send: ({ call, args, gesture = null, id }) => {
       try {
-        answer(call, args, gesture);
+        answer(
+          call,
+          /** @type {Wish} */
+          args,
+          gesture
+        );
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
         workbench.show(workbench.rule, REFUSED);
@@ -2645,9 +2757,10 @@ function offline(data) {
 }
 
 // page.js
+var isWhole = (data) => data.about.names.length > 0;
 function renderPage(data, el) {
-  if (data.about.names.length) return renderWorkbench({ model: offline(data), el });
-  panelSections(make("div", { class: "tlora" }, el), data.about, {}, null);
+  if (isWhole(data)) renderWorkbench({ model: offline(data), el });
+  else panelSections(make("div", { class: "tlora" }, el), data.about, {});
 }
 
 // widgets.js

@@ -1,16 +1,22 @@
 """Adapters extracted from full fine-tunes: planted differences, a dense SVD, dense weighted least squares, logits."""
 
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from scipy.linalg import fractional_matrix_power
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 import tlora
 from tests.helpers.fine_tuned import fine_tune
+from tests.helpers.gguf_models import tensors_of, write_model
+from tests.helpers.jobs import task
 from tests.helpers.models import singles, tiny_batch, tiny_model, tiny_tokenizer
+from tests.helpers.quantized import needs_bitsandbytes
 from tlora.adapters.extraction import Extraction
 from tlora.models.weights import weight
 
@@ -26,8 +32,8 @@ def changes(base, tuned) -> dict[str, np.ndarray]:
     return {n: (weight(after[n]) - weight(m)).double().detach().numpy() for n, m in before.items()}
 
 
-def updates(extraction: Extraction) -> dict[str, np.ndarray]:
-    return {name: update.matrix().double().numpy() for name, update in extraction.lora.updates.items()}
+def updates(adapter) -> dict[str, np.ndarray]:
+    return {name: update.matrix().double().numpy() for name, update in adapter.lora.updates.items()}
 
 
 def logits(model, family="llama") -> torch.Tensor:
@@ -196,14 +202,98 @@ def test_tied_embeddings_are_saved_with_their_head(tmp_path):
     assert all(files.adapter[key].equal(extraction.adapter[key]) for key in extraction.adapter)
 
 
-def test_it_is_combined_compressed_and_exported_as_any_adapter(tmp_path):
-    base, tuned = tiny_model("llama"), fine_tune()
-    folder = tlora.extract(base, tuned, 4, progress=False).save_adapter(tmp_path / "extracted")
-    assert set(tlora.compress(folder, rank=2).ranks.values()) == {2}
-    assert len(tlora.combine({folder: 0.5}).ranks) == len(MODULES)
-    assert tlora.inspect(folder).ranks[MODULES[0]] == 4
-    negative = -1 * tlora.LoraAdapter.read(folder)
-    assert negative.base == base.config.name_or_path or negative.base
+def test_from_gguf_files_it_is_what_it_is_from_memory(tmp_path):
+    base, tuned = tiny_model("llama"), fine_tune(others=True)
+    for name, model in {"base": base, "tuned": tuned}.items():
+        write_model(tmp_path / f"{name}.gguf", model, "llama", tensors_of(model, "llama"))
+    memory = tlora.extract(base, tuned, 3, progress=False)
+    files = tlora.extract(tmp_path / "base.gguf", tmp_path / "tuned.gguf", 3, progress=False)
+    assert files.outside == memory.outside
+    assert files.adapter.keys() == memory.adapter.keys()
+    assert all(files.adapter[key].equal(memory.adapter[key]) for key in memory.adapter)
+    assert files.meta.model == str(tmp_path / "base.gguf")
+
+
+@needs_bitsandbytes
+def test_from_a_folder_of_four_bits_it_is_the_change_of_what_they_mean(tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
+    base = tiny_model("llama", **sizes)
+    base.save_pretrained(tmp_path / "base")
+    fine_tune("llama", **sizes).save_pretrained(tmp_path / "tuned")
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", quantization_config=options, dtype=torch.float32)
+    tuned.save_pretrained(tmp_path / "four_bits")
+    extraction = tlora.extract(tmp_path / "base", tmp_path / "four_bits", 192, progress=False)
+    expected = changes(base, tuned)
+    for name, update in updates(extraction).items():
+        assert np.linalg.norm(update - expected[name]) < 1e-3 * np.linalg.norm(expected[name])
+
+
+class Extracted(NamedTuple):
+    """An adapter of full rank, which is the fine-tune, and that fine-tune."""
+
+    folder: Path
+    tuned: PreTrainedModel
+
+    @property
+    def adapted(self) -> PeftModel:
+        return tlora.load_adapter(self.folder, tiny_model("llama"))
+
+    @property
+    def changes(self) -> dict[str, np.ndarray]:
+        return changes(tiny_model("llama"), self.tuned)
+
+
+@pytest.fixture
+def extracted(tmp_path):
+    tuned = fine_tune()
+    extraction = tlora.extract(tiny_model("llama"), tuned, 64, progress=False)
+    return Extracted(extraction.save_adapter(tmp_path / "extracted"), tuned)
+
+
+@pytest.mark.parametrize("format", ["peft", "merged"])
+def test_exported_it_is_the_fine_tune(extracted, tmp_path, format):
+    tlora.export(extracted.adapted, tmp_path / "out", format=format, tokenizer=tiny_tokenizer())
+    if format == "merged":
+        served = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    else:
+        served = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")
+    assert relative(logits(served), logits(extracted.tuned)) < 1e-4
+
+
+def test_its_side_effects_and_scales_are_those_of_the_fine_tune(extracted):
+    texts = tlora.load_texts(tiny_tokenizer(), mine=["w4 w5 w6 w7 w8", "w9 w10"])
+    expected = {name: text.evaluate(extracted.tuned)["loss"] for name, text in {"task": task(), **texts}.items()}
+    effects = tlora.side_effects(extracted.adapted, texts, explain=1, progress=False)
+    assert effects.sets()["adapter_loss"].item() == pytest.approx(expected["mine"], rel=1e-4)
+    scales = tlora.measure_scales(extracted.adapted, task(), texts, split="test", progress=False)
+    for name, loss in expected.items():
+        assert scales.loss(scales.points[8], name) == pytest.approx(loss, rel=1e-4)  # of scale 1
+
+
+def test_its_contributions_add_up_to_the_change_by_the_fine_tune(extracted):
+    attribution = tlora.attribute(
+        extracted.adapted, task(), tuned=extracted.tuned, points=64, answers=False, progress=False
+    )
+    assert attribution.rest == pytest.approx(0, abs=1e-3)
+    losses = [task().evaluate(model)["loss"] for model in (tiny_model("llama"), extracted.tuned)]
+    gains = [(sample.tuned - sample.base)[0] for sample in attribution.samples]
+    assert np.concatenate(gains).mean() == pytest.approx(losses[0] - losses[1], abs=1e-4)
+    total = np.mean([float(gain.sum()) for gain in gains])
+    assert attribution.to_frame()["contribution"].sum() == pytest.approx(total, rel=0.02)
+
+
+def test_combined_compared_and_compressed_it_is_the_change_of_the_weights(extracted, tmp_path):
+    other = tlora.extract(tiny_model("llama"), fine_tune(rank=5), 64, progress=False).save_adapter(tmp_path / "other")
+    first, second = extracted.changes, changes(tiny_model("llama"), fine_tune(rank=5))
+    combined = tlora.combine({extracted.folder: 0.5, other: 2})
+    compressed = tlora.compress(extracted.folder, rank=2)
+    ratios = tlora.interference(extracted.folder, other).to_frame().set_index("module")["on_first"]
+    for name, change in first.items():
+        assert updates(combined)[name] == pytest.approx(0.5 * change + 2 * second[name], abs=1e-5)
+        u, s, v = np.linalg.svd(change)
+        assert updates(compressed)[name] == pytest.approx((u[:, :2] * s[:2]) @ v[:2], abs=1e-5)
+        assert ratios[name] == pytest.approx((second[name] ** 2).sum() / (change**2).sum(), rel=1e-4)
 
 
 def nan_model():

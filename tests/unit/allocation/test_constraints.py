@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.allocations import assert_budget_is_met, attempt
 from tests.helpers.sensitivities import sensitivity
-from tlora.allocation.allocate import allocate, check_limits
+from tlora.allocation.allocate import allocate, check_limits, ranks_to_edit
+from tlora.allocation.options import AllocationOptions
 
 SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
 Q0, K0, D0, Q1, K1, D1 = [f"layers.{layer}.{role}" for layer in (0, 1) for role in ("q_proj", "k_proj", "down_proj")]
@@ -45,6 +46,19 @@ def test_a_higher_score_never_gets_less(scores, rank, budget):
         if by_score[i] < by_score[i + 1]:
             assert ranks[i] <= ranks[i + 1]
         assert scalings[i] <= scalings[i + 1]
+
+
+@quick
+@given(sources(), st.integers(1, 4), budgets, st.integers(0, 3), st.integers(3, 20), st.data())
+def test_the_ranks_that_an_edit_may_have_are_those_that_it_accepts(source, rank, budget, least, most, data):
+    """Of one to three modules at once, on top of an edit of another one."""
+    options = {"budget": budget, "min_rank": least, "max_rank": most}
+    allocation, refusal = attempt(allocate, source, rank, **options)
+    assume(not refusal)
+    *names, other = data.draw(st.lists(st.sampled_from(source.names), min_size=2, max_size=4, unique=True))
+    edits = {other: data.draw(st.integers(1, min(most, *source.shapes[other])))}
+    accepted = [r for r in range(1, 25) if not attempt(allocation.edit, edits | dict.fromkeys(names, r))[1]]
+    assert list(ranks_to_edit(source, AllocationOptions(rank, **options), None, edits, names)) == accepted
 
 
 @quick

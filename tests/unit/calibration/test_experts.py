@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import tlora
-from tests.helpers.experts import FAMILIES, as_linear, experts_modules, tiny_mixture
-from tests.helpers.models import singles, tiny_batch
+from tests.helpers.experts import FAMILIES, as_linear, check_pooled, experts_modules, tiny_mixture, upcycle
+from tests.helpers.models import singles, tiny_batch, tiny_model
 from tlora.calibration.experts import PRIOR_ROWS, ExpertPool
 
 
@@ -79,6 +79,17 @@ def test_covariances_are_of_the_rows_that_the_router_sends(family, padding):
         ours = covariance[f"{name}.gate_up_proj[{expert}]"]
         torch.testing.assert_close(ours.dense(), total, rtol=1e-4, atol=1e-5)
         assert (ours.rank_bound, ours.rank_bound + ours.means.count) == (count - samples, count)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (8, 3)])
+def test_a_model_upcycled_to_equal_experts_has_the_statistics_of_the_model(experts, top_k):
+    dense, batch = tiny_model("llama"), tiny_batch("llama")
+    mixture = upcycle(dense, experts, top_k)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(mixture(**inputs).logits[real], dense(**inputs).logits[real])
+    whole = tlora.calibrate(dense, [batch], gradient=True, progress=False)
+    check_pooled(_calibrate(mixture, [batch]), whole, experts, top_k)
 
 
 def test_batches_of_any_shape_give_the_same_numbers():
@@ -153,23 +164,6 @@ def test_an_interrupted_calibration_goes_on(tmp_path):
     for name in whole.names:
         torch.testing.assert_close(resumed.fisher[name].total, whole.fisher[name].total)
         torch.testing.assert_close(resumed.gradient[name].corange, whole.gradient[name].corange)
-
-
-def test_the_use_of_experts_is_counted_by_expert():
-    model, batch = tiny_mixture("mixtral", top_k=2), tiny_batch("llama")
-    calibration = _calibrate(model, [batch])
-    use = tlora.expert_use(calibration)
-    tokens = int(batch["attention_mask"].sum())
-    assert use.groupby("layer")["tokens"].sum().tolist() == [2 * tokens, 2 * tokens]
-    assert use["share"].sum() == pytest.approx(1)
-    row = use.set_index(["layer", "expert"]).loc[(1, 3)]
-    names = [f"model.layers.1.mlp.experts.{key}[3]" for key in ("gate_up_proj", "down_proj")]
-    scores = calibration.sensitivity.scores
-    entries = {name: target.d_out * target.d_in for name, target in calibration.targets.items()}
-    assert row["score"] == pytest.approx(sum(scores[name] * entries[name] for name in names), rel=1e-5)
-    assert row["squared_gradient"] == pytest.approx(sum(calibration.fisher[name].trace for name in names))
-    with pytest.raises(ValueError, match="target_modules"):
-        tlora.expert_use(tlora.calibrate(model, [batch], target_modules="attention", progress=False))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

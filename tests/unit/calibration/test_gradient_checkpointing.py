@@ -159,8 +159,8 @@ def out_of_memory(*_: object) -> None:
 @pytest.mark.parametrize(
     ("options", "ways"),
     [
-        ({}, ["gradient_checkpointing=True", "fewer samples", "covariance='sketch'", "shorter"]),
-        ({"gradient_checkpointing": True, "covariance": "sketch", "sketch_size": 4}, ["fewer samples", "shorter"]),
+        ({}, ["gradient_checkpointing=True", "covariance='sketch'", "shorter"]),
+        ({"gradient_checkpointing": True, "covariance": "sketch", "sketch_size": 4}, ["shorter"]),
     ],
 )
 def test_out_of_memory_names_what_takes_less(options: dict[str, Any], ways: list[str]) -> None:

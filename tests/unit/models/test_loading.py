@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tlora.models import loading
-from tlora.models.loading import load_model, load_tokenizer
+from tlora.models.loading import load_model, load_tokenizer, stream_model
 from tlora.models.targets import head_modules, target_modules
 from tlora.models.weights import weight
 
@@ -45,6 +45,18 @@ def test_a_saved_model_comes_back_as_itself(family, tmp_path):
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), saved.state_dict().values(), strict=True))
     assert model.config.name_or_path == model.name_or_path == tokenizer.name_or_path == str(tmp_path)
     assert {p.requires_grad for p in model.parameters()} == {True}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_a_streamed_model_holds_no_weights_and_reads_them_as_they_are_stored(family, tmp_path):
+    modules = dict(save(tmp_path, family).named_modules())
+    config = tmp_path / "config.json"  # which may name another type than that of the files
+    config.write_text(config.read_text().replace('"float32"', '"float16"'))
+    with stream_model(tmp_path) as model:
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        for name in target_modules(model):
+            assert weight(model.get_submodule(name), name).equal(weight(modules[name], name))
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -11,10 +11,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     FalconConfig,
+    GptOssConfig,
     LlamaConfig,
     LlavaConfig,
     MambaConfig,
     MixtralConfig,
+    Qwen3MoeConfig,
     T5Config,
     ViTConfig,
     WhisperConfig,
@@ -98,6 +100,33 @@ def test_the_page_that_says_what_fits_says_what_is_estimated():
         assert cards == (", ".join(fits) or "-")
 
 
+MIXTURES = {
+    "Qwen3-30B-A3B": Qwen3MoeConfig(
+        vocab_size=151936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768, num_hidden_layers=48,
+        num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        norm_topk_prob=True, tie_word_embeddings=False, max_position_embeddings=40960,
+    ),
+    "gpt-oss-20b": GptOssConfig(
+        vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=64, num_local_experts=32, num_experts_per_tok=4, sliding_window=128,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.rest
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="earlier torch cannot run routed experts without data")
+def test_the_page_of_experts_says_what_is_estimated():
+    text = (DOCS / "howto" / "experts.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| Qwen3", "| gpt-oss"))]
+    assert len(rows) == 4
+    for name, checkpointing, *numbers in rows:
+        work = {"length": 1024, "batch_size": 4, "dtype": "bfloat16", "fisher": True}
+        select = {"target_modules": ["attention", "experts"], "gradient_checkpointing": checkpointing == "yes"}
+        said = estimate(MIXTURES[name], 8, **work, **select).bytes
+        stages = ("weights", "training B", "calibration, covariances sketched")
+        assert numbers == [f"{said[stage] / 1e9:.1f}" for stage in stages]
+
+
 @pytest.mark.parametrize("family", ["llama", pytest.param("t5", marks=pytest.mark.rest)])
 def test_a_checkpointed_calibration_takes_what_torch_holds(family):
     """Its blocks are wide and many enough for their inputs to be most of what a pass without checkpointing holds."""
@@ -174,6 +203,15 @@ def test_statistics_of_a_block_of_llama_2_7b():
         "calibration, covariances whole": own + 4 * (4096 + 11008) * 256,
         "calibration, covariances sketched": own,
     }
+
+
+def test_whole_covariances_on_the_host_leave_an_eighth_of_the_largest_on_the_device():
+    """Beside them the means of the samples are there."""
+    said = estimate(LlamaConfig(), 8, samples=4, length=8, batch_size=2).bytes
+    on_device, on_host = (said[f"calibration, covariances {place}"] for place in ("whole", "whole on the host"))
+    whole = 32 * (3 * 4096**2 + 11008**2 + 4 * (3 * 4096 + 11008))
+    assert on_device - on_host == 4 * (whole - 11008**2 // 8)
+    assert "calibration, covariances whole on the host" not in estimate(LlamaConfig(), 8, **SMALL, gpus=0).bytes
 
 
 def test_operations_are_counted_by_the_rule_of_thumb():

@@ -86,12 +86,26 @@ def test_accumulated_batches_take_the_operations_of_one():
     assert accumulated["seconds"] == pytest.approx(accumulated["teraflops"])
 
 
-def test_covariances_are_sketched_only_if_whole_ones_do_not_fit():
-    whole, sketched = (plain()[f"calibration, covariances {form}"] for form in ("whole", "sketched"))
-    for memory, form in ((whole, "dense"), ((whole + sketched) / 2, "sketch")):
+def test_whole_covariances_are_summed_beside_the_model_if_they_fit_else_on_the_host():
+    whole, on_host = (plain()[f"calibration, covariances {form}"] for form in ("whole", "whole on the host"))
+    for memory, placement in ((whole, "device"), ((whole + on_host) / 2, "host")):
         first = estimate(WIDE, 8, **WORK, memory=memory).what_fits.iloc[0]
-        assert (first["covariance"], first["batch_size"]) == (form, 8)
-        assert ("columns of each covariance" in first["costs"]) == (form == "sketch")
+        assert first[["covariance", "statistics", "batch_size"]].tolist() == ["dense", placement, 8]
+        assert ("the host's memory" in first["costs"]) == (placement == "host")
+
+
+@pytest.mark.parametrize(("gpus", "blocks"), [(0, 6), (1, 40)])
+def test_covariances_are_sketched_without_another_memory_for_them_or_if_they_would_fill_it(gpus, blocks):
+    """Whole ones of 40 blocks take more than the memory that a sketched calibration needs."""
+    config = LlamaConfig(**WIDE.to_diff_dict() | {"num_hidden_layers": blocks})
+    work = WORK | {"gpus": gpus, "gradient_checkpointing": True}
+    sizes = estimate(config, 8, **work).bytes
+    memory = max(sizes["calibration, covariances sketched"], sizes["training B"])
+    assert memory < sizes["calibration, covariances whole"]
+    ways = estimate(config, 8, **work, memory=memory).what_fits.query("training == 'B' and gradient_checkpointing")
+    first = ways.iloc[0]
+    assert first[["covariance", "statistics", "batch_size"]].tolist() == ["sketch", "device", 8]
+    assert "columns of each covariance" in first["costs"]
 
 
 def test_calibration_checkpoints_as_training_does():

@@ -14,8 +14,8 @@ from tests.helpers.foreign import tied
 from tests.helpers.gguf_models import FAMILIES, adapted_of, gguf_name, model_of, row_order, tensors_of, write_model
 from tests.helpers.models import tiny_batch, tiny_model
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.models.loading import silence_transformers
 from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
+from tlora.utils.logs import without_noise
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
@@ -45,7 +45,7 @@ def test_added_to_the_base_file_it_is_the_adapted_model(family, tmp_path):
         assert tensors[weight].shape == (len(b), a.shape[1])
         tensors[weight] = tensors[weight] + fields["adapter.lora.alpha"] / len(a) * b @ a
     write_model(tmp_path / "whole.gguf", model_of(family), family, tensors)
-    with silence_transformers():
+    with without_noise():
         unpacked = transformers.GgufConfig(dequantize=True)
         whole = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.helpers.adapted import adapted_model
 from tests.helpers.disks import kills
 from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
-from tests.helpers.results import same
+from tests.helpers.results import STORED, same
 from tests.helpers.updates import ARGUMENTS, run_with_singular_values, trained
 from tlora.tasks.load import load_task
 from tlora.training.run import TrainingRun, history_frame
@@ -167,6 +168,23 @@ def test_load_refuses_an_adapter_that_the_run_did_not_train(tmp_path: Path, run:
     shutil.rmtree(folder / "tlora")
     with pytest.raises(FileNotFoundError, match="no result at"):
         TrainingRun.load(folder)
+
+
+def test_format_7_with_a_flipped_bit_in_what_names_its_files_is_refused(tmp_path: Path) -> None:
+    """That format has no checksum; neither the names nor the digests of the adapter's files may get lost."""
+    folder = shutil.copytree(STORED / "format_7" / "TrainingRun", tmp_path / "adapter")
+    file = folder / "tlora" / "run.safetensors"
+    whole = file.read_bytes()
+    first, last = whole.index(b"adapter_config.json"), whole.index(b"}", whole.index(b"adapter_model.safetensors"))
+    for place in random.Random(0).sample(range(8 * first, 8 * last), 200):
+        blob = bytearray(whole)
+        blob[place // 8] ^= 1 << place % 8
+        file.write_bytes(blob)
+        for read in (tlora.load_result, tlora.inspect):
+            with pytest.raises(ValueError, match=r"safetensors|config\.json"):
+                read(folder)
+    file.write_bytes(whole)
+    assert tlora.load_result(folder).adapter
 
 
 def test_history_brings_together_what_was_logged_apart() -> None:

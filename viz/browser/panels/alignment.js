@@ -8,17 +8,29 @@ import { mean, placeOf } from "../modules.js";
 import { drawTable } from "../table.js";
 import { number, percent } from "../text.js";
 
+/** @import { Option } from "../controls.js" */
+/** @import { About, GridCell } from "../traits.js" */
+/** @import { Context } from "./panels.js" */
+
+/**
+ * Two subspaces up to a rank: overlaps of each module by rank, overlap by chance a rank, and three angles in degrees.
+ *
+ * @typedef {{sides: [string, string], rank: number, overlaps: number[][], chance: number[][], angles: number[][]}} Pair
+ */
+
+/** @type {(parent: Element, part: {pairs: Pair[]}, context: Context) => void} */
 export function alignmentPart(parent, { pairs }, { about, model }) {
   const start = model?.get("compared") ?? {};
   const found = pairs.findIndex(({ sides }) => sides[0] === start.left && sides[1] === start.right);
   let pair = pairs[Math.max(0, found)], rank = Math.min(start.rank ?? 8, pair.rank);
   const bar = make("div", { class: "bar" }, parent);
+  /** @type {Option[]} */
   const names = pairs.map(({ sides }, i) => [i, sides.join(" and ")]);
   choose(bar, "Pair", names, pairs.indexOf(pair), (i) => {
     pair = pairs[Number(i)];
-    slider.max = pair.rank;
+    slider.max = String(pair.rank);
     rank = Math.min(rank, pair.rank);
-    slider.value = rank;
+    slider.value = String(rank);
     draw();
   });
   const box = labeled(bar, "Rank");
@@ -29,18 +41,23 @@ export function alignmentPart(parent, { pairs }, { about, model }) {
     draw();
   });
   function draw() {
-    output.textContent = rank;
+    output.textContent = String(rank);
     below.replaceChildren();
     drawPair(below, about, pair, rank);
   }
   draw();
 }
 
+/** @type {(parent: Element, about: About, pair: Pair, rank: number) => void} */
 function drawPair(parent, about, pair, rank) {
   const known = about.names.flatMap((_, k) => (pair.overlaps[k].length ? [k] : []));
+  /** @type {(r: number) => number} */
   const means = (r) => mean(known.map((k) => pair.overlaps[k][r - 1]));
+  /** @type {(r: number) => number} */
   const chance = (r) => mean(known.map((k) => r * pair.chance[k][0]));
-  const overlap = (k) => pair.overlaps[k][rank - 1], sides = pair.sides.join(" and ");
+  /** @type {(k: number) => number} */
+  const overlap = (k) => pair.overlaps[k][rank - 1];
+  const sides = pair.sides.join(" and ");
   const top = known.reduce((best, k) => (overlap(k) > overlap(best) ? k : best), known[0]);
   const first = rank === 1 ? "direction overlaps" : `${rank} directions overlap`;
   const finding = `first ${first} by ${percent(means(rank))}, by chance ${percent(chance(rank))}`;
@@ -48,6 +65,7 @@ function drawPair(parent, about, pair, rank) {
   make("p", { class: "finding" }, parent, `${sides}: ${finding}; ${most}`);
   const side = make("div", { class: "pair" }, parent), map = make("div", {}, side), curve = make("div", {}, side);
   make("div", { class: "key" }, map, "Overlap of each module, percent: projections down, layers across");
+  /** @type {GridCell[]} */
   const cells = known.map((k) => [about.row[k], about.column[k], overlap(k), (100 * overlap(k)).toFixed(0)]);
   const title = `Overlap of ${sides} at rank ${rank}`;
   cellGrid(map, { title, rows: about.rows, columns: about.columns, cells, most: 1, width: 640 });
@@ -66,6 +84,7 @@ function drawPair(parent, about, pair, rank) {
   drawProjections(parent, about, pair, rank, known);
 }
 
+/** @type {(parent: Element, about: About, pair: Pair, rank: number, known: number[]) => void} */
 function drawProjections(parent, about, pair, rank, known) {
   const rows = about.rows.flatMap((name, j) => {
     const members = known.filter((k) => about.row[k] === j);

@@ -2,45 +2,81 @@
 
 import { largest } from "../colors.js";
 
-/** Values of one module from its bytes: `row(n)` those of all tokens, `need` the last row if there is one. */
-export function unpack({ module, directions, scales, values }, hasNeed) {
-  if (!values) return { module };
+/**
+ * What the kernel sends of a module: values as bytes in base64, a row for each kind and direction, and the scale of
+ * each row; of one that reads no tokens its number alone.
+ *
+ * @typedef {{module: number, directions?: number, scales?: number[], values?: string}} Reading
+ */
+
+/**
+ * Values of one module: `row(n)` those of all tokens, and how much each token needs the module, if that is known.
+ *
+ * @typedef {{module: number, directions: number, row: (n: number) => number[], need: number[] | null}} Values
+ */
+
+/** @typedef {{texts: string[], text: number[], part: string, sample: number[]}} Side Tokens, as they are sent. */
+/** @typedef {ReturnType<typeof readTokens>} Tokens */
+
+/**
+ * Values of one module from its bytes, of which the last row may be the need; one without values has no directions.
+ *
+ * @type {(reading: Reading, hasNeed: boolean) => Values}
+ */
+export function unpack({ module, directions = 0, scales = [], values = "" }, hasNeed) {
   const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
+  /** @type {(n: number) => number[]} */
   const row = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
-  return { module, directions, row, need: hasNeed ? row(scales.length - 1) : null };
+  return { module, directions, row, need: hasNeed && values ? row(scales.length - 1) : null };
 }
 
 /**
  * The tokens of all samples: the part of each, where samples begin and end, and which are the same token (by text and
  * part, constant ones also by the token before).
+ *
+ * @param {Side} side
  */
 export function readTokens({ texts, text, part, sample }) {
-  const parts = [...part].map(Number), spans = [], isFirst = sample.map((s, i) => s !== sample[i - 1]);
+  const parts = [...part].map(Number), isFirst = sample.map((s, i) => s !== sample[i - 1]);
+  /** @type {[number, number][]} */
+  const spans = [];
   sample.forEach((s, i) => {
     if (isFirst[i]) spans[s] = [i, i];
     spans[s][1] = i + 1;
   });
+  /** @type {(i: number) => number | string} */
   const before = (i) => (parts[i] === 0 && !isFirst[i] ? text[i - 1] : "");
-  const group = text.map((t, i) => `${parts[i]} ${t} ${before(i)}`), all = {};
+  const group = text.map((t, i) => `${parts[i]} ${t} ${before(i)}`);
+  /** @type {Record<string, number>} */
+  const all = {};
   for (const name of group) all[name] = (all[name] ?? 0) + 1;
   return {
     part: parts,
     spans,
     group,
     all,
+    /** @type {(i: number) => string} */
     text: (i) => texts[text[i]],
+    /** @type {(i: number, most: number) => string} */
     before: (i, most) => text.slice(Math.max(spans[sample[i]][0], i - most), i).map((t) => texts[t]).join(""),
   };
 }
 
+/** @typedef {{at: number, hits: number, all: number}} End Where a token is furthest, how often beyond, of how many. */
+
 /**
  * One end of a direction: distinct tokens beyond half of its peak and a fifth of the other end's, the furthest first.
  *
- * @returns {{at: number, hits: number, all: number}[]} Where each is furthest, how often it is there, and of how many.
+ * @param {number[]} values
+ * @param {number} sign
+ * @param {Pick<Tokens, "group" | "all">} tokens
+ * @returns {End[]}
  */
 export function ends(values, sign, tokens) {
   const far = values.map((value) => sign * value), peak = far.reduce((a, b) => Math.max(a, b));
-  const limit = Math.max(peak / 2, largest(values) / 5), found = {};
+  const limit = Math.max(peak / 2, largest(values) / 5);
+  /** @type {Record<string, End>} */
+  const found = {};
   far.forEach((value, i) => {
     if (value < limit) return;
     const hit = found[tokens.group[i]] ??= { at: i, hits: 0, all: tokens.all[tokens.group[i]] };

@@ -8,32 +8,71 @@ import { coloredToken, drawRamp, drawStrip } from "../strip.js";
 import { MINUS, percent, quoted, signedNumber, visible } from "../text.js";
 import { ends, readTokens, unpack } from "./readings.js";
 
+/** @import { Token } from "../strip.js" */
+/** @import { About, Traits } from "../traits.js" */
+/** @import { Context } from "./panels.js" */
+/** @import { Reading, Side, Tokens, Values } from "./readings.js" */
+
 const LISTED = 5; // tokens of an end
 const WINDOW = 40; // tokens on both sides of the peak of a sample that is not shown whole
 const STRONGEST = 8, DRAWN_SAMPLES = 4;
 const EVENTS = ["change:selected", "change:reading", "change:current"];
+/** @type {Record<string, [number, number]>} */
 const MOVES = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 /** @type {[boolean, string][]} */
 const VALUES = [[false, "z: read"], [true, "z \u00d7 need: read and needed"]];
 const SINK = "The first token of each sample dominates this module (an attention sink): " +
   "direction_activations(..., first_token=False) leaves it out.";
 
-/** A page has the values of all modules. */
-export const readsAnswers = { read: ({ module }, page) => ({ reading: page.readings[module] }) };
+/**
+ * What the panel is drawn from. By module: which side it reads, and by kind its share on constant tokens and how well
+ * two halves of the samples agree. A page holds `samples` of the samples that were read.
+ *
+ * @typedef {object} Part
+ * @property {string[]} kinds
+ * @property {string[]} meanings
+ * @property {string[]} parts
+ * @property {Record<string, Side>} sides
+ * @property {(string | null)[]} side
+ * @property {(number | null)[][]} constant
+ * @property {(number | null)[][]} agreement
+ * @property {number[]} sinks Modules in which the first token of each sample dominates.
+ * @property {boolean} need
+ * @property {number} samples
+ * @property {number} of
+ */
 
-export function readsPart(parent, part, { about, model, ask }) {
+/**
+ * The panel while it is drawn: the direction `d` of kind `n` whose samples are open, and the samples that are turned:
+ * whole if they were not, and the other way round.
+ *
+ * @typedef {{root: HTMLElement, part: Part, about: About, sides: Record<string, Tokens>, values: Values,
+ *   open: {d: number, n: number} | null, isNeed: boolean, whole: Set<number>, draw: () => void}} Panel
+ */
+
+/**
+ * A page has the values of all modules.
+ *
+ * @type {{read: (args: {module: number}, page: {readings?: Partial<Reading>[]}) => Partial<Traits>}}
+ */
+export const readsAnswers = { read: ({ module }, page) => ({ reading: page.readings?.[module] }) };
+
+/** @type {(parent: Element, part: Part, context: Context) => void} */
+export function readsPart(parent, part, { about, model: known, ask }) {
+  if (!known) return;
+  const model = known;
   const root = make("div", { class: "reads strips" }, parent);
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
-  /** @type {any} */
-  const panel = { root, part, about, sides, values: null, open: null, isNeed: false, whole: new Set(), draw };
+  const values = unpack({ module: -1 }, false); // of no module yet
+  /** @type {Panel} */
+  const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: new Set(), draw };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
-    const key = root.getRootNode().activeElement?.closest?.(".reads") === root
-      ? root.getRootNode().activeElement.dataset.key
-      : null;
+    const { activeElement } = /** @type {Document | ShadowRoot} */ (root.getRootNode());
+    const key = activeElement && root.contains(activeElement) ? activeElement.getAttribute("data-key") : null;
     root.replaceChildren();
     drawModule(panel, selected(), model.get("current").ranks[selected()]);
-    if (key) root.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+    if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
   let wasOnPage = false;
   function follow() { // the selected module, or its values, have changed
@@ -42,9 +81,11 @@ export function readsPart(parent, part, { about, model, ask }) {
       return;
     }
     wasOnPage = root.isConnected;
-    const reading = model.get("reading"), k = selected();
-    if (reading?.module !== k) return ask("read", { module: k }, "read");
-    if (panel.values?.module !== k) Object.assign(panel, { values: unpack(reading, part.need), open: null });
+    const { module, ...reading } = model.get("reading") ?? {}, k = selected();
+    if (module !== k) return ask?.("read", { module: k }, "read");
+    if (panel.values.module !== k) {
+      Object.assign(panel, { values: unpack({ module, ...reading }, part.need), open: null });
+    }
     draw();
   }
   for (const event of EVENTS) model.on(event, follow);
@@ -52,27 +93,45 @@ export function readsPart(parent, part, { about, model, ask }) {
   follow();
 }
 
-/** Arrows move between the directions and the kinds. */
+/** @type {(root: Element, selector: string, options?: FocusOptions) => void} */
+const focusOn = (root, selector, options) =>
+  /** @type {HTMLElement | null} */ (root.querySelector(selector))?.focus(options);
+
+/**
+ * Arrows move between the directions and the kinds.
+ *
+ * @type {(root: Element, event: KeyboardEvent) => void}
+ */
 function moveFocus(root, event) {
-  const move = MOVES[event.key], { row, column } = event.target.dataset;
+  const move = MOVES[event.key], { row, column } = /** @type {HTMLElement} */ (event.target).dataset;
   if (!move || column === undefined) return;
-  root.querySelector(`[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`)?.focus();
+  focusOn(root, `[data-row="${Number(row) + move[0]}"][data-column="${Number(column) + move[1]}"]`);
   event.preventDefault();
 }
 
-/** Values of all tokens along a direction; with need, times how much each token needs the module. */
+/**
+ * Values of all tokens along a direction; with need, times how much each token needs the module.
+ *
+ * @type {(panel: Panel, kind: number, direction: number) => number[]}
+ */
 function valuesOf({ values, isNeed }, kind, direction) {
   const z = values.row(kind * values.directions + direction);
-  return isNeed ? z.map((v, i) => v * values.need[i]) : z;
+  const { need } = values;
+  return isNeed && need ? z.map((v, i) => v * need[i]) : z;
 }
 
+/** @type {(panel: Panel) => string} */
 const valueName = ({ isNeed }) => (isNeed ? "z \u00d7 need" : "z");
 
+/** @type {(panel: Panel, k: number, rank: number) => void} */
 function drawModule(panel, k, rank) {
-  const { root, part, about, sides } = panel, tokens = sides[part.side[k]], place = placeOf(about, k);
+  const { root, part, about, sides } = panel, tokens = sides[part.side[k] ?? ""], place = placeOf(about, k);
   const bar = make("div", { class: "bar" }, root);
   make("h3", {}, bar, place);
-  if (!tokens) return make("p", {}, root, "This module reads positions, not tokens.");
+  if (!tokens) {
+    make("p", {}, root, "This module reads positions, not tokens.");
+    return;
+  }
   if (part.need) drawChoice(panel, bar);
   const key = make("span", { class: "key" }, bar);
   part.parts.forEach((name, n) => {
@@ -85,6 +144,7 @@ function drawModule(panel, k, rank) {
   drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
 }
 
+/** @type {(panel: Panel, bar: Element) => void} */
 function drawChoice(panel, bar) {
   const box = group(bar, "Values");
   for (const [isNeed, label] of VALUES) {
@@ -96,8 +156,11 @@ function drawChoice(panel, bar) {
   }
 }
 
+/** @type {(part: Part, k: number) => string} */
 function describeModule(part, k) {
+  /** @type {(value: number | null) => string} */
   const share = (value) => (value === null ? "\u2013" : percent(value));
+  /** @type {(shares: (number | null)[]) => string} */
   const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${share(shares[n])}`).join(", ");
   const samples = part.samples < part.of
     ? `${part.samples} of the ${part.of} samples that were read are in this page.`
@@ -107,6 +170,7 @@ function describeModule(part, k) {
     `${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
 }
 
+/** @type {(panel: Panel, table: Element, tokens: Tokens, rank: number) => void} */
 function drawDirections(panel, table, tokens, rank) {
   const { kinds, meanings } = panel.part, whole = { colspan: kinds.length + 1 };
   const head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
@@ -128,7 +192,11 @@ function drawDirections(panel, table, tokens, rank) {
   }
 }
 
-/** Both ends of a direction, on a button that opens its samples. */
+/**
+ * Both ends of a direction, on a button that opens its samples.
+ *
+ * @type {(panel: Panel, cell: Element, n: number, d: number, tokens: Tokens) => void}
+ */
 function drawEnds(panel, cell, n, d, tokens) {
   const values = valuesOf(panel, n, d), isOpen = panel.open?.d === d && panel.open.n === n;
   const at = { "data-key": `${d} ${n}`, "data-row": d, "data-column": n };
@@ -145,7 +213,11 @@ function drawEnds(panel, cell, n, d, tokens) {
   });
 }
 
-/** One end as a line of tokens; returns it in words. */
+/**
+ * One end as a line of tokens; returns it in words.
+ *
+ * @type {(panel: Panel, parent: Element, values: number[], sign: number, tokens: Tokens) => string}
+ */
 function drawEnd({ root, part }, parent, values, sign, tokens) {
   const found = ends(values, sign, tokens), listed = found.slice(0, LISTED), most = largest(values);
   const line = make("span", { class: "line", "aria-hidden": "true" }, parent), dark = isDark(root);
@@ -164,6 +236,7 @@ function drawEnd({ root, part }, parent, values, sign, tokens) {
   return `${sign > 0 ? "high" : "low"} at ${names.join(", ") || "nothing"}`;
 }
 
+/** @type {(panel: Panel, cell: Element, n: number, d: number, tokens: Tokens) => void} */
 function drawSamples(panel, cell, n, d, tokens) {
   const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
   const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
@@ -183,9 +256,14 @@ function drawSamples(panel, cell, n, d, tokens) {
   });
 }
 
-/** Samples in an order that does not follow their values, the same each time. */
+/**
+ * Samples in an order that does not follow their values, the same each time.
+ *
+ * @type {(samples: number[]) => number[]}
+ */
 const shuffled = (samples) => samples.sort((a, b) => ((a * 7919 + 13) % 101) - ((b * 7919 + 13) % 101));
 
+/** @type {(panel: Panel, line: Element, s: number, peak: string, isWhole: boolean) => void} */
 function drawPeak(panel, line, s, peak, isWhole) {
   const title = "largest value of the sample; click for the whole sample";
   const attributes = { "aria-expanded": isWhole, "data-key": `sample ${s}`, title };
@@ -196,9 +274,16 @@ function drawPeak(panel, line, s, peak, isWhole) {
   });
 }
 
-/** The tokens of a sample around its peak, or all. */
+/**
+ * The tokens of a sample around its peak, or all.
+ *
+ * @type {(panel: Panel, s: number, values: number[], most: number, tokens: Tokens, isWhole: boolean) => (string |
+ *   Token)[]}
+ */
 function sampleTokens(panel, s, values, most, tokens, isWhole) {
-  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need, strip = [];
+  const [start, end] = tokens.spans[s], need = panel.isNeed ? null : panel.values.need;
+  /** @type {(string | Token)[]} */
+  const strip = [];
   let peak = start;
   for (let i = start; i < end; i++) if (Math.abs(values[i]) > Math.abs(values[peak])) peak = i;
   for (let i = start; i < end; i++) {

@@ -7,17 +7,33 @@ import { make } from "../elements.js";
 import { drawTable } from "../table.js";
 import { capitalized, number, signedNumber } from "../text.js";
 
-/** @type {[string, string, object][]} */
+/** @import { Option } from "../controls.js" */
+/** @import { Line } from "../chart.js" */
+
+/** @type {[string, string, Partial<Line>][]} */
 const LINES = [
   ["scale", "the adapter scaled", { dots: true }],
   ["left out", "several parts left out", { dots: true, dash: true }],
   ["part", "one part left out", { dots: true, name: "lone" }],
 ];
 
+/**
+ * A point that was measured: the loss on the task, the most that other text `lost`, in nats per token, what was left
+ * out, and rows of a table.
+ *
+ * @typedef {{label: string, kind: string, scale: number, task: number, lost: number, without: string[],
+ *   rows: string[][]}} Point
+ */
+
+/** @typedef {{at: number, limit: number}} Choice */
+/** @typedef {{points: Point[], start: number, limit: number | null, choice?: Choice}} Part */
+
+/** @type {(parent: Element, part: Part) => void} */
 export function rescalingPart(parent, part) {
   const choice = (part.choice ??= { at: part.start, limit: part.limit ?? 0.05 }), { points } = part;
   const scales = numbers(points, "scale");
   const root = make("div", { class: "rescaling" }, parent), bar = make("div", { class: "bar" }, root);
+  /** @type {(k: number | null) => void} */
   function choosePoint(k) {
     choice.at = k ?? choice.at;
     draw();
@@ -26,8 +42,10 @@ export function rescalingPart(parent, part) {
   const box = labeled(bar, "Scale"), range = { type: "range", min: 0, max: scales.length - 1, step: 1 };
   const slider = make("input", range, box), output = make("output", {}, box);
   slider.addEventListener("input", () => choosePoint(scales[Number(slider.value)]));
+  /** @type {Option[]} */
   const parts = points.flatMap(({ kind, label }, k) => (kind === "scale" ? [] : [[k, label.replace("without ", "")]]));
-  const leaveOut = (value) => choosePoint(value === "" ? scales.at(-1) : Number(value));
+  /** @type {(value: string) => void} */
+  const leaveOut = (value) => choosePoint(value === "" ? scales.at(-1) ?? null : Number(value));
   const out = parts.length ? choose(bar, "Left out", [["", "nothing"], ...parts], null, leaveOut) : null;
   const field = { type: "number", step: 0.01, min: 0, value: choice.limit };
   const limit = make("input", field, labeled(bar, "Most that a text may lose, nats per token"));
@@ -41,9 +59,9 @@ export function rescalingPart(parent, part) {
   const line = copyable(make("div", { class: "copied" }, root));
   function draw() {
     const point = points[choice.at], isScale = point.kind === "scale";
-    if (isScale) slider.value = scales.indexOf(choice.at);
-    output.textContent = isScale ? point.scale : "1";
-    if (out) out.value = isScale ? "" : choice.at;
+    if (isScale) slider.value = String(scales.indexOf(choice.at));
+    output.textContent = isScale ? String(point.scale) : "1";
+    if (out) out.value = isScale ? "" : String(choice.at);
     curve.replaceChildren();
     table.replaceChildren();
     drawPoints(curve, points, point, choice.limit);
@@ -56,15 +74,24 @@ export function rescalingPart(parent, part) {
   draw();
 }
 
-/** The numbers of the points of a kind. */
+/**
+ * The numbers of the points of a kind.
+ *
+ * @type {(points: Point[], kind: string) => number[]}
+ */
 const numbers = (points, kind) => points.flatMap((point, k) => (point.kind === kind ? [k] : []));
 
-/** The number of the point with the lowest task loss within the limit, or null. */
+/**
+ * The number of the point with the lowest task loss within the limit, or null.
+ *
+ * @type {(points: Point[], limit: number) => number | null}
+ */
 export function best(points, limit) {
   const within = points.flatMap((point, k) => (point.lost <= limit ? [k] : []));
-  return within.reduce((a, k) => (a === null || points[k].task < points[a].task ? k : a), null);
+  return within.reduce((a, k) => (points[k].task < points[a].task ? k : a), within[0]) ?? null;
 }
 
+/** @type {(parent: Element, points: Point[], chosen: Point, limit: number) => void} */
 function drawPoints(parent, points, chosen, limit) {
   const lines = LINES.map(([kind, label, look]) => {
     const members = numbers(points, kind).map((k) => [points[k].lost, points[k].task]);
@@ -82,11 +109,13 @@ function drawPoints(parent, points, chosen, limit) {
   });
 }
 
+/** @type {(parent: Element, point: Point) => void} */
 function drawPoint(parent, { label, without, rows }) {
   const caption = [capitalized(label), ...(without.length ? [without.join(", ")] : [])].join(": ");
   drawTable(parent, { caption, head: ["set", "loss", "change", "95 % interval over texts"], rows });
 }
 
+/** @type {(points: Point[], choice: Choice) => string} */
 function conclude(points, { at, limit }) {
   const point = points[at], top = best(points, limit);
   const other = top === null

@@ -2,12 +2,16 @@
 
 import { make } from "../elements.js";
 import { makeLayer } from "./layer.js";
-import { Tries } from "./ranks.js";
+import { triesOf } from "./ranks.js";
 import { ranksSteps } from "./ranks_steps.js";
 import { readsSteps } from "./reads_steps.js";
 import { trainingSteps } from "./training_steps.js";
 
-/** Draws the questions for a seed. */
+/**
+ * Draws the questions for a seed.
+ *
+ * @type {(parent: Element, seed: number) => void}
+ */
 export function drawHandout(parent, seed) {
   parent.replaceChildren();
   make(
@@ -16,11 +20,10 @@ export function drawHandout(parent, seed) {
     parent,
     `Seed ${seed}. Answer each question before you press Next; then write down what the page shows.`,
   );
-  const tasks = { large: new Tries(seed, "large"), small: new Tries(seed, "small") };
   const scenes = {
     "1. What does an adapter read?": readsSteps(seed),
     "2. What does training do with it?": trainingSteps(makeLayer(seed)),
-    "3. Where should the rank go?": ranksSteps(tasks),
+    "3. Where should the rank go?": ranksSteps(triesOf(seed)),
   };
   for (const [title, steps] of Object.entries(scenes)) {
     make("h2", {}, parent, title);

@@ -13,10 +13,10 @@ import {
 } from "./matrix.js";
 import { generator } from "./random.js";
 
+/** @import { Matrix } from "./matrix.js" */
+
 const SAMPLES = 160;
 const NOISE = 0.1; // of the targets
-
-/** @typedef {import("./matrix.js").Matrix} Matrix */
 
 /**
  * Inputs around their mean, the weight, and the change of the weight that the task asks for.
@@ -25,6 +25,16 @@ const NOISE = 0.1; // of the targets
  *   stretched: number}} Inputs
  */
 
+/**
+ * The covariance `c` of inputs, the weight times it, the gradient in the weight, and the variance of the outputs.
+ *
+ * @typedef {{c: Matrix, wc: Matrix, gradient: Matrix, outputs: number}} Measured
+ */
+
+/** @typedef {{input: number, output: number, gradient: number}} Shares What a direction catches of each. */
+/** @typedef {{principal: number, wc: number, gradient: number}} Angles Leading directions, from 0 to π. */
+
+/** @type {(angle: number) => number[]} */
 export const unit = (angle) => [Math.cos(angle), Math.sin(angle)];
 
 /**
@@ -48,9 +58,14 @@ export function makeInputs(seed) {
   return { cloud, mean, weight, change, noise, random: Math.PI * uniform(), stretched };
 }
 
+/** @type {(left: number[], right: number[]) => Matrix} */
 const outer = (left, right) => left.map((value) => right.map((other) => value * other));
 
-/** The inputs: the cloud at its mean. */
+/**
+ * The inputs: the cloud at its mean.
+ *
+ * @type {(inputs: Inputs) => Matrix}
+ */
 export const inputRows = ({ cloud, mean }) => cloud.map((row) => row.map((value, i) => value + mean[i]));
 
 /**
@@ -60,6 +75,7 @@ export const inputRows = ({ cloud, mean }) => cloud.map((row) => row.map((value,
  *
  * @param {Inputs} inputs
  * @param {boolean} centered Whether the mean of the inputs is subtracted.
+ * @returns {Measured}
  */
 export function measure(inputs, centered = true) {
   const rows = inputRows(inputs), c = covariance(rows, centered), wc = product(inputs.weight, c);
@@ -68,9 +84,14 @@ export function measure(inputs, centered = true) {
   return { c, wc, gradient, outputs: trace(productTransposed(wc, inputs.weight)) };
 }
 
+/** @type {(a: Matrix) => number} */
 const trace = (a) => a.reduce((sum, row, i) => sum + row[i], 0);
 
-/** What a direction catches: of the inputs' variance, of the outputs' variance and of the squared gradient. */
+/**
+ * What a direction catches: of the inputs' variance, of the outputs' variance and of the squared gradient.
+ *
+ * @type {(measured: Measured, angle: number) => Shares}
+ */
 export function sharesAt({ c, wc, gradient, outputs }, angle) {
   const a = unit(angle), through = wc.map((row) => dot(row, a)), along = dot(a, c.map((row) => dot(row, a)));
   const followed = gradient.map((row) => dot(row, a));
@@ -81,23 +102,36 @@ export function sharesAt({ c, wc, gradient, outputs }, angle) {
   };
 }
 
-/** The angles of the leading directions, from 0 to π. */
+/**
+ * The angles of the leading directions, from 0 to π.
+ *
+ * @type {(measured: Measured) => Angles}
+ */
 export function leadingAngles({ c, wc, gradient }) {
   return { principal: angleOf(c), wc: angleOf(wc), gradient: angleOf(gradient) };
 }
 
+/** @type {(matrix: Matrix) => number} */
 function angleOf(matrix) {
   const [x, y] = rightSingular(matrix).vectors[0];
   return (Math.atan2(y, x) + Math.PI) % Math.PI;
 }
 
-/** The angle between two lines in radians, at most π/2. */
+/**
+ * The angle between two lines in radians, at most π/2.
+ *
+ * @type {(one: number, other: number) => number}
+ */
 export function between(one, other) {
   const turn = Math.abs(one - other) % Math.PI;
   return Math.min(turn, Math.PI - turn);
 }
 
-/** What each of some random directions in many dimensions catches of one that is fixed: its squared cosine. */
+/**
+ * What each of some random directions in many dimensions catches of one that is fixed: its squared cosine.
+ *
+ * @type {(seed: number, dimension: number, count?: number) => number[]}
+ */
 export function randomShares(seed, dimension, count = 200) {
   const { normals } = generator(seed);
   return normals(count, dimension).map((row) => row[0] ** 2 / dot(row, row));

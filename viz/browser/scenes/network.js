@@ -4,9 +4,12 @@ import { apportion, apportionByGain } from "../allocate.js";
 import { plus, product, productTransposed, rightSingular, squaredNorm, times, transpose, zeros } from "./matrix.js";
 import { generator } from "./random.js";
 
+/** @import { Matrix } from "./matrix.js" */
+/** @import { Normals } from "./random.js" */
+
 export const WIDTH = 8, LAYERS = 4, BUDGET = 8, SAMPLES = 64, STEPS = 120, RATE = 0.1;
 
-/** @typedef {import("./matrix.js").Matrix} Matrix */
+/** @typedef {"uniform" | "sensitivity" | "captured"} Rule What ranks are shared by. */
 
 /**
  * What a task changes in each layer: a matrix of what rank and norm. `gains` are the sizes of the layer's own weights:
@@ -41,7 +44,7 @@ export function makeNetwork(seed, task) {
   const weights = task.gains.map((gain) => times(normals(WIDTH, WIDTH), gain / Math.sqrt(WIDTH)));
   const inputs = normals(SAMPLES, WIDTH);
   const changed = weights.map((weight, l) => plus(weight, changeOf(normals, task.ranks[l]), task.sizes[l]));
-  const targets = run(changed, inputs).at(-1);
+  const targets = run(changed, inputs)[LAYERS];
   const { loss: start, gradients } = gradientsOf(weights, inputs, targets);
   const scores = sensitivities(weights, inputs, targets);
   const singular = gradients.map((gradient) => rightSingular(gradient));
@@ -50,14 +53,22 @@ export function makeNetwork(seed, task) {
   return { weights, inputs, targets, start, directions, captured, scores };
 }
 
-/** A random matrix of some rank, of norm 1. */
+/**
+ * A random matrix of some rank, of norm 1.
+ *
+ * @type {(normals: Normals, rank: number) => Matrix}
+ */
 function changeOf(normals, rank) {
   if (!rank) return zeros(WIDTH, WIDTH);
   const raw = product(normals(WIDTH, rank), normals(rank, WIDTH));
   return times(raw, 1 / Math.sqrt(squaredNorm(raw)));
 }
 
-/** The inputs of every layer, and the outputs of the last: each adds tanh(W h) to what it reads, h. */
+/**
+ * The inputs of every layer, and the outputs of the last: each adds tanh(W h) to what it reads, h.
+ *
+ * @type {(weights: Matrix[], inputs: Matrix) => Matrix[]}
+ */
 function run(weights, inputs) {
   const values = [inputs];
   weights.forEach((weight, l) => {
@@ -67,11 +78,17 @@ function run(weights, inputs) {
   return values;
 }
 
-/** Half the squared error, a mean over samples, and its gradients in the weights. */
+/**
+ * Half the squared error, a mean over samples, and its gradients in the weights.
+ *
+ * @type {(weights: Matrix[], inputs: Matrix, targets: Matrix) => {loss: number, gradients: Matrix[]}}
+ */
 function gradientsOf(weights, inputs, targets) {
   const values = run(weights, inputs), count = inputs.length;
-  let errors = plus(values.at(-1), targets, -1);
-  const loss = squaredNorm(errors) / (2 * count), gradients = [];
+  let errors = plus(values[weights.length], targets, -1);
+  const loss = squaredNorm(errors) / (2 * count);
+  /** @type {Matrix[]} */
+  const gradients = [];
   for (let l = weights.length - 1; l >= 0; l--) {
     const added = plus(values[l + 1], values[l], -1); // tanh(W h)
     const inner = errors.map((row, n) => row.map((error, i) => error * (1 - added[n][i] ** 2)));
@@ -81,7 +98,11 @@ function gradientsOf(weights, inputs, targets) {
   return { loss, gradients };
 }
 
-/** The sensitivity of each layer: the mean of |weight × gradient| over its entries and the samples. */
+/**
+ * The sensitivity of each layer: the mean of |weight × gradient| over its entries and the samples.
+ *
+ * @type {(weights: Matrix[], inputs: Matrix, targets: Matrix) => number[]}
+ */
 function sensitivities(weights, inputs, targets) {
   const scores = weights.map(() => 0);
   inputs.forEach((row, n) => {
@@ -96,9 +117,14 @@ function sensitivities(weights, inputs, targets) {
   return scores;
 }
 
+/** @type {(value: number) => number[]} */
 const each = (value) => Array(LAYERS).fill(value);
 
-/** Ranks by a rule, at most the width each; all spend the budget. */
+/**
+ * Ranks by a rule, at most the width each; all spend the budget.
+ *
+ * @type {(rule: Rule, network: Network) => number[]}
+ */
 export function ranksBy(rule, { scores, captured }) {
   if (rule === "captured") return apportionByGain(captured, BUDGET, each(0), each(WIDTH), each(1));
   return apportion(rule === "uniform" ? each(1) : scores, BUDGET, each(0), each(WIDTH), each(1));
@@ -113,7 +139,7 @@ export function ranksBy(rule, { scores, captured }) {
 /**
  * A training that has not begun: A of each layer are its leading directions of the gradient, B is zero.
  *
- * @returns {Training}
+ * @type {(network: Network, ranks: number[]) => Training}
  */
 export function begin(network, ranks) {
   const a = network.directions.map((rows, l) => rows.slice(0, ranks[l]));
@@ -123,13 +149,14 @@ export function begin(network, ranks) {
 /**
  * The training one step of gradient descent later.
  *
- * @returns {Training}
+ * @type {(network: Network, training: Training) => Training}
  */
 export function step(network, { a, b, gradients, losses }) {
   const next = b.map((columns, l) => plus(columns, productTransposed(a[l], gradients[l]), -RATE));
   return evaluated(network, a, next, losses);
 }
 
+/** @type {(network: Network, a: Matrix[], b: Matrix[], losses: number[]) => Training} */
 function evaluated({ weights, inputs, targets, start }, a, b, losses) {
   const adapted = weights.map((weight, l) => (a[l].length ? plus(weight, product(transpose(b[l]), a[l])) : weight));
   const { loss, gradients } = gradientsOf(adapted, inputs, targets);

@@ -10,18 +10,30 @@ import { player } from "./player.js";
 import { rankBars } from "./rank_bars.js";
 import { HARD_FROM, ranksSteps, RULES, TASK_NAMES, TRIED } from "./ranks_steps.js";
 
+/** @import { Line } from "../chart.js" */
+/** @import { DragChart } from "./drag_chart.js" */
+/** @import { Network, Rule } from "./network.js" */
+/** @import { ShownRule } from "./ranks_steps.js" */
+/** @import { Scene } from "./story.js" */
+
 const SCORES_FROM = 2; // step of the story
 const OWN_COLOR = 0;
+
+/** @typedef {{task: string, story: number}} State The task that is shown, and the step of the text. */
+/** @typedef {{ranks: number[], loss: number}} Try Ranks and the last loss. */
+/** @typedef {Try & {losses: number[]}} Trained A try with the losses of all its steps. */
+/** @typedef {Record<string, Tries>} Tasks The tries of each task, `large` and `small`. */
 
 /**
  * The scene.
  *
  * @param {Element} parent Where its picture goes.
  * @param {number} seed
- * @returns {import("./story.js").Scene}
+ * @returns {Scene}
  */
 export function ranksScene(parent, seed) {
-  const tasks = { large: new Tries(seed, "large"), small: new Tries(seed, "small") };
+  const tasks = triesOf(seed);
+  /** @type {State} */
   const state = { task: "large", story: 0 }, now = () => tasks[state.task];
   const root = make("div", { class: "picture" }, parent), bar = make("div", { class: "bar" }, root);
   const select = choose(bar, "Task", TASK_NAMES, state.task, (task) => change({ task }));
@@ -32,15 +44,18 @@ export function ranksScene(parent, seed) {
     begin(ranks);
   });
   const losses = dragChart(make("div", { class: "grow" }, pair), () => {}), table = make("div", {}, root);
+  /** @type {(ranks: number[]) => void} */
   function begin(ranks) {
     now().begin(ranks);
     redraw();
   }
+  /** @type {(count: number) => boolean} */
   function advance(count) {
     const isLeft = now().advance(count);
     redraw();
     return isLeft;
   }
+  /** @type {(values: Partial<State>) => void} */
   function change(values) {
     training.stop();
     Object.assign(state, values);
@@ -54,34 +69,55 @@ export function ranksScene(parent, seed) {
     drawLosses(losses, tries, rulesOf(state));
     drawTries(table, tries, rulesOf(state));
   }
+  /** @type {(story: number) => void} */
   function show(story) {
-    select.parentElement.hidden = story < HARD_FROM;
+    select.parentElement?.toggleAttribute("hidden", story < HARD_FROM);
     const isNew = story >= HARD_FROM && state.story < HARD_FROM;
     change({ story, task: story < HARD_FROM ? "large" : isNew ? "small" : state.task });
   }
   return { steps: ranksSteps(tasks), show, stop: training.stop };
 }
 
+/**
+ * The tries of each task, none begun.
+ *
+ * @type {(seed: number) => Tasks}
+ */
+export const triesOf = (seed) => ({ large: new Tries(seed, "large"), small: new Tries(seed, "small") });
+
+/** @type {(state: State) => ShownRule[]} */
 const rulesOf = ({ story }) => RULES.filter(({ from }) => story >= from);
 
 /** A network with one task: the allocation that is tried, its training, and the tries before. */
 export class Tries {
+  /** @type {number[]} */
   ranks = Array(networks.LAYERS).fill(0);
-  /** @type {{ranks: number[], loss: number}[]} */
+  /** @type {Try[]} */
   finished = [];
+  /** @type {Partial<Record<Rule, Trained>>} */
   rules = {};
 
+  /**
+   * @param {number} seed
+   * @param {string} task
+   */
   constructor(seed, task) {
+    /** @type {Network} */
     this.network = networks.makeNetwork(seed, networks.TASKS[task]);
-    this.begin(this.ranks);
+    this.training = networks.begin(this.network, this.ranks);
   }
 
+  /** @type {(ranks: number[]) => void} */
   begin(ranks) {
     this.ranks = ranks;
     this.training = networks.begin(this.network, ranks);
   }
 
-  /** Some steps more; a training that ends is a try. Returns whether steps are left. */
+  /**
+   * Some steps more; a training that ends is a try. Returns whether steps are left.
+   *
+   * @type {(count: number) => boolean}
+   */
   advance(count) {
     const left = networks.STEPS - (this.training.losses.length - 1);
     if (!left) this.begin(this.ranks);
@@ -89,24 +125,31 @@ export class Tries {
       this.training = networks.step(this.network, this.training);
     }
     if (this.training.losses.length <= networks.STEPS) return true;
-    const ranks = this.ranks, loss = this.training.losses.at(-1);
+    const ranks = this.ranks, loss = this.training.losses[networks.STEPS];
     if (!this.finished.some((tried) => String(tried.ranks) === String(ranks))) this.finished.push({ ranks, loss });
     return false;
   }
 
-  /** The ranks by a rule, and the losses of training with them. */
+  /**
+   * The ranks by a rule, and the losses of training with them.
+   *
+   * @type {(rule: Rule) => Trained}
+   */
   byRule(rule) {
     return (this.rules[rule] ??= this.trained(networks.ranksBy(rule, this.network)));
   }
 
+  /** @type {(ranks: number[]) => Trained} */
   trained(ranks) {
     let training = networks.begin(this.network, ranks);
     for (let n = 0; n < networks.STEPS; n++) training = networks.step(this.network, training);
-    return { ranks, losses: training.losses };
+    return { ranks, losses: training.losses, loss: training.losses[networks.STEPS] };
   }
 }
 
+/** @type {(picture: DragChart, tries: Tries, rules: ShownRule[]) => void} */
 function drawLosses(picture, tries, rules) {
+  /** @type {(label: string, losses: number[], color: number) => Line} */
   const line = (label, losses, color) => ({ label, term: "", points: losses.map((loss, n) => [n, loss]), color });
   const { losses } = tries.training;
   const lines = rules.map(({ rule, name, color }) => ({ ...line(name, tries.byRule(rule).losses, color), dash: true }));
@@ -119,12 +162,16 @@ function drawLosses(picture, tries, rules) {
   });
 }
 
-/** The tries of the class, the lowest loss first, among the rules. */
+/**
+ * The tries of the class, the lowest loss first, among the rules.
+ *
+ * @type {(root: Element, tries: Tries, rules: ShownRule[]) => void}
+ */
 function drawTries(root, tries, rules) {
   root.replaceChildren();
   const byRule = rules.map(({ rule, name }) => {
-    const { ranks, losses } = tries.byRule(rule);
-    return { name, ranks, loss: losses.at(-1) };
+    const { ranks, loss } = tries.byRule(rule);
+    return { name, ranks, loss };
   });
   const own = tries.finished.map((tried, i) => ({ name: `try ${i + 1}`, ...tried }));
   const rows = [...own, ...byRule].sort((a, b) => a.loss - b.loss).slice(0, TRIED);

@@ -2,31 +2,38 @@
 
 import { lossText } from "../text.js";
 
+/** @import { Option } from "../controls.js" */
+/** @import { Rule } from "./network.js" */
+/** @import { Tasks, Tries } from "./ranks.js" */
+/** @import { Step } from "./story.js" */
+
 export const HARD_FROM = 4; // the step of the text from which on there are two tasks
 const CLEARLY = 0.97; // of the loss of uniform ranks
 export const TRIED = 10; // rows of the table of tries
+/** @type {Option[]} */
 export const TASK_NAMES = [
   ["large", "changes layers of large weights"],
   ["small", "changes a layer of small weights"],
 ];
 
-/** A rule is shown from a step of the text on. */
+/** @typedef {{rule: Rule, name: string, from: number, color: number}} ShownRule */
+
+/** @type {ShownRule[]} A rule is shown from a step of the text on. */
 export const RULES = [
   { rule: "uniform", name: "uniform", from: 1, color: 5 },
   { rule: "sensitivity", name: "by sensitivity", from: 3, color: 1 },
   { rule: "captured", name: "by captured gradient", from: 5, color: 2 },
 ];
 
-/** @typedef {import("./ranks.js").Tries} Tries */
-
-const lossOf = (tries, rule) => tries.byRule(rule).losses.at(-1);
+/** @type {(tries: Tries, rule: Rule) => number} */
+const lossOf = (tries, rule) => tries.byRule(rule).loss;
+/** @type {(tries: Tries, rule: Rule) => string} */
 const ranksOf = (tries, rule) => tries.byRule(rule).ranks.join(", ");
 
 /**
  * The steps, with answers for the two tasks.
  *
- * @param {{large: Tries, small: Tries}} tasks
- * @returns {import("./story.js").Step[]}
+ * @type {(tasks: Tasks) => Step[]}
  */
 export function ranksSteps(tasks) {
   return [...stepsOfOneTask(tasks), ...stepsOfBothTasks(tasks)];
@@ -35,22 +42,21 @@ export function ranksSteps(tasks) {
 /**
  * Whether sensitivity beats uniform ranks.
  *
- * @returns {[number, string]}
+ * @type {(tries: Tries) => [number, string]}
  */
 function compared(tries) {
-  const [uniform, scored] = ["uniform", "sensitivity"].map((rule) => tries.byRule(rule));
-  const [plain, loss] = [uniform, scored].map(({ losses }) => losses.at(-1));
+  const uniform = tries.byRule("uniform"), scored = tries.byRule("sensitivity"), { loss } = scored;
   const words = `Ranks ${scored.ranks.join(", ")} leave ${lossText(loss)} of the loss, uniform ones ${
-    lossText(plain)
+    lossText(uniform.loss)
   }.`;
   if (String(uniform.ranks) === String(scored.ranks)) return [2, words];
-  return [loss < plain ? 0 : 1, words];
+  return [loss < uniform.loss ? 0 : 1, words];
 }
 
 /**
  * Own ranks, uniform ones, and a score.
  *
- * @returns {import("./story.js").Step[]}
+ * @type {(tasks: Tasks) => Step[]}
  */
 function stepsOfOneTask({ large }) {
   return [
@@ -109,7 +115,7 @@ function stepsOfOneTask({ large }) {
 /**
  * When the score is right, when it is wrong, and another rule.
  *
- * @returns {import("./story.js").Step[]}
+ * @type {(tasks: Tasks) => Step[]}
  */
 function stepsOfBothTasks({ large, small }) {
   return [

@@ -3,7 +3,14 @@
 import { percent } from "../text.js";
 import { between, leadingAngles, makeInputs, measure, randomShares, sharesAt } from "./inputs.js";
 
-/** @typedef {import("./story.js").Step} Step */
+/** @import { Angles, Inputs, Shares } from "./inputs.js" */
+/** @import { Step } from "./story.js" */
+
+/**
+ * What the text tells numbers of: the inputs, their leading directions, and what a direction catches `at` an angle.
+ *
+ * @typedef {{seed: number, inputs: Inputs, angles: Angles, at: (angle: number) => Shares}} Facts
+ */
 
 /**
  * The steps, with answers for the inputs of a seed as they are at first.
@@ -13,14 +20,19 @@ import { between, leadingAngles, makeInputs, measure, randomShares, sharesAt } f
  */
 export function readsSteps(seed) {
   const inputs = makeInputs(seed), found = measure(inputs), angles = leadingAngles(found);
-  const at = (angle) => sharesAt(found, angle);
-  const facts = { seed, inputs, angles, at };
+  /** @type {Facts} */
+  const facts = { seed, inputs, angles, at: (angle) => sharesAt(found, angle) };
   return [...stepsToTheWeight(facts), ...stepsToTheTask(facts)];
 }
 
+/** @type {(angle: number) => number} */
 const degrees = (angle) => Math.round((180 * angle) / Math.PI);
 
-/** Which option is right: where the direction of W C lies as seen from the principal one. */
+/**
+ * Which option is right: where the direction of W C lies as seen from the principal one.
+ *
+ * @type {(angles: Angles, stretched: number) => number}
+ */
 function turned(angles, stretched) {
   if (between(angles.wc, angles.principal) < 0.03) return 0;
   return between(angles.wc, stretched) < between(angles.principal, stretched) ? 1 : 2;
@@ -29,7 +41,7 @@ function turned(angles, stretched) {
 /**
  * What one number tells of the inputs and the outputs.
  *
- * @returns {import("./story.js").Step[]}
+ * @type {(facts: Facts) => Step[]}
  */
 function stepsToTheWeight({ inputs, angles, at }) {
   return [
@@ -88,7 +100,7 @@ function stepsToTheWeight({ inputs, angles, at }) {
 /**
  * What it tells of the gradient, the mean, and chance.
  *
- * @returns {import("./story.js").Step[]}
+ * @type {(facts: Facts) => Step[]}
  */
 function stepsToTheTask({ seed, inputs, angles, at }) {
   return [

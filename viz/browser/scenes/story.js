@@ -1,7 +1,7 @@
 // The text of a scene: steps, each with a question to answer before the next one shows it.
 
 import { button, group } from "../controls.js";
-import { make } from "../elements.js";
+import { make, put } from "../elements.js";
 
 /**
  * A question: `answer` gives the right option by its index, and a sentence with the numbers.
@@ -35,17 +35,19 @@ export function story(parent, scene) {
   const back = button(bar, "Back", "The step before", () => go(at - 1));
   const next = button(bar, "Next", "Show the answer and go on", () => go(at + 1), { class: "primary" });
   let at = 0;
+  /** @type {(step: number) => void} */
   function go(step) {
     const isFirst = body.childElementCount === 0;
     at = step;
     status.replaceChildren();
     const before = step ? steps[step - 1].question : null;
     if (before) drawAnswer(status, before, guesses[step - 1]);
+    const { heading: title, text, question } = steps[step];
     body.replaceChildren();
     make("div", { class: "count" }, body, `Step ${step + 1} of ${steps.length}`);
-    const heading = make("h2", { tabindex: -1 }, body, steps[step].heading);
-    for (const words of steps[step].text) make("p", {}, body, words);
-    if (steps[step].question) drawQuestion(body, steps[step].question, guesses, step);
+    const heading = make("h2", { tabindex: -1 }, body, title);
+    for (const words of text) make("p", {}, body, words);
+    if (question) drawQuestion(body, question, guesses, step);
     back.disabled = step === 0;
     next.disabled = step === steps.length - 1;
     scene.show(step);
@@ -54,6 +56,7 @@ export function story(parent, scene) {
   go(0);
 }
 
+/** @type {(parent: Element, question: Question, guesses: number[], step: number) => void} */
 function drawQuestion(parent, { ask, options }, guesses, step) {
   const box = make("div", { class: "question" }, parent);
   make("p", { class: "ask" }, box, `Predict: ${ask}`);
@@ -64,10 +67,11 @@ function drawQuestion(parent, { ask, options }, guesses, step) {
       mark();
     })
   );
-  const mark = () => buttons.forEach((element, i) => element.setAttribute("aria-pressed", guesses[step] === i));
+  const mark = () => buttons.forEach((element, i) => put(element, "aria-pressed", guesses[step] === i));
   mark();
 }
 
+/** @type {(parent: Element, question: Question, guess: number) => void} */
 function drawAnswer(parent, { options, answer }, guess) {
   const [right, sentence] = answer(), box = make("p", { class: "answered" }, parent);
   const verdict = guess < 0 ? "Not predicted" : guess === right ? "Right" : `You said “${options[guess]}”`;

@@ -12,18 +12,36 @@ import { player } from "./player.js";
 import { slider } from "./slider.js";
 import { DEFAULT_RATE, METHODS, RATES, STEPS, SWEPT, trainingSteps } from "./training_steps.js";
 
+/** @import { Option } from "../controls.js" */
+/** @import { DragChart } from "./drag_chart.js" */
+/** @import { Layer, Method, Training } from "./layer.js" */
+/** @import { MatrixMap } from "./matrix_map.js" */
+/** @import { Scene } from "./story.js" */
+
 const RATE_FROM = 4, STORED_FROM = 5; // steps of the story
 const DIVERGED = 1.5; // a loss above it is drawn no further
+
+/** @typedef {{training: Training, loss: number}[]} Run A training at each of its steps. */
+/** @typedef {{needed: MatrixMap, updates: MatrixMap[]}} Maps */
+
+/**
+ * What the scene shows: the step `at` which trainings are, that of the `story`, the `runs` at the rate as far as they
+ * went, and the losses of each method by rate once they are `swept`.
+ *
+ * @typedef {{layer: Layer, rate: number, at: number, story: number, runs: Partial<Record<Method, Run>>,
+ *   swept: number[][] | null}} State
+ */
 
 /**
  * The scene.
  *
  * @param {Element} parent Where its picture goes.
  * @param {number} seed
- * @returns {import("./story.js").Scene}
+ * @returns {Scene}
  */
 export function trainingScene(parent, seed) {
   const layer = layers.makeLayer(seed);
+  /** @type {State} */
   const state = { layer, rate: DEFAULT_RATE, at: 0, story: 0, runs: {}, swept: null };
   const root = make("div", { class: "picture" }, parent);
   const bar = make("div", { class: "bar" }, root);
@@ -38,17 +56,20 @@ export function trainingScene(parent, seed) {
   const parts = { losses: dragChart(root, (value) => move(Math.round(value))), ...drawMaps(root) };
   const sweep = make("div", {}, root), sweepChart = dragChart(sweep, (value) => setRate(nearestRate(value)));
   const stored = drawStored(make("div", {}, root));
+  /** @type {(at: number) => void} */
   function move(at) {
     training.stop();
     state.at = at;
     redraw();
   }
+  /** @type {(count: number) => boolean} */
   function advance(count) {
     if (state.at === STEPS) state.at = 0; // again
     state.at = Math.min(STEPS, state.at + count);
     redraw();
     return state.at < STEPS;
   }
+  /** @type {(value: number) => void} */
   function setRate(value) {
     if (value === state.rate) return;
     Object.assign(state, { rate: value, runs: {} });
@@ -61,6 +82,7 @@ export function trainingScene(parent, seed) {
     paintMaps(parts.maps, state);
     if (state.story === RATE_FROM) drawSweep(sweepChart, state);
   }
+  /** @type {(story: number) => void} */
   function show(story) {
     training.stop();
     if (story >= RATE_FROM && story > state.story) state.at = STEPS;
@@ -74,31 +96,38 @@ export function trainingScene(parent, seed) {
   return { steps: trainingSteps(layer), show, stop: training.stop };
 }
 
+/** @type {(value: number) => number} */
 const nearestRate = (value) =>
   RATES.reduce((a, b) => (Math.abs(Math.log(b / value)) < Math.abs(Math.log(a / value)) ? b : a));
+/** @type {(state: State) => typeof METHODS} */
 const shownMethods = ({ story }) => METHODS.filter(({ from }) => story >= from);
 
-/** The training of a method up to the step that is shown; what has been trained before is kept. */
+/**
+ * The training of a method up to the step that is shown; what has been trained before is kept.
+ *
+ * @type {(state: State, method: Method) => Run}
+ */
 function runOf(state, method) {
   const { layer, rate, runs, at } = state;
   const run = (runs[method] ??= [{ training: layers.begin(layer, method), loss: 1 }]);
   while (run.length <= at) {
-    const training = layers.step(layer, run.at(-1).training, rate);
+    const training = layers.step(layer, run[run.length - 1].training, rate);
     run.push({ training, loss: layers.lossOf(training.update, layer) });
   }
   return run;
 }
 
+/** @type {(picture: DragChart, state: State) => void} */
 function drawLosses(picture, state) {
   const lines = shownMethods(state).map(({ method, name }, color) => {
     const run = runOf(state, method).slice(0, state.at + 1), end = run.findIndex(({ loss }) => !(loss < DIVERGED));
     const points = run.slice(0, end < 0 ? undefined : end).map(({ loss }, n) => [n, loss]);
-    const text = end < 0 ? `${name}: ${lossText(run.at(-1).loss)}` : `${name}: diverged`;
+    const text = end < 0 ? `${name}: ${lossText(run[state.at].loss)}` : `${name}: diverged`;
     return { label: text, term: "", points, color };
   });
   const floors = shownMethods(state).flatMap(({ method }, color) => {
-    if (!(method in FLOORS)) return [];
-    const floor = layers.floorOf(FLOORS[method](state.layer), state.layer);
+    if (method !== "random" && method !== "gradient") return [];
+    const floor = layers.floorOf(state.layer[method], state.layer);
     return [{ points: [[0, floor], [STEPS, floor]], color, dash: true, thin: true }];
   });
   picture.draw({
@@ -110,9 +139,11 @@ function drawLosses(picture, state) {
   });
 }
 
-const FLOORS = { random: (layer) => layer.random, gradient: (layer) => layer.gradient };
-
-/** A map of the change that the task needs, and one of the update by each method. */
+/**
+ * A map of the change that the task needs, and one of the update by each method.
+ *
+ * @type {(parent: Element) => {root: HTMLElement, maps: Maps}}
+ */
 function drawMaps(parent) {
   const root = make("div", { class: "matrices" }, parent), [rows, columns] = [layers.OUTPUTS, layers.INPUTS];
   const needed = matrixMap(root, "Needed change", rows, columns);
@@ -120,6 +151,7 @@ function drawMaps(parent) {
   return { root, maps: { needed, updates } };
 }
 
+/** @type {(maps: Maps, state: State) => void} */
 function paintMaps({ needed, updates }, state) {
   const most = largest(state.layer.change.flat());
   needed.draw(state.layer.change, most, "rank 2");
@@ -131,32 +163,41 @@ function paintMaps({ needed, updates }, state) {
   });
 }
 
-/** The loss after some steps at every learning rate; the line is the rate of the curves above. */
+/**
+ * The loss after some steps at every learning rate; the line is the rate of the curves above.
+ *
+ * @type {(picture: DragChart, state: State) => void}
+ */
 function drawSweep(picture, state) {
-  state.swept ??= METHODS.map(({ method }) => layers.lossesByRate(state.layer, method, RATES, SWEPT));
+  const swept = state.swept ??= METHODS.map(({ method }) => layers.lossesByRate(state.layer, method, RATES, SWEPT));
   const lines = METHODS.map(({ name }, color) => {
-    const points = RATES.map((rate, i) => [rate, state.swept[color][i]]).filter(([, loss]) => loss < DIVERGED);
+    const points = RATES.map((rate, i) => [rate, swept[color][i]]).filter(([, loss]) => loss < DIVERGED);
     return { label: name, term: "", points, color, dots: true };
   });
   picture.draw({
     title: `Loss after ${SWEPT} steps, by learning rate`,
     lines,
-    x: { label: "learning rate", log: true, min: RATES[0], max: RATES.at(-1) },
+    x: { label: "learning rate", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
     y: { label: `loss after ${SWEPT}`, min: 0, max: 1.2 },
     cursor: state.rate,
     height: 190,
   });
 }
 
-/** Inputs and outputs of layers to choose from. */
+/** @type {Record<string, [number, number]>} Inputs and outputs of layers to choose from. */
 const SIZES = { this: [layers.INPUTS, layers.OUTPUTS], small: [576, 576], large: [4096, 4096] };
+/** @type {Option[]} */
 const SIZE_NAMES = [
   ["this", "this layer: 12 to 8"],
   ["small", "SmolLM2-135M: 576 to 576"],
   ["large", "LLaMA-2-7B: 4,096 to 4,096"],
 ];
 
-/** A table of the numbers that each method stores, for a layer and a rank to choose. */
+/**
+ * A table of the numbers that each method stores, for a layer and a rank to choose.
+ *
+ * @type {(root: HTMLElement) => HTMLElement}
+ */
 function drawStored(root) {
   const bar = make("div", { class: "bar" }, root),
     table = make("div", {}, root),
@@ -164,6 +205,7 @@ function drawStored(root) {
   choose(bar, "Layer", SIZE_NAMES, state.size, (size) => change({ size }));
   const rank = slider(bar, "Rank", { min: 1, max: 8, step: 1 }, (value) => change({ rank: value }));
   const words = make("p", { class: "formula" }, root);
+  /** @type {(values: {size?: string, rank?: number}) => void} */
   function change(values) {
     Object.assign(state, values);
     const [inputs, outputs] = SIZES[state.size];

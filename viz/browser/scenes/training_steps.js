@@ -3,10 +3,13 @@
 import { lossText, number } from "../text.js";
 import * as layers from "./layer.js";
 
+/** @import { Layer, Method } from "./layer.js" */
+/** @import { Step } from "./story.js" */
+
 export const STEPS = 120, SWEPT = 60, DEFAULT_RATE = 0.3;
 export const RATES = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8];
 
-/** @type {{method: layers.Method, name: string, from: number}[]} A method is shown from a step of the text on. */
+/** @type {{method: Method, name: string, from: number}[]} A method is shown from a step of the text on. */
 export const METHODS = [
   { method: "random", name: "B alone, random A", from: 0 },
   { method: "gradient", name: "B alone, A from the gradient", from: 1 },
@@ -19,14 +22,15 @@ const TOLERATED = 1; // a training tolerates a rate if its loss is below that be
 /**
  * The steps, with answers for a layer.
  *
- * @param {layers.Layer} layer
- * @returns {import("./story.js").Step[]}
+ * @param {Layer} layer
+ * @returns {Step[]}
  */
 export function trainingSteps(layer) {
   const floors = { random: layers.floorOf(layer.random, layer), gradient: layers.floorOf(layer.gradient, layer) };
   return [...stepsOfAFrozenA(layer, floors), ...stepsOfAllMethods(layer)];
 }
 
+/** @type {(layer: Layer, method: Method) => number} */
 function tolerated(layer, method) {
   const losses = layers.lossesByRate(layer, method, RATES, SWEPT);
   return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
@@ -35,7 +39,7 @@ function tolerated(layer, method) {
 /**
  * What B alone learns.
  *
- * @returns {import("./story.js").Step[]}
+ * @type {(layer: Layer, floors: {random: number, gradient: number}) => Step[]}
  */
 function stepsOfAFrozenA(layer, floors) {
   return [
@@ -100,7 +104,7 @@ function stepsOfAFrozenA(layer, floors) {
 /**
  * LoRA and full training, their rates, and what they store.
  *
- * @returns {import("./story.js").Step[]}
+ * @type {(layer: Layer) => Step[]}
  */
 function stepsOfAllMethods(layer) {
   return [
@@ -133,6 +137,7 @@ function stepsOfAllMethods(layer) {
         ask: "to change B, a step needs of each token what B reads. How many numbers does B alone keep for a token?",
         options: ["12, the input", "2, what A reads of it", "14, both"],
         answer: () => {
+          /** @type {(method: Method) => number} */
           const kept = (method) => layers.storedNumbers(method, layers.INPUTS, layers.OUTPUTS, layers.RANK).kept;
           return [1, `B alone keeps ${kept("random")}, LoRA ${kept("lora")}, full training ${kept("full")}.`];
         },

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import CASES from "./apportionments.json" with { type: "json" };
+import { RULE as EXAMPLE } from "./examples.js";
 import { allocate, apportion, apportionByGain } from "../allocate.js";
 
 // Python checks its own rule against the same numbers: tests/unit/viz/widgets/test_bundle.py.
@@ -13,20 +14,7 @@ CASES.forEach(({ weights, gains, budget, low, high, costs, units }, i) => {
 });
 
 const ABOUT = { outs: [4, 4, 8], ins: [4, 4, 4] };
-const RULE = {
-  rank: 2,
-  edits: {},
-  excluded: [],
-  scores: [1, 1, 4],
-  temperature: 1,
-  budget: "ranks",
-  floors: [0, 0, 0],
-  ceilings: [4, 4, 4],
-  scaling: "nominal",
-  adapt_ranks: true,
-  adapt_scales: false,
-  alpha: null,
-};
+const RULE = { ...EXAMPLE, floors: [0, 0, 0] };
 
 Deno.test("ranks are in proportion to scores, and each has its reason", () => {
   const { ranks, reasons, scalings } = allocate(RULE, ABOUT);

@@ -15,11 +15,16 @@ const SAMPLE = {
   generated: ["ab", "xy"],
 };
 
-function panel(live, values = {}) {
+/** @param {boolean} live Whether there is a kernel. */
+function panel(live) {
   const part = { names: ["m.q", "m.v"], rows: ["q", "v"], columns: [0], row: [0, 1], column: [0, 0], ranks: [4, 2] };
-  const root = place(), model = live ? modelOf(values) : undefined, asked = [];
-  const ask = (call, args) => asked.push({ call, ...args });
+  const root = place(), model = live ? modelOf({}) : null;
+  /** @type {object[]} */
+  const asked = [];
+  /** @type {(call: string, args?: object) => void} */
+  const ask = (call, args) => void asked.push({ call, ...args });
   attributionPart(root, { ...part, samples: [structuredClone(SAMPLE)], live }, { model, ask });
+  /** @type {(k: number) => any} */
   const cell = (k) => root.querySelector(`.cell[data-k='${k}']`);
   const finding = () => root.querySelector(".finding").textContent ?? "";
   return { root, model, asked, cell, finding };
@@ -29,7 +34,10 @@ Deno.test("contributions add up to what the answer gained, and tokens show their
   const { root, cell, finding } = panel(false);
   assert.match(cell(0).getAttribute("aria-label") ?? "", /contributed \+3\.00 nats; rank 4 of 4/);
   assert.match(cell(1).getAttribute("aria-label") ?? "", /contributed \+2\.00 nats/);
-  assert.match(finding(), /^Layer 0 q contributed 3\.00 of the 5\.00 nats; leaving it out alone costs 3\.00/);
+  assert.match(
+    finding(),
+    /^Layer 0 q contributed 3\.00 of the 5\.00 nats; leaving it out alone costs 3\.00\. In log-odds/,
+  );
   assert.deepEqual([...root.querySelectorAll(".gained")].map((span) => span.textContent), ["gained", "+4.00", "+1.00"]);
 });
 
@@ -56,8 +64,24 @@ Deno.test("with a kernel: it is asked, and its answer is shown", () => {
   assert.match(finding(), /^Leaving out layer 0 v/);
   const answer = { values: [[0, -1.5], [0, -1.5]], unchanged: [true, true], answer: "x" };
   model?.set("switched", { sample: 0, key: "1:1", ...answer });
-  assert.match(finding(), /cutting it to rank 1 costs 0\.50\./);
+  assert.match(finding(), /cutting it to rank 1 costs 0\.50\. In log-odds/);
   assert.match(root.querySelector(".written").textContent ?? "", /now answers: x$/);
+});
+
+Deno.test("while the answer is written again there is a bar, and it is not asked for twice", () => {
+  const { root, model, cell } = panel(true), written = () => root.querySelector(".written");
+  const { setTimeout } = globalThis, waits = [];
+  globalThis.setTimeout = /** @type {any} */ ((/** @type {() => void} */ action) => waits.push(action));
+  send(cell(0), "keydown", { key: "Enter" });
+  const part = { sample: 0, key: "0:0" }, bar = { words: "answers, token 2 of at most 9", done: 0, total: 1 };
+  model?.set("switched", { ...part, bar });
+  globalThis.setTimeout = setTimeout;
+  assert.equal(waits.length, 1); // after the key
+  assert.match(written().textContent, /now answers: answers, token 2 of at most 9$/);
+  assert.ok(written().querySelector("progress"));
+  model?.set("switched", { ...part, answer: "x" });
+  assert.match(written().textContent, /now answers: x$/);
+  assert.equal(written().querySelector("progress"), null);
 });
 
 Deno.test("the reader's own request is sent, and its answer is shown when it comes", () => {

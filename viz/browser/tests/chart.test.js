@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { place } from "./dom.js";
 import { chart, lossCurves, ticks, tickText } from "../chart.js";
 
+/** @import { Losses } from "../traits.js" */
+
 Deno.test("ticks are round, within the axis, and no more than asked for", () => {
   assert.deepEqual(ticks(0, 1, false, 4), [0, 0.5, 1]);
   assert.deepEqual(ticks(0, 40, false, 4), [0, 10, 20, 30, 40]);
@@ -35,7 +37,9 @@ Deno.test("a chart without points has no axes", () => {
 });
 
 Deno.test("two trainings have four curves, one has two, without those that are empty", () => {
+  /** @type {Losses} */
   const arm = { losses: [[1, 2], [2, 1]], held: [], planned: 4 };
+  /** @type {(arms: Record<string, Losses>) => number} */
   const count = (arms) => {
     const parent = place();
     lossCurves(parent, arms, 300);

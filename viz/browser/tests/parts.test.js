@@ -36,7 +36,9 @@ Deno.test("a strip shows line ends, faint and narrow tokens, and text between", 
 });
 
 Deno.test("arrows go around the buttons that are seen", () => {
-  const row = make("div", {}, place()), chosen = [];
+  const row = make("div", {}, place());
+  /** @type {(string | null)[]} */
+  const chosen = [];
   const [a, b, c] = ["a", "b", "c"].map((name) => make("button", {}, row, name));
   b.hidden = true;
   onArrows(row, (button) => chosen.push(button.textContent));
@@ -48,7 +50,9 @@ Deno.test("arrows go around the buttons that are seen", () => {
 });
 
 Deno.test("a list gives the value that is chosen", () => {
-  const chosen = [], select = choose(place(), "l", [[0, "a"], [1, "b"]], 1, (value) => chosen.push(value));
+  /** @type {string[]} */
+  const chosen = [];
+  const select = choose(place(), "l", [[0, "a"], [1, "b"]], 1, (value) => chosen.push(value));
   assert.equal(select.value, "1");
   select.value = "0";
   send(select, "change");

@@ -24,5 +24,6 @@ Deno.test("values are bytes times the scale of their row; the last row is the ne
   const { row, need } = unpack({ module: 0, directions: 1, scales: [0.5, 2], values }, true);
   assert.deepEqual(row?.(0), [0.5, -0.5]);
   assert.deepEqual(need, [4, 6]);
-  assert.deepEqual(unpack({ module: 3, directions: 0, scales: [], values: "" }, false), { module: 3 });
+  const { module, directions, need: unknown } = unpack({ module: 3 }, true);
+  assert.deepEqual([module, directions, unknown], [3, 0, null]);
 });

@@ -27,8 +27,9 @@ Deno.test("of the requests of one gesture that wait, the last is sent; those of 
   assert.deepEqual(calls(), [1, 3, 4, 5, 6]);
 });
 
-Deno.test("when the user rests, resamples are asked for until there are no more, and again for other ranks", async () => {
+Deno.test("when the user rests, resamples are asked for until there are no more, and again for others", async () => {
   const model = modelOf({}), requests = new Requests(model, () => true, () => false);
+  /** @type {(ms: number) => Promise<void>} */
   const rest = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
   requests.rest();
   assert.equal(model.sent.length, 0);

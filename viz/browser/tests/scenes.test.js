@@ -3,13 +3,21 @@ import { place, send } from "./dom.js";
 import { drawHandout } from "../scenes/handout.js";
 import { renderScenes } from "../scenes.js";
 
-/** The page, and its parts that the tests use. */
+/**
+ * The page, and its parts that the tests use.
+ *
+ * @param {number} seed
+ */
 function draw(seed) {
   const root = place();
   renderScenes(root, seed);
+  /** @type {(text: string) => HTMLButtonElement} */
   const button = (text) => [...root.querySelectorAll("button")].find((element) => element.textContent === text);
+  /** @type {(selector: string) => string[]} */
   const texts = (selector) => [...root.querySelectorAll(selector)].map((element) => element.textContent);
-  return { root, button, texts, tab: (i) => send(root.querySelectorAll("[role=tab]")[i], "click") };
+  /** @type {(i: number) => Event} */
+  const tab = (i) => send(root.querySelectorAll("[role=tab]")[i], "click");
+  return { root, button, texts, tab };
 }
 
 for (const [scene, steps] of [[0, 6], [1, 6], [2, 6]]) {

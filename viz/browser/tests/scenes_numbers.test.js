@@ -6,15 +6,38 @@ import * as networks from "../scenes/network.js";
 
 // Python computes the numbers with NumPy and PyTorch, and tests that they are those: tests/helpers/scenes.py.
 
-/** Asserts that values, however deep in arrays and records, are within 1e-6 of those expected. */
+/** @import { Method } from "../scenes/layer.js" */
+/** @import { Rule } from "../scenes/network.js" */
+/** @typedef {{readonly [i: number]: Values, readonly length: number}} List */
+/** @typedef {number | null | undefined | List | {[name: string]: Values}} Values Numbers in arrays and records. */
+
+/** @type {Method[]} */
+const METHODS = ["random", "gradient", "lora", "full"];
+/** @type {(Rule | "class")[]} */
+const ALLOCATIONS = ["uniform", "sensitivity", "captured", "class"];
+
+/**
+ * The numbers in arrays and records, however deep, and where they are.
+ *
+ * @type {(values: Values, where: string) => [string, number | null][]}
+ */
+function numbersIn(values, where) {
+  if (typeof values !== "object" || values === null) return [[where, values ?? null]];
+  return Object.entries(values).flatMap(([name, value]) => numbersIn(value, `${where}.${name}`));
+}
+
+/**
+ * Asserts that numbers are within 1e-6 of those expected.
+ *
+ * @type {(found: Values, expected: Values, where: string) => void}
+ */
 function near(found, expected, where) {
-  if (typeof expected === "number") {
-    assert.ok(
-      Math.abs(found - expected) < 1e-6 * Math.max(1, Math.abs(expected)),
-      `${where}: ${found}, not ${expected}`,
-    );
-  } else if (expected === null) assert.ok(!(found < 1e6), `${where}: ${found} did not diverge`);
-  else for (const name of Object.keys(expected)) near(found[name], expected[name], `${where}.${name}`);
+  const numbers = new Map(numbersIn(found, where));
+  for (const [name, wanted] of numbersIn(expected, where)) {
+    const value = numbers.get(name) ?? NaN;
+    if (wanted === null) assert.ok(!(value < 1e6), `${name}: ${value} did not diverge`);
+    else assert.ok(Math.abs(value - wanted) < 1e-6 * Math.max(1, Math.abs(wanted)), `${name}: ${value}, not ${wanted}`);
+  }
 }
 
 for (const expected of EXPECTED.reads) {
@@ -36,10 +59,11 @@ for (const expected of EXPECTED.reads) {
 for (const expected of EXPECTED.layer) {
   Deno.test(`trainings of a layer are those of PyTorch, seed ${expected.seed}`, () => {
     const layer = layers.makeLayer(expected.seed);
-    for (const [name, floor] of Object.entries(expected.floors)) near(layers.floorOf(layer[name], layer), floor, name);
-    for (const [method, losses] of Object.entries(expected.losses)) {
+    const floors = { random: layers.floorOf(layer.random, layer), gradient: layers.floorOf(layer.gradient, layer) };
+    near(floors, expected.floors, "floors");
+    for (const method of METHODS) {
       let training = layers.begin(layer, method);
-      losses.forEach((loss, n) => {
+      expected.losses[method].forEach((loss, n) => {
         near(layers.lossOf(training.update, layer), loss, `${method} ${10 * n}`);
         for (let k = 0; k < 10; k++) training = layers.step(layer, training, 0.3);
       });
@@ -53,7 +77,8 @@ for (const expected of EXPECTED.network) {
     const network = networks.makeNetwork(expected.seed, networks.TASKS[expected.task]);
     near(network.scores, expected.scores, "scores");
     near(network.captured, expected.captured, "captured");
-    for (const [rule, ranks] of Object.entries(expected.ranks)) {
+    for (const rule of ALLOCATIONS) {
+      const ranks = expected.ranks[rule];
       if (rule !== "class") assert.deepEqual(networks.ranksBy(rule, network), ranks, rule);
       let training = networks.begin(network, ranks);
       for (let n = 0; n < networks.STEPS; n++) training = networks.step(network, training);

@@ -1,58 +1,18 @@
 import assert from "node:assert/strict";
 import { modelOf, place, resize, send } from "./dom.js";
+import { ABOUT, CURRENT, RULE } from "./examples.js";
 import widgets, { offline, renderPage } from "../widgets.js";
-
-const TABS = [
-  { name: "sensitivity", title: "Sensitivity", unit: "of all scores", kind: "percent", values: [0.1, 0.2, 0.7] },
-  { name: "rank", title: "Rank", unit: "directions", kind: "ratio", of: "ranks" },
-  { name: "change", title: "Change", unit: "ranks", kind: "change", of: "change" },
-  { name: "kept", title: "Update, kept", unit: "of the weight", kind: "percent", trained: "kept" },
-];
-const ABOUT = {
-  names: ["m.0.q", "m.0.v", "m.1.q"],
-  rows: ["q", "v"],
-  columns: [0, 1],
-  row: [0, 1, 0],
-  column: [0, 0, 1],
-  outs: [8, 4, 8],
-  ins: [8, 8, 8],
-  tabs: TABS,
-  panels: [
-    { name: "data", title: "Data", about: "Where it comes from. More.", parts: [{ kind: "text", text: "words" }] },
-    { name: "allocation", title: "Allocation", about: "", parts: [] },
-  ],
-  spectra: [],
-  by_rank: {},
-  presets: { uniform: "The same for all." },
-  most: 8,
-  steps: 4,
-  training: { steps: 3, seconds: null, learning_rate: 0.002 },
-  session: "1 kB",
-};
-const CURRENT = {
-  rank: 2,
-  ranks: [2, 1, 3],
-  kept: [2, 2, 2],
-  most: [8, 4, 8],
-  reasons: ["score", "floor", "by hand"],
-  ideals: [2, 0.4, 3],
-  scalings: [1, 1, 1],
-  middles: { rank: 2, scaling: 1 },
-  controls: { budget: "ranks", scaling: "nominal", rank: 2, temperature: 1, min_rank: 1, max_rank: 8 },
-  race: { arms: ["kept", "new"], obstacle: "", is_shown: true },
-  code: "tlora.allocate(...)",
-  undo: 1,
-  redo: 0,
-  parts: { allocation: [{ kind: "table", caption: "Ranks by projection", head: ["", "rank"], rows: [["q", 5]] }] },
-};
 
 function workbench() {
   const el = place(), state = { about: ABOUT, current: CURRENT, tab: "rank", panel: "", selected: [1], training: {} };
   const model = modelOf(structuredClone(state));
   widgets.render({ model, el });
   resize();
-  const cell = (k) => el.querySelector(`.cell[data-k='${k}']`),
-    text = (selector) => el.querySelector(selector).textContent;
+  /** @type {(k: number) => any} */
+  const cell = (k) => el.querySelector(`.cell[data-k='${k}']`);
+  /** @type {(selector: string) => string} */
+  const text = (selector) => el.querySelector(selector).textContent;
+  /** @type {(label: string) => void} */
   const press = (label) => {
     const button = [...el.querySelectorAll("button")].find(({ textContent }) => textContent === label);
     send(button, "click");
@@ -72,6 +32,7 @@ Deno.test("the map has a cell for each module with its rank, and says what decid
 
 Deno.test("costs are those of the shapes, and what changed is counted", () => {
   const { el, text } = workbench(), [parameters, adapter] = el.querySelectorAll(".foot tbody tr");
+  /** @type {(row: Element) => (string | null)[]} */
   const cells = (row) => [...row.children].map(({ textContent }) => textContent);
   // Outputs 8, 4, 8 times the ranks; plain LoRA of rank 2 trains A too.
   assert.deepEqual(cells(parameters), ["trainable parameters", "40", "44", "110\u00a0%", "88"]);
@@ -114,7 +75,9 @@ Deno.test("an answer of the kernel is drawn, and a refusal is said", () => {
 });
 
 Deno.test("a panel opens and closes, and that of the allocation follows it", () => {
-  const { el, model, text } = workbench(), tab = (name) => send(el.querySelector(`[data-panel=${name}]`), "click");
+  const { el, model, text } = workbench();
+  /** @type {(name: string) => Event} */
+  const tab = (name) => send(el.querySelector(`[data-panel=${name}]`), "click");
   tab("data");
   assert.equal(text(".parts"), "words");
   tab("data");
@@ -140,9 +103,8 @@ Deno.test("two trainings are begun with the options that are set, followed, and 
 });
 
 Deno.test("the page draws the workbench without a kernel, or panels alone if no module is known", () => {
-  const rule = { rank: 2, edits: {}, excluded: [], scores: [1, 2, 7], temperature: 1, budget: "ranks", alpha: null };
-  const limits = { floors: [0, 0, 0], ceilings: [4, 4, 4], scaling: "nominal", adapt_ranks: true, adapt_scales: false };
-  const state = { about: ABOUT, current: CURRENT, tab: "rank", selected: [0], rule: { ...rule, ...limits, code: {} } };
+  const rule = { ...RULE, scores: [1, 2, 7], floors: [0, 0, 0] };
+  const state = { about: ABOUT, current: CURRENT, tab: "rank", selected: [0], rule };
   const el = place();
   renderPage(structuredClone(state), el);
   resize();
@@ -152,7 +114,7 @@ Deno.test("the page draws the workbench without a kernel, or panels alone if no 
   assert.equal(el.querySelector(".cell").textContent, "3");
   assert.equal(offline(state).get("about").page, true);
   const panels = place();
-  renderPage({ about: { names: [], panels: ABOUT.panels.slice(0, 1) } }, panels);
+  renderPage({ about: { ...ABOUT, names: [], panels: ABOUT.panels.slice(0, 1) } }, panels);
   assert.equal(panels.querySelector("h2").textContent, "Data");
 });
 

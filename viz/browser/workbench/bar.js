@@ -1,17 +1,33 @@
 // Above the map: controls of the options, presets, history, and the tabs of what the map shows.
 
 import { button, group, labeled, onArrows } from "../controls.js";
-import { make } from "../elements.js";
+import { make, put } from "../elements.js";
 import { explained } from "../explain.js";
 import { currentTab, isOffered } from "./values.js";
+
+/** @import { Attributes } from "../elements.js" */
+/** @import { Bench } from "./workbench.js" */
+
+/** @typedef {"input" | "select"} Tag */
+
+/**
+ * A control: its field, for a slider the text of its value, and whether the slider is held.
+ *
+ * @typedef {{input: HTMLInputElement | HTMLSelectElement, output: HTMLOutputElement | null, isHeld: boolean}} Control
+ */
 
 /**
  * Draws the controls, and has them send what is set.
  *
+ * @param {Bench} bench
+ * @param {HTMLElement} bar
  * @returns {() => void} What has them follow the allocation.
  */
 export function drawControls(bench, bar) {
-  const { about, page, requests } = bench, controls = {};
+  const { about, page, requests } = bench;
+  /** @type {Record<string, Control>} */
+  const controls = {};
+  /** @type {(name: string, label: string, tag: Tag, attributes: Attributes, options?: string[]) => void} */
   const add = (name, label, tag, attributes, options) => {
     controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
   };
@@ -40,18 +56,25 @@ export function drawControls(bench, bar) {
   };
 }
 
+/** @type {(control: Control, value: string | number | null) => void} */
 function follow({ input, output, isHeld }, value) {
   if (isHeld) return;
   input.disabled = value === null;
-  input.value = value ?? "";
-  if (output) output.textContent = value;
+  input.value = String(value ?? "");
+  if (output) output.textContent = String(value ?? "");
 }
 
-/** One control; while a slider is held, it follows the hand rather than the answers of the kernel. */
+/**
+ * One control; while a slider is held, it follows the hand rather than the answers of the kernel.
+ *
+ * @type {(bench: Bench, bar: Element, name: string, label: string, tag: "input" | "select", attributes:
+ *   Attributes, options?: string[]) => Control}
+ */
 function drawControl({ requests, tell }, bar, name, label, tag, attributes, options = []) {
   const box = explained(labeled(bar, label)), input = make(tag, attributes, box);
   const isRange = attributes.type === "range", isNumber = attributes.type === "number";
   for (const option of options) make("option", {}, input, option);
+  /** @type {Control} */
   const control = { input, output: isRange ? make("output", {}, box) : null, isHeld: false };
   let gesture = requests.gesture();
   input.addEventListener(isNumber || tag === "select" ? "change" : "input", () => {
@@ -72,9 +95,14 @@ function drawControl({ requests, tell }, bar, name, label, tag, attributes, opti
   return control;
 }
 
-/** Draws the tabs; on a page nothing trains. */
+/**
+ * Draws the tabs; on a page nothing trains.
+ *
+ * @type {(bench: Bench) => void}
+ */
 export function drawTabs(bench) {
   const { about, page, model, tablist } = bench;
+  /** @type {(name: string) => void} */
   function show(name) {
     model.set("tab", name);
     model.save_changes();
@@ -86,22 +114,30 @@ export function drawTabs(bench) {
     explained(element, tab.of === "ranks" ? "rank" : tab.name === "overlap" ? "overlap" : tab.title);
     element.addEventListener("click", () => show(tab.name));
   }
-  onArrows(tablist, (target) => show(target.dataset.tab));
+  onArrows(tablist, (target) => show(target.dataset.tab ?? ""));
 }
 
-/** Marks the tab that is shown. */
+/**
+ * Marks the tab that is shown.
+ *
+ * @type {(bench: Bench) => void}
+ */
 export function markTab(bench) {
   const { name } = currentTab(bench);
-  for (const tab of bench.tablist.children) {
-    tab.setAttribute("aria-selected", tab.dataset.tab === name);
-    tab.setAttribute("tabindex", tab.dataset.tab === name ? 0 : -1);
+  for (const tab of bench.tablist.querySelectorAll("button")) {
+    put(tab, "aria-selected", tab.dataset.tab === name);
+    put(tab, "tabindex", tab.dataset.tab === name ? 0 : -1);
   }
 }
 
-/** Hides the tabs of what has not been trained. */
+/**
+ * Hides the tabs of what has not been trained.
+ *
+ * @type {(bench: Bench) => void}
+ */
 export function offerTabs(bench) {
-  for (const button of bench.tablist.children) {
+  for (const button of bench.tablist.querySelectorAll("button")) {
     const tab = bench.about.tabs.find(({ name }) => name === button.dataset.tab);
-    button.hidden = !isOffered(bench, tab);
+    button.hidden = !tab || !isOffered(bench, tab);
   }
 }

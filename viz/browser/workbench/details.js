@@ -9,6 +9,8 @@ import { downloadPng, downloadSvg } from "./picture.js";
 import { changes, costs, describeModule, headline, warning } from "./sentences.js";
 import { isOfRun } from "./values.js";
 
+/** @import { Bench } from "./workbench.js" */
+
 const OTHER_RUN = "The run was trained with other ranks than these: " +
   "what it used of them is in the panels Training and Rank use, not on the map.";
 const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
@@ -17,6 +19,8 @@ const SAVED = "Write the results and the allocation to the folder workbench-sess
 /**
  * Draws what is said of the selected module.
  *
+ * @param {Bench} bench
+ * @param {HTMLElement} side
  * @returns {() => void} What has it follow the selection and the allocation.
  */
 export function drawSelected(bench, side) {
@@ -38,6 +42,9 @@ export function drawSelected(bench, side) {
 /**
  * Draws what is said of the allocation.
  *
+ * @param {Bench} bench
+ * @param {HTMLElement} foot
+ * @param {HTMLElement} message
  * @returns {() => void} What has it follow the allocation.
  */
 export function drawAllocation(bench, foot, message) {
@@ -59,6 +66,7 @@ export function drawAllocation(bench, foot, message) {
   };
 }
 
+/** @type {(bench: Bench, parent: Element) => void} */
 function drawDownloads(bench, parent) {
   const { about, page, requests } = bench;
   button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));

@@ -5,9 +5,15 @@ import { labelMembers, membersOf, MOVES, neighbor, STEPS } from "../grid.js";
 import { placeOf } from "../modules.js";
 import { brief } from "./sentences.js";
 
+/** @import { Bench } from "./workbench.js" */
+
 const PULL = 4; // pixels that one drags for a rank
 
-/** Selects modules, one of them the last, which has the focus. */
+/**
+ * Selects modules, one of them the last, which has the focus.
+ *
+ * @type {(bench: Bench, modules: number[], last?: number) => void}
+ */
 function select(bench, modules, last = modules.at(-1)) {
   if (last === undefined) return; // something stays selected
   bench.focus = last;
@@ -16,15 +22,25 @@ function select(bench, modules, last = modules.at(-1)) {
   bench.paint();
 }
 
+/** @type {(bench: Bench) => number[]} */
 const selectedOf = (bench) => bench.model.get("selected");
 
-/** The module under the pointer, or null: while the pointer is captured, it is no target itself. */
+/**
+ * The module under the pointer, or null: while the pointer is captured, it is no target itself.
+ *
+ * @type {(bench: Bench, event: MouseEvent) => number | null}
+ */
 function moduleAt({ el, svg }, event) {
-  const cell = el.getRootNode().elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
-  return cell && svg.contains(cell) ? Number(cell.dataset.k) : null;
+  const root = /** @type {Document | ShadowRoot} */ (el.getRootNode());
+  const cell = root.elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
+  return cell && svg.contains(cell) ? Number(cell.getAttribute("data-k")) : null;
 }
 
-/** Has the map follow the pointer: point to read, click to select, drag to change ranks. */
+/**
+ * Has the map follow the pointer: point to read, click to select, drag to change ranks.
+ *
+ * @type {(bench: Bench) => void}
+ */
 export function followPointer(bench) {
   const { svg, tip, requests } = bench;
   const hide = () => {
@@ -32,7 +48,7 @@ export function followPointer(bench) {
   };
   svg.addEventListener("pointerdown", (event) => press(bench, event));
   svg.addEventListener("pointermove", (event) => {
-    if (bench.drag) return drag(bench, event);
+    if (bench.drag) return drag(bench, bench.drag, event);
     const k = moduleAt(bench, event);
     if (k === null) hide();
     else inform(bench, k, event.clientX, event.clientY);
@@ -51,6 +67,7 @@ export function followPointer(bench) {
   });
 }
 
+/** @type {(bench: Bench, event: PointerEvent) => void} */
 function press(bench, event) {
   const { about, svg, cells, current, requests } = bench, members = labelMembers(about, event);
   if (members) return select(bench, members);
@@ -70,15 +87,20 @@ function press(bench, event) {
   bench.tip.style.display = "none";
 }
 
-function drag(bench, event) {
-  const { about, drag, requests } = bench, by = Math.round((drag.y - event.clientY) / PULL);
+/** @type {(bench: Bench, drag: NonNullable<Bench["drag"]>, event: PointerEvent) => void} */
+function drag(bench, drag, event) {
+  const { about, requests } = bench, by = Math.round((drag.y - event.clientY) / PULL);
   const rank = by ? Math.max(1, Math.min(about.most, drag.rank + by)) : drag.rank;
   if (rank === drag.last) return;
   drag.last = rank;
   requests.ask("set_rank", { modules: selectedOf(bench), rank }, drag.gesture);
 }
 
-/** Shows the rank of a module beside the pointer. */
+/**
+ * Shows the rank of a module beside the pointer.
+ *
+ * @type {(bench: Bench, k: number, x: number, y: number) => void}
+ */
 function inform(bench, k, x, y) {
   const { about, root, tip } = bench, box = root.getBoundingClientRect();
   tip.replaceChildren();
@@ -89,7 +111,14 @@ function inform(bench, k, x, y) {
   tip.style.top = `${y - box.top + 16}px`;
 }
 
-/** Has the map and the workbench follow the keys. */
+/** @type {(target: EventTarget | null) => boolean} */
+const isNumber = (target) => /** @type {HTMLInputElement} */ (target).type === "number";
+
+/**
+ * Has the map and the workbench follow the keys.
+ *
+ * @type {(bench: Bench) => void}
+ */
 export function followKeys(bench) {
   const { root, svg, requests } = bench;
   svg.addEventListener("keydown", (event) => {
@@ -97,7 +126,7 @@ export function followKeys(bench) {
   });
   root.addEventListener("keydown", (event) => {
     const key = event.key.toLowerCase();
-    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
+    if ((event.ctrlKey || event.metaKey) && "zy".includes(key) && !isNumber(event.target)) {
       requests.ask(key === "y" || event.shiftKey ? "redo" : "undo");
       event.preventDefault();
     }
@@ -105,7 +134,11 @@ export function followKeys(bench) {
   });
 }
 
-/** Does what a key on the map means; returns whether it means anything. */
+/**
+ * Does what a key on the map means; returns whether it means anything.
+ *
+ * @type {(bench: Bench, event: KeyboardEvent) => boolean}
+ */
 function act(bench, event) {
   const { about, current, focus, requests } = bench, modules = selectedOf(bench), { key } = event;
   const move = MOVES[key], step = STEPS[key] ?? (event.altKey && move ? -move[1] : 0);
@@ -121,6 +154,7 @@ function act(bench, event) {
   return true;
 }
 
+/** @type {(bench: Bench, move: [number, number], extends_: boolean) => void} */
 function walk(bench, move, extends_) {
   const k = neighbor(bench.about, bench.focus, move);
   if (k < 0) return;

@@ -9,11 +9,22 @@ import { MINUS, number, percent } from "../text.js";
 import { reasonOf } from "./sentences.js";
 import { currentTab, value, valueText } from "./values.js";
 
+/** @import { Color } from "../colors.js" */
+/** @import { Modules, Shape, Words } from "../grid.js" */
+/** @import { Tab, Values } from "../traits.js" */
+/** @import { Bench } from "./workbench.js" */
+
+/**
+ * The colors of a tab's values, and the texts of the ends and the middle of their ramp.
+ *
+ * @typedef {{fill: (v: number | null) => Color, ramp: Color[], ends: string[]}} Palette
+ */
+
 const NARROWEST = 14, WIDEST = 34; // pixels of a cell
 const DIVERGING = ["ratio", "change", "signed"]; // values on both sides of a middle
 const LABEL = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, " +
   "Delete gives it back to the score, X leaves a module out";
-/** @type {import("../grid.js").Words} */
+/** @type {Words} */
 const WORDS = {
   layer: (layer) => [layer, `layer ${layer}`],
   column: (name) => `Select ${name}`,
@@ -32,7 +43,11 @@ const SIGNS = [
   ["cross", "left out", "left out"],
 ];
 
-/** Lays the map out for a width; where that is too narrow for all layers, they go on in a second band below. */
+/**
+ * Lays the map out for a width; where that is too narrow for all layers, they go on in a second band below.
+ *
+ * @type {(bench: Bench, width: number) => void}
+ */
 export function layOut(bench, width) {
   const { about, svg } = bench, wide = Math.max(320, width), shape = shapeOf(about, wide);
   const attributes = {
@@ -42,22 +57,29 @@ export function layOut(bench, width) {
     "aria-multiselectable": "true",
     "aria-label": LABEL,
   };
-  for (const [name, setting] of Object.entries(attributes)) svg.setAttribute(name, setting);
+  for (const [name, setting] of Object.entries(attributes)) put(svg, name, setting);
   Object.assign(bench, moduleGrid(svg, about, shape, WORDS));
 }
 
+/** @type {(modules: Modules, wide: number) => Shape & {bands: number}} */
 function shapeOf({ rows, columns }, wide) {
   const longest = Math.max(...rows.map((row) => row.length)), right = 46;
   const left = Math.min(LETTER * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
   const bands = Math.ceil((columns.length * NARROWEST) / room);
   const w = Math.min(WIDEST, room / Math.ceil(columns.length / bands));
-  const stack = (row) => (row.includes(".") ? row.split(".")[0] : ""), gaps = [0]; // encoder and decoder stand apart
+  /** @type {(row: string) => string} */
+  const stack = (row) => (row.includes(".") ? row.split(".")[0] : "");
+  const gaps = [0]; // encoder and decoder stand apart
   for (let j = 1; j < rows.length; j++) gaps.push(gaps[j - 1] + (stack(rows[j]) === stack(rows[j - 1]) ? 0 : 8));
   const font = w < 17 ? 8.5 : w < 22 ? 9.5 : 11;
   return { left, right, top: 34, w, letters: left / LETTER, font, tall: 26, above: 3, inset: 1, bands, gaps };
 }
 
-/** Paints the cells and bars by the tab that is shown, and writes what the colors mean. */
+/**
+ * Paints the cells and bars by the tab that is shown, and writes what the colors mean.
+ *
+ * @type {(bench: Bench) => void}
+ */
 export function paintMap(bench) {
   const { about, cells, bars, root, model } = bench, tab = currentTab(bench);
   const values = about.names.map((_, k) => value(bench, tab, k)), palette = paletteOf(bench, tab, values, isDark(root));
@@ -68,13 +90,19 @@ export function paintMap(bench) {
   drawLegend(bench, tab, palette);
 }
 
-/** The mean size of the values by row or column. */
+/**
+ * The mean size of the values by row or column.
+ *
+ * @type {(about: Modules, which: "row" | "column", values: Values) => number[]}
+ */
 function meansOf(about, which, values) {
   const length = { row: about.rows, column: about.columns }[which].length;
+  /** @type {(at: number) => number[]} */
   const sizes = (at) => membersOf(about, which, at).map((k) => Math.abs(values[k] ?? 0));
   return Array.from({ length }, (_, at) => mean(sizes(at)));
 }
 
+/** @type {(bench: Bench, tab: Tab, k: number, fill: Color, isSelected: boolean) => void} */
 function paintCell(bench, tab, k, fill, isSelected) {
   const cell = bench.cells[k], reason = bench.current.reasons[k], ink = inkOn(fill);
   const text = cell.w < 12 ? "" : valueText(bench, tab, k);
@@ -90,16 +118,23 @@ function paintCell(bench, tab, k, fill, isSelected) {
   put(cell.g, "aria-label", `${words}${tab.of === "ranks" ? "" : `, ${text}`}`);
 }
 
-/** The colors of a tab's values, and the texts of the ends and the middle of their ramp. */
+/**
+ * The colors of a tab's values, and the texts of the ends and the middle of their ramp.
+ *
+ * @type {(bench: Bench, tab: Tab, values: Values, dark: boolean) => Palette}
+ */
 function paletteOf({ current }, tab, values, dark) {
   const ground = groundOf(dark), isDiverging = DIVERGING.includes(tab.kind), middle = current.middles[tab.name] ?? 1;
+  /** @type {(v: number) => number} */
   function scaled(v) {
     if (tab.kind === "ratio") return Math.log2(v / middle);
     return tab.kind === "percent" ? Math.sqrt(v) : v;
   }
   const known = values.filter((v) => v !== null).map((v) => Math.abs(scaled(v)));
-  // The same for all allocations, if it can be.
-  const most = { ratio: 3, change: current.rank }[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  /** @type {Record<string, number>} */
+  const fixed = { ratio: 3, change: current.rank }; // the same for all allocations
+  const most = fixed[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  /** @type {(v: number | null) => Color} */
   function fill(v) {
     if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
     const share = scaled(v) / most;
@@ -109,6 +144,7 @@ function paletteOf({ current }, tab, values, dark) {
   return { fill, ramp, ends: endsOf(tab.kind, middle, most) };
 }
 
+/** @type {(kind: Tab["kind"], middle: number, most: number) => string[]} */
 function endsOf(kind, middle, most) {
   return {
     ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
@@ -119,6 +155,7 @@ function endsOf(kind, middle, most) {
   }[kind];
 }
 
+/** @type {(bench: Bench, tab: Tab, palette: Palette) => void} */
 function drawLegend({ legend, current }, tab, { ramp, ends }) {
   legend.replaceChildren();
   make("span", {}, legend, ends[0]);

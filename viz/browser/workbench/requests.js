@@ -1,9 +1,11 @@
 // Requests to the kernel: one is under way at a time; of those that one gesture makes only the last has to be sent.
 
+/** @import { Message, Model } from "../traits.js" */
+
 const REST = 400; // milliseconds until the user is taken to rest
 
 export class Requests {
-  /** @type {{call: string, args: object, gesture: string | null}[]} */
+  /** @type {Message[]} */
   queue = [];
   isBusy = false;
   hasMore = false; // resamples of this version
@@ -14,7 +16,7 @@ export class Requests {
   timer = undefined;
 
   /**
-   * @param {any} model
+   * @param {Pick<Model, "send">} model
    * @param {() => boolean} resamples Whether ranks are resampled at all.
    * @param {() => boolean} isDragging
    */
@@ -46,9 +48,10 @@ export class Requests {
 
   next() {
     if (this.isBusy) return;
-    if (!this.queue.length) return this.rest();
+    const request = this.queue.shift();
+    if (!request) return this.rest();
     this.isBusy = true;
-    this.model.send({ ...this.queue.shift(), id: this.version });
+    this.model.send({ ...request, id: this.version });
   }
 
   /** When the user rests, asks for ranks from resampled scores, in parts: the next request does not wait for all. */
@@ -69,6 +72,7 @@ export class Requests {
     this.rest();
   }
 
+  /** @type {(more: boolean) => void} */
   answered(more) {
     this.isBusy = false;
     this.hasMore = more;

@@ -4,6 +4,10 @@ import { placeOf, sum } from "../modules.js";
 import { capitalized, number, percent, signedWhole, sizeText, whole } from "../text.js";
 import { change, value } from "./values.js";
 
+/** @import { About, Tab } from "../traits.js" */
+/** @import { Bench } from "./workbench.js" */
+
+/** @type {Record<string, string>} */
 const REASONS = {
   score: "by its score",
   captured: "by the gradient that its directions capture",
@@ -13,18 +17,28 @@ const REASONS = {
 };
 const SHOWN_ELSEWHERE = ["sensitivity", "rank", "change", "scaling"]; // tabs whose values have a line of their own
 
+/** @type {(bench: Bench, k: number) => string} */
 export const reasonOf = ({ current }, k) => REASONS[current.reasons[k]] ?? current.reasons[k];
 
+/** @type {(bench: Bench, k: number) => string} */
 const kept = (bench, k) => (change(bench, k) ? ` (kept: ${bench.current.kept[k]})` : "");
 
-/** The rank of a module and what decided it. */
+/**
+ * The rank of a module and what decided it.
+ *
+ * @type {(bench: Bench, k: number) => string}
+ */
 export function brief(bench, k) {
   const rank = bench.current.ranks[k];
   if (!rank) return `Left out: no adapter${kept(bench, k)}`;
   return `Rank ${rank}${kept(bench, k)}, ${reasonOf(bench, k)}`;
 }
 
-/** The reason of a rank, with its numbers. */
+/**
+ * The reason of a rank, with its numbers.
+ *
+ * @type {(bench: Bench, k: number) => string}
+ */
 export function why(bench, k) {
   const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
   const score = scoreText(bench, k), instead = `${rank} instead of ${current.rank}`;
@@ -32,42 +46,56 @@ export function why(bench, k) {
   const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
   const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
   const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
-  const sentence = {
+  /** @type {Record<string, string>} */
+  const sentences = {
     score: byRule,
     captured: byRule,
     uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
     ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
     floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
     "by hand": `Set by hand to ${instead}${score && `; ${score}`}`,
-  }[reason] ?? `${reason}: ${instead}`;
+  };
+  const sentence = sentences[reason] ?? `${reason}: ${instead}`;
   return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence)}.`;
 }
 
+/** @type {(bench: Bench, name: string) => Tab | undefined} */
 const tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
 
+/** @type {(bench: Bench, k: number) => string} */
 function scoreText(bench, k) {
-  const scores = tabOf(bench, "sensitivity").values;
-  const middle = scores.reduce((all, score) => all + (score ?? 0), 0) / scores.length;
-  return scores[k] === null || !middle ? "" : `score ${number(scores[k] / middle)} \u00d7 the mean`;
+  const { values: scores = [] } = tabOf(bench, "sensitivity") ?? {}, score = scores[k] ?? null;
+  const middle = sum(scores.map((score) => score ?? 0)) / scores.length;
+  return score === null || !middle ? "" : `score ${number(score / middle)} \u00d7 the mean`;
 }
 
-/** The ranks that the module gets on other samples. */
+/**
+ * The ranks that the module gets on other samples.
+ *
+ * @type {(bench: Bench, k: number) => string}
+ */
 function rangeText({ model }, k) {
   const counts = model.get("resampled")?.[k] ?? [];
   if (!counts.length) return "";
-  return `; ${[...new Set([counts[0][0], counts.at(-1)[0]])].join(" to ")} on other samples`;
+  return `; ${[...new Set([counts[0][0], counts[counts.length - 1][0]])].join(" to ")} on other samples`;
 }
 
-/** Everything that is known of a module, a line each. */
+/**
+ * Everything that is known of a module, a line each.
+ *
+ * @type {(bench: Bench, k: number) => string[]}
+ */
 export function describeModule(bench, k) {
   const { about, current } = bench, lines = [why(bench, k)];
-  if (current.ranks[k]) {
-    const isByScore = current.controls.scaling === "nominal" && current.scalings[k] !== 1;
-    lines.push(`Scaling ${number(current.scalings[k])}${isByScore ? ", by the score, whatever the rank" : ""}`);
+  const scaling = current.scalings[k];
+  if (current.ranks[k] && scaling !== null) {
+    const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
+    lines.push(`Scaling ${number(scaling)}${isByScore ? ", by the score, whatever the rank" : ""}`);
   }
-  const { values, low, high } = tabOf(bench, "sensitivity");
-  const interval = low ? `, 95 % interval ${percent(low[k])} to ${percent(high[k])}` : "";
-  if (values[k] !== null) lines.push(`${percent(values[k])} of all scores${interval}`);
+  const { values, low, high } = tabOf(bench, "sensitivity") ?? {}, share = values?.[k] ?? null;
+  const ends = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
+  const interval = ends.length ? `, 95 % interval ${ends.join(" to ")}` : "";
+  if (share !== null) lines.push(`${percent(share)} of all scores${interval}`);
   for (const tab of about.tabs) {
     const v = value(bench, tab, k);
     if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
@@ -76,7 +104,11 @@ export function describeModule(bench, k) {
   return lines;
 }
 
-/** The range of the ranks, and what the budget pays for. */
+/**
+ * The range of the ranks, and what the budget pays for.
+ *
+ * @type {(bench: Bench) => string}
+ */
 export function headline({ about, current }) {
   const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
   const top = current.ranks.flatMap((rank, k) => (rank === high ? [k] : [])), unit = current.controls.budget;
@@ -90,9 +122,15 @@ export function headline({ about, current }) {
   return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
 }
 
-/** How many modules changed since the allocation was kept, by how much, and which most. */
+/**
+ * How many modules changed since the allocation was kept, by how much, and which most.
+ *
+ * @type {(bench: Bench) => string}
+ */
 export function changes(bench) {
-  const { about, current, page } = bench, by = (k) => change(bench, k);
+  const { about, current, page } = bench;
+  /** @type {(k: number) => number} */
+  const by = (k) => change(bench, k);
   const moved = about.names.flatMap((_, k) => (by(k) ? [k] : [])).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
   if (!moved.length) return "no rank changed";
   const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
@@ -105,7 +143,11 @@ export function changes(bench) {
     `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
 }
 
-/** Rows of costs: of the kept and the new allocation, A frozen, their ratio, and those of plain LoRA. */
+/**
+ * Rows of costs: of the kept and the new allocation, A frozen, their ratio, and those of plain LoRA.
+ *
+ * @type {(bench: Bench) => string[][]}
+ */
 export function costs({ about, current }) {
   const loraRanks = current.ranks.map(() => current.rank);
   const kept = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
@@ -118,14 +160,22 @@ export function costs({ about, current }) {
   });
 }
 
-/** Trained parameters, and bytes of the adapter, of AdamW's two states, and of the peak, with a gradient too. */
+/**
+ * Trained parameters, and bytes of the adapter, of AdamW's two states, and of the peak, with a gradient too.
+ *
+ * @type {(about: About, ranks: number[], trainsA: boolean) => number[]}
+ */
 function sizes({ outs, ins, peak }, ranks, trainsA) {
   const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
   const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
-  return [trained, adapter, 8 * trained, peak?.[Number(trainsA)] + adapter + 12 * trained];
+  return [trained, adapter, 8 * trained, (peak?.[Number(trainsA)] ?? 0) + adapter + 12 * trained];
 }
 
-/** What to do if most modules have the highest rank allowed, so that scores decide little. */
+/**
+ * What to do if most modules have the highest rank allowed, so that scores decide little.
+ *
+ * @type {(bench: Bench) => string}
+ */
 export function warning({ current }) {
   const adapted = current.ranks.filter((rank) => rank).length;
   const full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;

@@ -2,34 +2,61 @@
 
 import { MINUS, number, signed } from "../text.js";
 
-/** By how much the rank of a module differs from the one that was kept. */
+/** @import { Tab } from "../traits.js" */
+/** @import { Bench } from "./workbench.js" */
+
+/**
+ * By how much the rank of a module differs from the one that was kept.
+ *
+ * @type {(bench: Pick<Bench, "current">, k: number) => number}
+ */
 export const change = ({ current }, k) => current.ranks[k] - current.kept[k];
 
-/** Whether the ranks are those of the run, which else says nothing about them. */
+/**
+ * Whether the ranks are those of the run, which else says nothing about them.
+ *
+ * @type {(bench: Pick<Bench, "about" | "current">) => boolean}
+ */
 export const isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
 
-/** Whether a tab is there: some are about a training. */
+/**
+ * Whether a tab is there: some are about a training.
+ *
+ * @type {(bench: Bench, tab: Tab) => boolean}
+ */
 export function isOffered(bench, { trained, run }) {
   return (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
 }
 
-/** The tab that is shown, by default the second. */
+/**
+ * The tab that is shown, by default the second.
+ *
+ * @type {(bench: Bench) => Tab}
+ */
 export function currentTab(bench) {
   const { tabs } = bench.about, name = bench.model.get("tab");
   return tabs.find((tab) => tab.name === name && (!tab.run || isOfRun(bench))) ?? tabs[1];
 }
 
-/** The value of a module, or null. */
+/**
+ * The value of a module, or null.
+ *
+ * @type {(bench: Bench, tab: Tab, k: number) => number | null}
+ */
 export function value(bench, tab, k) {
   const { model, current } = bench;
   if (tab.run && !isOfRun(bench)) return null;
   if (tab.of === "change") return change(bench, k);
   if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
   if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
-  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values[k]) ?? null;
+  return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values?.[k]) ?? null;
 }
 
-/** The value of a module as the text of a cell: percentages without the sign, at most three characters. */
+/**
+ * The value of a module as the text of a cell: percentages without the sign, at most three characters.
+ *
+ * @type {(bench: Bench, tab: Tab, k: number) => string}
+ */
 export function valueText(bench, tab, k) {
   const v = value(bench, tab, k);
   if (v === null) return "";

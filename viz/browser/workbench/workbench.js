@@ -13,14 +13,50 @@ import { layOut, paintMap } from "./map.js";
 import { Requests } from "./requests.js";
 import { currentTab } from "./values.js";
 
+/** @import { Bar, Cell } from "../grid.js" */
+/** @import { About, Ask, Content, Current, Model } from "../traits.js" */
+
+/**
+ * A rank that is dragged: of module `k`, from height `y` and `rank`, and the `last` that was asked for.
+ *
+ * @typedef {{k: number, y: number, rank: number, last: number, gesture: string}} Drag
+ */
+
+/**
+ * The workbench: its elements, what it shows, and how it is drawn again: `paint` the map too, `tell` the rest alone.
+ *
+ * @typedef {object} Bench
+ * @property {Model} model
+ * @property {HTMLElement} el
+ * @property {About} about
+ * @property {Current} current
+ * @property {boolean} page Whether no kernel answers.
+ * @property {HTMLElement} root
+ * @property {HTMLElement} tablist
+ * @property {SVGSVGElement} svg
+ * @property {HTMLElement} legend
+ * @property {HTMLElement} tip
+ * @property {Cell[]} cells
+ * @property {Bar[]} bars
+ * @property {number} focus The module that has the focus.
+ * @property {Drag | null} drag
+ * @property {Requests} requests
+ * @property {() => void} paint
+ * @property {() => void} tell
+ */
+
 /**
  * Draws the workbench of a model.
  *
+ * @param {{model: Model, el: HTMLElement}} widget
  * @returns {() => void} What has it stop following the model and the page.
  */
 export function renderWorkbench({ model, el }) {
   const { bench, bar, message, map, side, body, foot } = drawFrame(model, el), { about, page, requests } = bench;
-  const ask = (...request) => requests.ask(...request), follow = [];
+  /** @type {Ask} */
+  const ask = (call, args, gesture) => requests.ask(call, args, gesture);
+  /** @type {((current: Current) => void)[]} */
+  const follow = [];
   bench.tell = () => follow.forEach((draw) => draw(bench.current));
   bench.paint = () => {
     if (!bench.cells.length) return;
@@ -48,7 +84,12 @@ export function renderWorkbench({ model, el }) {
   };
 }
 
-/** The parts of the page that stay, and the state that they share. */
+/**
+ * The parts of the page that stay, and the state that they share.
+ *
+ * @param {Model} model
+ * @param {HTMLElement} el
+ */
 function drawFrame(model, el) {
   const about = model.get("about"), page = Boolean(about.page);
   // Typing stays in here.
@@ -62,21 +103,22 @@ function drawFrame(model, el) {
   const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
   explainer(root);
-  /** @type {any} */
-  const bench = { model, el, about, page, root, tablist, svg, legend, tip, cells: [], bars: [], drag: null };
-  bench.current = model.get("current");
-  bench.focus = model.get("selected").at(-1) ?? 0;
-  const resamples = () => !page && about.resamples && !bench.current.is_captured;
-  bench.requests = new Requests(model, resamples, () => bench.drag !== null);
-  bench.paint = bench.tell = () => {};
+  const resamples = () => !page && Boolean(about.resamples) && !bench.current.is_captured;
+  const requests = new Requests(model, resamples, () => bench.drag !== null);
+  const current = model.get("current"), focus = model.get("selected").at(-1) ?? 0;
+  const drawn = { root, tablist, svg, legend, tip, cells: [], bars: [] };
+  /** @type {Bench} */
+  const bench = { model, el, about, page, current, focus, ...drawn, drag: null, requests, paint() {}, tell() {} };
   return { bench, bar, message, map, side, body, foot };
 }
 
+/** @type {(requests: Requests, content: Content) => void} */
 function receive(requests, content) {
-  if ("answer" in content) requests.answered(content.more);
-  if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
+  if ("answer" in content) requests.answered(Boolean(content.more));
+  if (content.file) download(content.file, new Blob([content.text ?? ""], { type: "text/html" }));
 }
 
+/** @type {(bench: Bench) => void} */
 function followModel(bench) {
   const { model, requests } = bench;
   model.on("change:current", () => {
@@ -94,7 +136,11 @@ function followModel(bench) {
   model.on("change:training", () => (currentTab(bench).trained ? bench.paint() : offerTabs(bench)));
 }
 
-/** Lays the map out when it is on the page, and again when its width changes; colors follow the theme. */
+/**
+ * Lays the map out when it is on the page, and again when its width changes; colors follow the theme.
+ *
+ * @type {(bench: Bench, map: HTMLElement) => () => void}
+ */
 function followPage(bench, map) {
   let width = 0;
   const resized = new ResizeObserver(() => {

@@ -18,7 +18,7 @@ class AllocationPanel(Panel):
 
     name, title = "allocation", "Allocation"
     about = "Ranks follow the scores, or the captured gradient, under a fixed budget."
-    needs_map = follows_allocation = True
+    follows_allocation = True
 
     def parts_of(self, allocation: Allocation) -> list[Part]:
         """Two tables, and a sentence if another allocation was trained."""

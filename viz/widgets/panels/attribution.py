@@ -1,4 +1,4 @@
-"""Panel "Attribution": what each token of an answer gained, which modules did it, and what leaving them out costs."""
+"""Panel "Attribution": what each token of an answer gained, by module, and what leaving modules out costs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from tlora.explanation.attribution import CHANGES, Attribution
+from tlora.utils.progress import report_progress
 from tlora.utils.text import count_text
 from viz.widgets.panels.answers import answer_values, switch_key
 from viz.widgets.panels.live_attribution import LiveAttribution
 from viz.widgets.panels.panel import Panel
-from viz.widgets.panels.parts import Column, Part, intervals, number, table, text, texts, whole
+from viz.widgets.panels.parts import Column, Part, bar, intervals, number, table, text, texts, whole
 
 PAGE_SAMPLES = 16
 """Most answers in a page without a kernel."""
@@ -35,8 +36,8 @@ class AttributionPanel(Panel):
     name, title = "attribution", "Attribution"
     about = (
         "What each module of the trained adapter added to the tokens of an answer. Contributions add up to what the "
-        "tokens gained; what leaving a module out costs is another number, since others may make up for it. Click a "
-        "module, a row or a column of the map to switch it off."
+        "tokens gained. What leaving a module out costs is another number: a probability near 1 can hardly fall, and "
+        "other modules may make up for it. Click a module, a row or a column of the map to switch it off."
     )
     needs = ("attribution",)
     answers = ("switched", "explained")
@@ -84,8 +85,14 @@ class AttributionPanel(Panel):
 
     def _regenerate(self, sample: int, ranks: Sequence[tuple[int, int]]) -> None:
         """Write the answer again with these modules switched off or cut."""
-        answer = self._live.regenerate(sample, dict(ranks))
-        self.show(switched={"sample": sample, "key": switch_key(dict(ranks)), "answer": answer})
+        part = {"sample": sample, "key": switch_key(dict(ranks))}
+
+        def report(words: str, done: int, total: int | None) -> None:
+            self.show(switched=part | {"bar": bar(words, done, total)})
+
+        with report_progress(report):
+            answer = self._live.regenerate(sample, dict(ranks))
+        self.show(switched=part | {"answer": answer})
 
     def _explain(self, prompt: str, answer: str | None) -> None:
         self._live.explain(prompt, answer)

@@ -71,7 +71,7 @@ def _texts(effects: SideEffects) -> list[Part]:
     strips = {"kind": "effects", "sets": list(sets["set"]), "samples": samples, "of": len(effects.samples)}
     tokens = {"lost": effects.lost(TOKENS), "gained": effects.rose(TOKENS)}
     found = effects.attribution
-    why = [] if found is None else [largest_modules(found, "The modules that did it, of the tokens that lost most")]
+    why = [] if found is None else [largest_modules(found, "The modules that contributed most where tokens lost most")]
     return [
         text(f"{effects.headline}. {STRIPS}"),
         table(sets, "Loss of each set of texts", SETS),

@@ -68,7 +68,9 @@ class Panel:
     needs_map : bool
         Whether there is no panel without a map.
     follows_allocation : bool
-        Whether `parts_of` takes the place of `parts`.
+        Whether `parts_of` takes the place of `parts`, and is asked again at each drag. A page without a kernel keeps
+        the parts of the allocation that it was written with, and says so. There is no such panel without a map; it has
+        no ``needs``, for the allocation of the map is not among the results.
     answers : tuple of str
         Traits of the widget that its requests set.
     """
@@ -87,7 +89,9 @@ class Panel:
     @classmethod
     def is_possible(cls, context: Context) -> bool:
         """Whether what the panel needs is known."""
-        return (not cls.needs or any(map(context.has, cls.needs))) and (not cls.needs_map or bool(context.names))
+        return (not cls.needs or any(map(context.has, cls.needs))) and (
+            bool(context.names) or not (cls.needs_map or cls.follows_allocation)
+        )
 
     @classmethod
     def has_texts(cls) -> bool:

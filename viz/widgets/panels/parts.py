@@ -41,7 +41,7 @@ def texts(
 
 
 def table(frame: pd.DataFrame, caption: str, columns: Sequence[Column], folded: bool = False) -> Part:
-    """A table of some columns of a frame."""
+    """A table of some columns of a frame; a title that is a word of ``viz/glossary.py`` explains itself on hover."""
     cells = [[form(value) for value in frame[key]] for key, _, form in columns]
     rows = [list(row) for row in zip(*cells, strict=True)]
     words = [i for i, (_, _, form) in enumerate(columns) if form is str]
@@ -49,7 +49,10 @@ def table(frame: pd.DataFrame, caption: str, columns: Sequence[Column], folded: 
 
 
 def chart(caption: str, lines: Sequence[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> Part:
-    """Lines on axes: each line is made by `line`; an axis has ``label`` and may be ``log`` or ``percent``."""
+    """Lines on axes: each line is made by `line`; an axis has ``label`` and may be ``log`` or ``percent``.
+
+    ``min`` and ``max`` of an axis are those of the lines unless it gives them.
+    """
     return {"kind": "chart", "caption": caption, "lines": list(lines), "x": x, "y": y}
 
 

@@ -24,8 +24,8 @@ class RankUsePanel(Panel):
 
     name, title = "rank-use", "Rank use"
     about = (
-        f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Unused rank "
-        "can go elsewhere in the next allocation."
+        f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Directions of "
+        "small norm may still matter to the loss."
     )
     needs = ("run",)
 

@@ -21,6 +21,7 @@ from tests.helpers import jobs, results
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import sensitivity as by_hand
+from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import RankLimits
 from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets.state import ALLOCATION_PRESETS
@@ -40,6 +41,11 @@ def small(**options: Any) -> viz.Workbench:
 @cache
 def other() -> Any:
     return task_subspaces(base(), calibration(), max_rank=8, kind="random", progress=False)
+
+
+@cache
+def fisher() -> Any:
+    return task_subspaces(base(), calibration(), max_rank=8, kind="fisher", progress=False)
 
 
 def request(it: viz.Workbench, call: str, gesture: str | None = None, **args: Any) -> None:
@@ -109,6 +115,14 @@ def test_dragging_too_far_gives_the_nearest_possible_rank(rank: int, nearest: in
     assert ("at most" in it.widget.current["message"] or "or less" in it.widget.current["message"]) == (rank > nearest)
 
 
+def test_a_drag_of_a_module_that_no_rank_leaves_room_for_changes_nothing() -> None:
+    """Of six ranks, the five others need all: one of them two."""
+    it = viz.Workbench(by_hand(SCORES), rank=1, min_rank={"layers.0.k_proj": 2}, exclude_modules=["layers.0.q_proj"])
+    request(it, "set_rank", "drag 1", modules=[0], rank=3)
+    assert it.widget.current["message"]
+    assert it.widget.current["ranks"] == [0, 2, 1, 1, 1, 1]
+
+
 def test_a_floor_of_zero_drops_modules() -> None:
     it = viz.Workbench(by_hand([20.0, 0.1, 3.0, 0.5, 0.4, 0.1]), rank=2)
     request(it, "set", min_rank=0)
@@ -135,10 +149,13 @@ def test_one_gesture_is_one_step_to_undo() -> None:
     assert it.allocation.ranks["layers.1.q_proj"] == 11
 
 
-@pytest.mark.parametrize(("module", "rank"), [(3, 9), (3, 60), (3, 1), (0, 30)])
-def test_a_drag_shares_the_budget_once(module: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that is refused and ends at the nearest possible rank; an accepted one works its limits out once."""
-    it, counts = small(), Counter[str]()
+@pytest.mark.parametrize("preset", ["by score", "captured"])
+@pytest.mark.parametrize(("module", "rank"), [(3, 7), (3, 60), (3, 1), (0, 30)])
+def test_a_drag_shares_the_budget_once(preset: str, module: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And makes no table. One that is refused also works out once which rank is the nearest, however far it went."""
+    scores = calibration().sensitivity
+    it, counts = viz.Workbench(scores, fisher(), rank=4), Counter[str]()
+    it.preset(preset)
 
     def count(owner: Any, name: str) -> None:
         function = getattr(owner, name)
@@ -151,14 +168,15 @@ def test_a_drag_shares_the_budget_once(module: int, rank: int, monkeypatch: pyte
 
     request(it, "set_rank", "drag 1", modules=[module], rank=5)
     count(RankLimits, "share_ranks")
+    count(Allocation, "to_frame")
     for file in (allocate_file, allocation_file):
         count(file, "rank_limits")
     it.widget.observe(lambda change: counts.update(["current"]), "current")
     request(it, "set_rank", "drag 1", modules=[module], rank=rank)
     limits = counts.pop("rank_limits")
     assert counts == {"share_ranks": 1, "current": 1}
-    assert limits == 1 or it.widget.current["message"]
-    assert same(it.allocation, eval(it.code("scores"), {"tlora": tlora, "scores": by_hand(SCORES)}))
+    assert limits == (3 if it.widget.current["message"] else 1)
+    assert same(it.allocation, eval(it.code("scores"), {"tlora": tlora, "scores": scores, "subspaces": it.subspaces}))
 
 
 def test_going_back_to_what_was_kept_computes_no_uniform_allocation_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,39 @@
 // The request and the answer: what each token gained, and its probability with what is switched off.
 
 import { isDark, largest, tint } from "../../colors.js";
-import { onArrows } from "../../controls.js";
-import { make } from "../../elements.js";
+import { drawBar, onArrows } from "../../controls.js";
+import { make, put } from "../../elements.js";
 import { plainToken } from "../../strip.js";
 import { nats, probability, quoted, visible } from "../../text.js";
 import { gains } from "./contributions.js";
 
+/** @import { Panel } from "./attribution.js" */
+/** @import { Answer } from "./contributions.js" */
+/** @import { Progress } from "../../traits.js" */
+
 export const MEASURES = ["log-probability", "log-odds"];
 const ROWS = ["gained", "base", "adapter", "now", "now first"];
 
-/** A button with a title. */
+/** @typedef {ReturnType<typeof answerStrip>} Strip */
+
+/** @typedef {ReturnType<typeof tint>} Tint */
+
+/**
+ * A button with a title.
+ *
+ * @type {(parent: Element, label: string, title: string, action: () => void) => HTMLButtonElement}
+ */
 export function press(parent, label, title, action) {
   const button = make("button", { type: "button", title }, parent, label);
   button.addEventListener("click", action);
   return button;
 }
 
-/** The elements that the request and the answer are drawn into. */
+/**
+ * The elements that the request and the answer are drawn into.
+ *
+ * @param {Element} root
+ */
 export function answerStrip(root) {
   const request = make("div", { class: "request" }, root);
   const strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
@@ -25,7 +41,11 @@ export function answerStrip(root) {
   return { request, strip };
 }
 
-/** Draws the tokens of a sample, to be painted; a click chooses a token or the whole answer. */
+/**
+ * Draws the tokens of a sample, to be painted; a click chooses a token or the whole answer.
+ *
+ * @type {(drawn: Strip, panel: Panel) => void}
+ */
 export function drawAnswer({ request, strip }, panel) {
   const { sample, choice } = panel, inAnswer = new Set(sample.positions);
   request.replaceChildren();
@@ -33,6 +53,7 @@ export function drawAnswer({ request, strip }, panel) {
   sample.tokens.forEach((token, n) => {
     if (!inAnswer.has(n)) plainToken(request, token);
   });
+  /** @type {(token: number | null) => void} */
   function chooseToken(token) {
     choice.token = token;
     panel.paint();
@@ -48,20 +69,30 @@ export function drawAnswer({ request, strip }, panel) {
   });
 }
 
-/** Paints the tokens: `now` is the answer without the changed modules, null if there are none, undefined if unknown. */
+/**
+ * Paints the tokens: `now` is the answer without the changed modules, null if there are none, undefined if unknown.
+ *
+ * @type {(drawn: Strip, panel: Panel, now: Answer | null | undefined) => void}
+ */
 export function paintAnswer({ strip }, panel, now) {
   const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
   const [names, ...cards] = strip.children;
   strip.classList.toggle("switched", now !== null);
-  names.firstChild.setAttribute("aria-pressed", choice.token === null);
+  put(names.children[0], "aria-pressed", choice.token === null);
   cards.forEach((card, i) => paintCard(card, panel, i, now, (value) => tint(value / most, dark)));
 }
 
+/**
+ * @type {(card: Element, panel: Panel, i: number, now: Answer | null | undefined, colorOf: (value: number) =>
+ *   Tint) => void}
+ */
 function paintCard(card, { sample, choice }, i, now, colorOf) {
-  const [token, gain, base, adapter, after, first] = card.children, { measure } = choice;
-  const rise = sample.adapter[measure][i] - sample.base[measure][i], p = (values) => probability(values[0][i]);
+  const [token, gain, base, adapter, after, first] = /** @type {Iterable<HTMLElement>} */ (card.children);
+  const { measure } = choice, rise = sample.adapter[measure][i] - sample.base[measure][i];
+  /** @type {(values: number[][]) => string} */
+  const p = (values) => probability(values[0][i]);
   fill(token, colorOf(rise));
-  token.setAttribute("aria-pressed", choice.token === i);
+  put(token, "aria-pressed", choice.token === i);
   const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
   const text = quoted(sample.tokens[sample.positions[i]]);
   token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; ` +
@@ -77,17 +108,27 @@ function paintCard(card, { sample, choice }, i, now, colorOf) {
   first.title = another && `first choice: ${another}`;
 }
 
+/** @type {(element: HTMLElement, color: Tint) => void} */
 function fill(element, color) {
   element.style.background = color.fill;
   element.style.color = color.ink;
 }
 
-/** What base and adapter answer, and if there is a kernel what is answered now. */
+/**
+ * What base and adapter answer, and if there is a kernel what is answered now.
+ *
+ * @type {(parent: Element, panel: Panel, now: Answer | null | undefined) => void}
+ */
 export function writeAnswers(parent, { part, sample }, now) {
   parent.replaceChildren();
-  const [base, adapter] = sample.generated, lines = [["base", base], ["adapter", adapter]];
-  if (now && part.live) lines.push(["now", now.answer ?? "\u2026"]);
+  const [base, adapter] = sample.generated;
+  /** @type {[name: string, words: string | Progress | undefined][]} */
+  const lines = [["base", base], ["adapter", adapter]];
+  if (now && part.live) lines.push(["now", now.answer ?? now.bar ?? "\u2026"]);
   for (const [name, words] of lines) {
-    if (words !== undefined) make("code", {}, make("div", { class: name }, parent, `${name} answers: `), words);
+    if (words === undefined) continue;
+    const line = make("div", { class: name }, parent, `${name} answers: `);
+    if (typeof words === "string") make("code", {}, line, words);
+    else drawBar(line, words); // it is being written
   }
 }

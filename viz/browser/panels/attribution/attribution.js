@@ -2,25 +2,45 @@
 // them out costs: as stored, and if there is a kernel for whatever is switched off or cut to a lower rank.
 
 import { drawBar, fillOptions, group, labeled } from "../../controls.js";
-import { make } from "../../elements.js";
+import { make, put } from "../../elements.js";
 import { answerStrip, drawAnswer, MEASURES, paintAnswer, press, writeAnswers } from "./answer.js";
 import { conclude } from "./conclusion.js";
 import { answerNow, changedModules, nameOf, switchKey } from "./contributions.js";
 import { drawMap, followKeys, followPointer, paintMap } from "./map.js";
+
+/** @import { Bar, Cell } from "../../grid.js" */
+/** @import { Option } from "../../controls.js" */
+/** @import { Ask, Model } from "../../traits.js" */
+/** @import { Context } from "../panels.js" */
+/** @import { Part, Sample, State } from "./contributions.js" */
 
 const PAUSE = 400; // milliseconds before the answer is written again
 const MEANINGS = ["log p: ends at 0", "log p \u2212 log(1 \u2212 p): has no ceiling"];
 const EVENTS = ["change:switched", "change:explained"];
 const ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
 
+/**
+ * The panel while it is drawn: the map's cells with their titles, a module whose rank is dragged, and what was refused.
+ * `paint` draws all of it again; `turn` switches modules off and on, or cuts them to a rank.
+ *
+ * @typedef {State & {model: Model | null, ask: Ask | null, root: HTMLElement, cells: Cell[], bars: Bar[],
+ *   titles: Element[], focus: number, drag: Drag | null, timer?: ReturnType<typeof setTimeout>, refused: string,
+ *   paint: () => void, turn: (modules: number[], rank?: number | null) => void, regenerate: () => void,
+ *   switchAllOn: () => void}} Panel
+ */
+
+/** @typedef {{k: number, y: number, rank: number, isMoved: boolean}} Drag */
+/** @typedef {ReturnType<typeof drawFrame>} Frame */
+
+/** @type {(parent: Element, part: Part, context: Pick<Context, "model" | "ask">) => void} */
 export function attributionPart(parent, part, { model, ask }) {
   const choice = (part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} });
-  const known = (part.known ??= {}); // what the kernel has answered, by sample and key
-  const root = make("div", { class: "attribution" }, parent);
-  /** @type {any} */
-  const panel = { part, model, ask, root, choice, known, sample: null, focus: 0, drag: null, timer: 0, refused: "" };
-  const frame = drawFrame(panel);
-  Object.assign(panel, {
+  const known = (part.known ??= {}), sample = part.samples[choice.sample];
+  const root = make("div", { class: "attribution" }, parent), drawn = { root, cells: [], bars: [], titles: [] };
+  /** @type {Panel} */
+  const panel = {
+    ...{ part, model, ask, choice, known, sample, focus: 0, drag: null, refused: "" },
+    ...drawn,
     paint: () => paint(panel, frame),
     turn: (modules, rank = null) => turn(panel, modules, rank),
     regenerate: () => regenerate(panel),
@@ -28,16 +48,21 @@ export function attributionPart(parent, part, { model, ask }) {
       choice.ranks = {};
       change(panel);
     },
-  });
-  if (part.live) frame.followForm = drawForm(panel);
+  };
+  const frame = drawFrame(panel);
+  if (model && part.live) frame.followForm = drawForm(panel, model);
   followPointer(panel, frame.svg);
   followKeys(panel, frame.svg);
-  if (model) followModel(panel, frame);
+  if (model) followModel(panel, frame, model);
   drawMap(panel, frame.svg);
   drawSample(panel, frame);
 }
 
-/** What is always there; what is written is below the map, which a click must not move. */
+/**
+ * What is always there; what is written is below the map, which a click must not move.
+ *
+ * @param {Panel} panel
+ */
 function drawFrame(panel) {
   const { root, choice } = panel, bar = make("div", { class: "bar" }, root);
   const select = make("select", { class: "sample" }, labeled(bar, "Answer")), box = group(bar, "Measure");
@@ -56,72 +81,91 @@ function drawFrame(panel) {
   const legend = make("div", { class: "legend" }, root);
   const finding = make("p", { class: "finding", role: "status" }, root);
   const written = make("div", { class: "written" }, root);
-  const frame = { select, measures, reset, answer, svg, legend, finding, written, followForm: () => {} };
+  const frame = { select, measures, reset, answer, svg, legend, finding, written, followForm() {} };
   return frame;
 }
 
 /**
  * A form for a request of the reader's own.
  *
+ * @param {Panel} panel
+ * @param {Model} model
  * @returns {() => void} What has it follow the kernel.
  */
-function drawForm({ root, model, ask }) {
-  const form = make("form", { class: "bar" }, root),
-    field = (label) => make("input", { type: "text" }, labeled(form, label));
+function drawForm({ root, ask }, model) {
+  const form = make("form", { class: "bar" }, root);
+  /** @type {(label: string) => HTMLInputElement} */
+  const field = (label) => make("input", { type: "text" }, labeled(form, label));
   const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
   const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!request.value.trim()) return;
-    ask("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
+    ask?.("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
   });
   function follow() {
     const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
     send.disabled = running;
     said.replaceChildren(...(running || !samples.length ? [words] : []));
-    if (running) drawBar(make("div", {}, said), bar);
+    if (running && bar) drawBar(make("div", {}, said), bar);
   }
   follow();
   return follow;
 }
 
-/** The samples that are stored, and the reader's own. */
+/**
+ * The samples that are stored, and the reader's own.
+ *
+ * @type {(panel: Pick<Panel, "part" | "model">) => Sample[]}
+ */
 const samplesOf = ({ part, model }) => [...part.samples, ...(model?.get("explained")?.samples ?? [])];
 
+/** @type {(panel: Panel, frame: Frame) => void} */
 function drawSample(panel, { select, answer }) {
   const samples = samplesOf(panel), { choice } = panel;
   choice.sample = Math.min(choice.sample, samples.length - 1);
   panel.sample = samples[choice.sample];
-  fillOptions(select, samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]), choice.sample);
+  /** @type {Option[]} */
+  const options = samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]);
+  fillOptions(select, options, choice.sample);
   drawAnswer(answer, panel);
   change(panel);
 }
 
-/** The sample or what is switched off has changed. */
+/**
+ * The sample or what is switched off has changed.
+ *
+ * @type {(panel: Panel) => void}
+ */
 function change(panel) {
   const { part, choice, ask } = panel, modules = changedModules(panel);
   clearTimeout(panel.timer);
   panel.refused = "";
   panel.paint();
   if (modules.length && !answerNow(panel, switchKey(panel)) && part.live) {
-    ask("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
+    ask?.("switch", { sample: choice.sample, ranks: modules.map((k) => [k, choice.ranks[k]]) }, "switch");
   } else regenerate(panel);
 }
 
-/** Asks for the greedy answer, when the reader rests. */
+/**
+ * Asks for the greedy answer, when the reader rests; not again while it is being written.
+ *
+ * @type {(panel: Panel) => void}
+ */
 function regenerate(panel) {
   const { part, choice, ask, drag } = panel, key = switchKey(panel), now = answerNow(panel, key);
-  if (!part.live || !now || now.answer !== undefined || drag) return;
+  if (!part.live || !now || now.bar || now.answer !== undefined || drag) return;
   panel.timer = setTimeout(() => {
     if (key !== switchKey(panel)) return;
     const ranks = changedModules(panel).map((k) => [k, choice.ranks[k]]);
-    ask("regenerate", { sample: choice.sample, ranks }, "regenerate");
+    ask?.("regenerate", { sample: choice.sample, ranks }, "regenerate");
   }, PAUSE);
 }
 
+/** @type {(panel: Panel, frame: Frame) => void} */
 function paint(panel, { measures, reset, answer, legend, finding, written }) {
   const isChanged = changedModules(panel).length > 0, now = isChanged ? answerNow(panel, switchKey(panel)) : null;
-  measures.forEach((button, measure) => button.setAttribute("aria-pressed", measure === panel.choice.measure));
+  measures.forEach((button, measure) => put(button, "aria-pressed", measure === panel.choice.measure));
   reset.disabled = !isChanged;
   paintAnswer(answer, panel, now);
   writeAnswers(written, panel, now);
@@ -129,7 +173,11 @@ function paint(panel, { measures, reset, answer, legend, finding, written }) {
   finding.textContent = panel.refused || conclude(panel, now);
 }
 
-/** Switches modules off, or on if all are off; or cuts them to a rank. */
+/**
+ * Switches modules off, or on if all are off; or cuts them to a rank.
+ *
+ * @type {(panel: Panel, modules: number[], rank: number | null) => void}
+ */
 function turn(panel, modules, rank) {
   const { part, choice } = panel, before = choice.ranks, isOff = modules.every((k) => before[k] === 0);
   const ranks = { ...before };
@@ -148,9 +196,13 @@ function turn(panel, modules, rank) {
   panel.paint();
 }
 
-/** Has the panel follow the kernel until another panel is open. */
-function followModel(panel, frame) {
-  const { model, root, choice, known } = panel;
+/**
+ * Has the panel follow the kernel until another panel is open.
+ *
+ * @type {(panel: Panel, frame: Frame, model: Model) => void}
+ */
+function followModel(panel, frame, model) {
+  const { root, choice, known } = panel;
   let wasOnPage = false;
   function follow() {
     if (!root.isConnected && wasOnPage) {

@@ -78,8 +78,13 @@ def test_the_kernel_switches_off_what_was_not_stored(live: viz.Workbench) -> Non
     assert found["key"] == "0:0,3:0"
     assert found["choices"] == left.choices[1]
     assert found["unchanged"] == [a == b for a, b in zip(left.choices[1], expected.choices[1], strict=True)]
+    shown: list[dict[str, Any]] = []
+    live.widget.observe(lambda change: shown.append(change["new"]), "switched")
     answer = ask(live, "regenerate", sample=1, ranks=[[0, 0], [3, 0]])["answer"]
     assert answer == task().predict(without, limit=2)["prediction"][1]
+    assert {"sample", "key", "bar"} == set(shown[0])
+    assert shown[0]["key"] == found["key"]
+    assert "answer" in shown[-1]
 
 
 def test_the_kernel_cuts_a_module_as_attribute_does(live: viz.Workbench) -> None:

@@ -43,7 +43,7 @@ class MostPanel(Panel):
     """The largest rank, which follows the map."""
 
     name, title = "most", "Most"
-    needs_map = follows_allocation = True
+    follows_allocation = True
 
     def parts_of(self, allocation: Allocation) -> list[Part]:
         return [text(str(max(allocation.ranks.values())))]

@@ -1,0 +1,69 @@
+// What Python sends of three modules in two layers.
+
+/** @import { Rule } from "../allocate.js" */
+/** @import { About, Current, Tab } from "../traits.js" */
+
+/** @type {Tab[]} */
+const TABS = [
+  { name: "sensitivity", title: "Sensitivity", unit: "of all scores", kind: "percent", values: [0.1, 0.2, 0.7] },
+  { name: "rank", title: "Rank", unit: "directions", kind: "ratio", of: "ranks" },
+  { name: "change", title: "Change", unit: "ranks", kind: "change", of: "change" },
+  { name: "kept", title: "Update, kept", unit: "of the weight", kind: "percent", trained: "kept" },
+];
+/** @type {About} */
+export const ABOUT = {
+  names: ["m.0.q", "m.0.v", "m.1.q"],
+  rows: ["q", "v"],
+  columns: [0, 1],
+  row: [0, 1, 0],
+  column: [0, 0, 1],
+  outs: [8, 4, 8],
+  ins: [8, 8, 8],
+  tabs: TABS,
+  panels: [
+    { name: "data", title: "Data", about: "Where it comes from. More.", parts: [{ kind: "text", text: "words" }] },
+    { name: "allocation", title: "Allocation", about: "", parts: [] },
+  ],
+  spectra: [],
+  by_rank: {},
+  presets: { uniform: "The same for all." },
+  most: 8,
+  steps: 4,
+  training: { steps: 3, seconds: null, learning_rate: 0.002 },
+  session: "1 kB",
+};
+/** @type {Current} */
+export const CURRENT = {
+  rank: 2,
+  ranks: [2, 1, 3],
+  kept: [2, 2, 2],
+  most: [8, 4, 8],
+  reasons: ["score", "floor", "by hand"],
+  ideals: [2, 0.4, 3],
+  scalings: [1, 1, 1],
+  middles: { rank: 2, scaling: 1 },
+  controls: { budget: "ranks", scaling: "nominal", rank: 2, temperature: 1, min_rank: 1, max_rank: 8 },
+  race: { arms: ["kept", "new"], obstacle: "", is_shown: true },
+  code: "tlora.allocate(...)",
+  undo: 1,
+  redo: 0,
+  parts: { allocation: [{ kind: "table", caption: "Ranks by projection", head: ["", "rank"], rows: [["q", 5]] }] },
+};
+
+/** @type {Rule} */
+export const RULE = {
+  rank: 2,
+  edits: {},
+  excluded: [],
+  scores: [1, 1, 4],
+  temperature: 1,
+  budget: "ranks",
+  floors: [1, 1, 1],
+  ceilings: [4, 4, 4],
+  scaling: "nominal",
+  adapt_ranks: true,
+  adapt_scales: false,
+  alpha: null,
+  code: {},
+  changed: false,
+};

@@ -1,0 +1,162 @@
+// What Python sends, as types: the traits of the widgets, and the same values as JSON in a page.
+
+/** @import { Modules } from "./grid.js" */
+/** @import { Answer, Sample } from "./panels/attribution/contributions.js" */
+/** @import { Reading } from "./panels/readings.js" */
+
+/**
+ * A number for each module, or null if it has none.
+ *
+ * @typedef {(number | null)[]} Values
+ */
+
+/**
+ * A tab of the map: `values` of the modules, `curves` of each over the rank, or the name of what changes: `of` the
+ * allocation, or of the arm that is `trained`. With `run` it is about the ranks of the run.
+ *
+ * @typedef {object} Tab
+ * @property {string} name
+ * @property {string} title
+ * @property {string} unit
+ * @property {"percent" | "ratio" | "change" | "number" | "signed"} kind
+ * @property {Values} [values]
+ * @property {Values} [low]
+ * @property {Values} [high]
+ * @property {Values[]} [curves]
+ * @property {"ranks" | "change" | "scalings"} [of]
+ * @property {string} [trained]
+ * @property {boolean} [run]
+ */
+
+/**
+ * Shares of directions by curve: the directions `at` which they are drawn, `each` of them, their `sums`, and how many
+ * directions are `needed` for 90, 95 and 99 percent.
+ *
+ * @typedef {{at: number[][], each: number[][], sums: number[][], needed: Values[]}} Curves
+ */
+
+/**
+ * The spectra of one kind of subspace: `index` is the curve of each module.
+ *
+ * @typedef {{label: string, meaning: string, index: number[], curves: Record<string, Curves>}} Spectrum
+ */
+
+/** @typedef {{kind: string, folded?: boolean, [name: string]: unknown}} Part */
+/** @typedef {{name: string, title: string, about: string, parts: Part[]}} Panel */
+
+/**
+ * What stays as it is. Outputs and inputs, `outs` and `ins`, are of the modules; `most` is the largest rank of a
+ * control, `peak` what training B alone and both matrices take without the adapter, in bytes.
+ *
+ * @typedef {Modules & {names: string[], outs: number[], ins: number[], peak?: number[] | null, tabs: Tab[],
+ *   spectra: Spectrum[], by_rank: Record<string, string>, panels: Panel[], texts?: boolean,
+ *   presets: Record<string, string>, most: number, steps: number, run?: number[] | null, training: Defaults,
+ *   resamples?: boolean, session: string, page?: boolean}} About
+ */
+
+/**
+ * What a training begins with, if it is known.
+ *
+ * @typedef {{steps: number | null, seconds: number | null, learning_rate: number | Record<string, number> | null}}
+ *   Defaults
+ */
+
+/** @typedef {{arms: string[], obstacle: string, is_shown: boolean}} Race */
+
+/**
+ * What follows the allocation, by module: ranks, kept ranks, what decided each, ranks before limits, largest ranks.
+ *
+ * @typedef {object} Current
+ * @property {number} rank
+ * @property {number[]} ranks
+ * @property {number[]} kept
+ * @property {Values} scalings
+ * @property {string[]} reasons
+ * @property {Values} ideals
+ * @property {number[]} most
+ * @property {boolean} [is_captured]
+ * @property {Record<string, number>} middles
+ * @property {Record<string, string | number | null>} controls
+ * @property {Race} [race] Not in a page.
+ * @property {string} code
+ * @property {string} [message]
+ * @property {boolean} [note]
+ * @property {number} [undo]
+ * @property {number} [redo]
+ * @property {Record<string, Part[]>} parts
+ */
+
+/** @typedef {{words: string, done: number, total: number | null}} Progress */
+
+/**
+ * An adapter that is trained; losses are [step, loss].
+ *
+ * @typedef {{ranks: string, parameters: number, step: number, planned: number, losses: number[][], held: number[][],
+ *   running: boolean, stopped?: boolean, updates: Values}} Arm
+ */
+
+/** @typedef {{text: string, right: boolean | null}} Written */
+/** @typedef {{request: string, right: string, by: Record<string, Written>}} Entry */
+
+/**
+ * How the training of two allocations stands; empty before the first.
+ *
+ * @typedef {{running?: boolean, said?: string, basis?: string, bar?: Partial<Progress>, winner?: string,
+ *   answers?: Entry[], arms?: Record<string, Arm>}} Training
+ */
+
+/**
+ * The traits of the workbench. A page has some of them, and those of panels are empty until the kernel answers.
+ *
+ * @typedef {object} Traits
+ * @property {About} about
+ * @property {Current} current
+ * @property {string} tab
+ * @property {string} [panel]
+ * @property {{left?: string, right?: string, rank?: number}} [compared]
+ * @property {number[]} selected
+ * @property {number[][][]} [resampled] Of each module, [rank, count].
+ * @property {Training} [training]
+ * @property {Partial<Reading>} [reading]
+ * @property {Partial<Answer> & {sample?: number, key?: string}} [switched]
+ * @property {{said?: string, running?: boolean, bar?: Progress, samples?: Sample[]}} [explained]
+ */
+
+/** @typedef {[number, number, number | null, string]} GridCell Row, column, value and text. */
+
+/**
+ * The traits of the training monitor; of a training that has begun also its losses and what the grid shows.
+ *
+ * @typedef {object} MonitorTraits
+ * @property {{label: string, disabled: boolean}} button
+ * @property {{status: string, line?: string, detail?: string, arms?: Record<string, Losses>, rows?: string[],
+ *   columns?: number[], cells?: GridCell[]}} state
+ */
+
+/** @typedef {Pick<Arm, "losses" | "held" | "planned">} Losses */
+/** @typedef {{call: string, args?: object, gesture?: string | null, id?: number}} Message */
+
+/**
+ * A message of the kernel: that a request is answered, or a file to save.
+ *
+ * @typedef {{answer?: number, more?: boolean, file?: string, text?: string}} Content
+ */
+
+/**
+ * A model as anywidget gives it, of a widget with these traits.
+ *
+ * @template T
+ * @typedef {object} ModelOf
+ * @property {<K extends keyof T>(name: K) => T[K]} get
+ * @property {<K extends keyof T>(name: K, value: T[K]) => void} set
+ * @property {() => void} save_changes
+ * @property {(event: string, listener: (content: Content) => void) => void} on
+ * @property {(event: string, listener: (content: Content) => void) => void} [off]
+ * @property {(message: Message) => void} send
+ */
+
+/** @typedef {ModelOf<Traits>} Model */
+
+/** @typedef {(call: string, args?: object, gesture?: string | null) => void} Ask Sends a request. */
+
+export {};
