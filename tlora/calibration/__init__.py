@@ -2,6 +2,7 @@
 
 In the order of the data: calibrate (`calibrate`), packing (rows that hold several samples), batches,
 constant_tokens (what a chat template adds to every sample), forward_backward (one pass over the model), accumulators,
-checkpoint (resume an interrupted calibration), calibration (the result), covariance, sample_means, sensitivity,
-gradient, spectrum, experts (statistics of experts with few rows), expert_use (which experts the task uses).
+placement (sums on the device or the host), checkpoint (resume an interrupted calibration), calibration (the result),
+covariance, sample_means, sensitivity, gradient, spectrum, experts (statistics of experts with few rows), expert_use
+(which experts the task uses).
 """

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 import tlora
 import viz
-from tests.helpers import results
+from tests.helpers import pictured, results
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_batch, tiny_tokenizer
 from tlora.models.targets import Model
@@ -55,6 +55,7 @@ def things() -> dict[str, Any]:
         "rescaling": results.rescaling(),
         "interference": results.interference(),
         "race": results.race(),
+        "expert use": pictured.expert_use(),
         "estimate": results.resources(),
         "axes": plt.figure().subplots(),
         "text": "adapter",
@@ -97,6 +98,8 @@ TAKES: dict[str, tuple[str, ...]] = {
     "direction_activations.subspaces": ("subspaces", "kinds"),
     "gradient_capture.subspaces": ("kinds",),
     "other": ("subspaces", "kinds"),
+    "expert_use.other": ("calibration", "None"),
+    "use": ("expert use",),
     "task_subspaces.max_rank": ("number", "allocation"),
     **dict.fromkeys(("allocate.max_rank", "min_rank", "compress.rank"), ("number", "number by name", "batch")),
     "race.learning_rate": ("number", "number by name", "batch"),
@@ -141,7 +144,9 @@ TAKES: dict[str, tuple[str, ...]] = {
     "steps": ("number", *CALLABLE),
     **dict.fromkeys(("watch", "optimizer"), CALLABLE),
     "train.callbacks": ("callback", "rows"),
-    **dict.fromkeys(("calibrate.tokens", "covariance", "kind", "by", "rows", "method", "view"), ("text",)),
+    **dict.fromkeys(
+        ("calibrate.tokens", "covariance", "statistics", "kind", "by", "rows", "method", "view"), ("text",)
+    ),
     **dict.fromkeys(("answer", "architecture", "budget", "scaling", "score", "metric", "split", "only"), ("text",)),
     **dict.fromkeys(("detail", "label", "module", "optim", "parts", "format", "engine", "task"), ("text",)),
 }
