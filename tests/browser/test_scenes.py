@@ -115,3 +115,9 @@ def test_the_first_picture_is_there_in_half_a_second(page: Page) -> None:
         page.wait_for_function(f"Number.isFinite({paint})")
         seconds.append(page.evaluate(paint) / 1000)
     assert min(seconds) <= FIRST_PICTURE
+
+
+def test_the_questions_are_printed_on_one_page(page: Page) -> None:
+    margin = dict.fromkeys(("top", "bottom", "left", "right"), "0.5in")
+    for paper in ("A4", "Letter"):
+        assert page.pdf(format=paper, margin=margin).count(b"/Type /Page\n") == 1

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7036b97467cfe2ea6dfa81a1c9d2580d04335f1c336a89ed3025e69a891fc862
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: f9ac9de38c3e8e6537a6da13e518539b3012fab9d77d03666577c2ef22a52bdc
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -151,6 +151,14 @@ function onArrows(row, then = () => {
     event.preventDefault();
   });
 }
+
+// text.js
+var MINUS = "\u2212";
+var percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\xA0%";
+var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
+var lossText = (x) => x < 1e-3 ? "below 0.001" : String(+x.toPrecision(3));
+var whole = (x) => Math.abs(x).toLocaleString("en-US");
+var capitalized = (words) => words[0].toUpperCase() + words.slice(1);
 
 // scenes/matrix.js
 function dot(a, b) {
@@ -310,13 +318,6 @@ function drawTable(parent, { caption, head, rows, text = [0], folded = false }) 
   if (!folded) make("caption", {}, table, caption);
   fillTable(table, { head, rows, look: (i) => ({ class: text.includes(i) ? "words" : "count" }) });
 }
-
-// text.js
-var MINUS = "\u2212";
-var percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\xA0%";
-var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
-var lossText = (x) => x < 1e-3 ? "below 0.001" : String(+x.toPrecision(3));
-var whole = (x) => Math.abs(x).toLocaleString("en-US");
 
 // chart.js
 var LEFT = 50;
@@ -796,7 +797,7 @@ function stepsOfOneTask({ large }) {
         "Work the ranks out, set them with the bars, and run them."
       ],
       question: {
-        ask: "do they beat uniform ranks on this task?",
+        ask: "do ranks by these scores beat uniform ranks on this task?",
         options: ["Yes", "No", "The ranks are the same"],
         answer: () => compared(large)
       }
@@ -1065,7 +1066,7 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "The weight stretches what it reads",
       text: [
-        "On the right are the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
+        "The second picture shows the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
         "The principal direction is marked, and the random one that LoRA would start with. Turn the line to each and watch how far the outputs lie from theirs."
       ],
       question: {
@@ -1166,7 +1167,7 @@ function stepsOfAFrozenA(layer, floors) {
     {
       heading: "One layer, and a change of rank 2",
       text: [
-        "A layer with 12 inputs and 8 outputs needs the change on the left of the maps, a matrix of rank 2. Before training the loss is 1. The update B A begins at zero.",
+        "A layer with 12 inputs and 8 outputs needs a change of its weight: the first map, a matrix of rank 2, with entries above zero in red and below zero in blue. Before training the loss is 1, and the update B A is zero: the second map.",
         "A is random and frozen, B is trained by gradient descent. Before you press Run, predict; the dashed line is the lowest loss that any B can reach with this A."
       ],
       question: {
@@ -1226,7 +1227,7 @@ function stepsOfAllMethods(layer) {
         "Move the learning rate up, start again, and see which training breaks first."
       ],
       question: {
-        ask: "which tolerates the largest learning rate?",
+        ask: "which training tolerates the largest learning rate?",
         options: ["B alone, A frozen", "A and B (LoRA)", "full"],
         answer: () => {
           const limits = METHODS.map(({ method }) => tolerated(layer, method)), most = Math.max(...limits);
@@ -1286,7 +1287,7 @@ function drawHandout(parent, seed) {
           "li",
           {},
           list,
-          `${question.ask} ${question.options.map((option) => `\u2610 ${option}`).join("  ")}`
+          `${capitalized(question.ask)} ${question.options.map((option) => `\u2610 ${option}`).join("  ")}`
         );
       }
     }
@@ -1335,6 +1336,7 @@ function plane(parent, label, reach) {
     });
     drawn.replaceChildren();
     for (const line of lines) drawLine2(drawn, line, scale);
+    for (const line of lines) nameLine(drawn, line, scale);
     if (mean) make("circle", { class: "mean", cx: x(mean[0]), cy: y(mean[1]), r: 7 }, drawn);
   }
   function locate(event) {
@@ -1344,14 +1346,17 @@ function plane(parent, label, reach) {
   }
   return { svg, draw, locate };
 }
-function drawLine2(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
-  const [cosine, sine] = unit(angle), far = 3 * reach, side = isFlipped ? -1 : 1;
+function drawLine2(parent, { at: [a, b], angle, look }, { x, y, reach }) {
+  const [cosine, sine] = unit(angle), far = 3 * reach;
   const ends = { x1: x(a - far * cosine), y1: y(b - far * sine), x2: x(a + far * cosine), y2: y(b + far * sine) };
   make("line", { class: `through ${look}`, ...ends }, parent);
   if (look.includes("turned")) {
     make("circle", { class: "grip", cx: x(a + 0.5 * reach * cosine), cy: y(b + 0.5 * reach * sine), r: 8 }, parent);
   }
+}
+function nameLine(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
   if (!name) return;
+  const [cosine, sine] = unit(angle), side = isFlipped ? -1 : 1;
   const away = side * roomAlong(a, b, side * cosine, side * sine, reach);
   const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
   const place2 = { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14), "text-anchor": "middle" };
@@ -1593,7 +1598,7 @@ function drawQuestion(parent, { ask, options }, guesses, step3) {
 }
 function drawAnswer(parent, { options, answer }, guess) {
   const [right, sentence] = answer(), box = make("p", { class: "answered" }, parent);
-  const verdict = guess < 0 ? "Not predicted" : guess === right ? "Right" : `You said \u201C${options[guess]}\u201D`;
+  const verdict = guess < 0 ? "Not predicted" : guess === right ? "Right" : `You said \u201C${options[guess]}\u201D, but it is`;
   make("b", {}, box, `${verdict}: ${options[right]}. `);
   box.append(sentence);
 }

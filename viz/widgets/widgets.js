@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7036b97467cfe2ea6dfa81a1c9d2580d04335f1c336a89ed3025e69a891fc862
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: f9ac9de38c3e8e6537a6da13e518539b3012fab9d77d03666577c2ef22a52bdc
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -1,6 +1,7 @@
 // What is printed: the questions of all scenes on one page, with room for answers.
 
 import { make } from "../elements.js";
+import { capitalized } from "../text.js";
 import { makeLayer } from "./layer.js";
 import { triesOf } from "./ranks.js";
 import { ranksSteps } from "./ranks_steps.js";
@@ -34,7 +35,7 @@ export function drawHandout(parent, seed) {
           "li",
           {},
           list,
-          `${question.ask} ${question.options.map((option) => `☐ ${option}`).join("  ")}`,
+          `${capitalized(question.ask)} ${question.options.map((option) => `☐ ${option}`).join("  ")}`,
         );
       }
     }

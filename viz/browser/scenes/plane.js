@@ -55,6 +55,7 @@ export function plane(parent, label, reach) {
     });
     drawn.replaceChildren();
     for (const line of lines) drawLine(drawn, line, scale);
+    for (const line of lines) nameLine(drawn, line, scale); // above all lines
     if (mean) make("circle", { class: "mean", cx: x(mean[0]), cy: y(mean[1]), r: 7 }, drawn);
   }
   /** @type {Plane["locate"]} */
@@ -67,14 +68,19 @@ export function plane(parent, label, reach) {
 }
 
 /** @type {(parent: Element, line: Line, scale: Scale) => void} */
-function drawLine(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
-  const [cosine, sine] = unit(angle), far = 3 * reach, side = isFlipped ? -1 : 1;
+function drawLine(parent, { at: [a, b], angle, look }, { x, y, reach }) {
+  const [cosine, sine] = unit(angle), far = 3 * reach;
   const ends = { x1: x(a - far * cosine), y1: y(b - far * sine), x2: x(a + far * cosine), y2: y(b + far * sine) };
   make("line", { class: `through ${look}`, ...ends }, parent);
   if (look.includes("turned")) {
     make("circle", { class: "grip", cx: x(a + 0.5 * reach * cosine), cy: y(b + 0.5 * reach * sine), r: 8 }, parent);
   }
+}
+
+/** @type {(parent: Element, line: Line, scale: Scale) => void} */
+function nameLine(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
   if (!name) return;
+  const [cosine, sine] = unit(angle), side = isFlipped ? -1 : 1;
   const away = side * roomAlong(a, b, side * cosine, side * sine, reach);
   /** @type {(pixels: number, margin: number) => number} */
   const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));

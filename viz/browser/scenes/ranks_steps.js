@@ -104,7 +104,7 @@ function stepsOfOneTask({ large }) {
         "Work the ranks out, set them with the bars, and run them.",
       ],
       question: {
-        ask: "do they beat uniform ranks on this task?",
+        ask: "do ranks by these scores beat uniform ranks on this task?",
         options: ["Yes", "No", "The ranks are the same"],
         answer: () => compared(large),
       },

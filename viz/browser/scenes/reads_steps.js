@@ -65,7 +65,7 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "The weight stretches what it reads",
       text: [
-        "On the right are the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
+        "The second picture shows the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
         "The principal direction is marked, and the random one that LoRA would start with. Turn the line to each and watch how far the outputs lie from theirs.",
       ],
       question: {

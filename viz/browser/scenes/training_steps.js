@@ -46,7 +46,7 @@ function stepsOfAFrozenA(layer, floors) {
     {
       heading: "One layer, and a change of rank 2",
       text: [
-        "A layer with 12 inputs and 8 outputs needs the change on the left of the maps, a matrix of rank 2. Before training the loss is 1. The update B A begins at zero.",
+        "A layer with 12 inputs and 8 outputs needs a change of its weight: the first map, a matrix of rank 2, with entries above zero in red and below zero in blue. Before training the loss is 1, and the update B A is zero: the second map.",
         "A is random and frozen, B is trained by gradient descent. Before you press Run, predict; the dashed line is the lowest loss that any B can reach with this A.",
       ],
       question: {
@@ -115,7 +115,7 @@ function stepsOfAllMethods(layer) {
         "Move the learning rate up, start again, and see which training breaks first.",
       ],
       question: {
-        ask: "which tolerates the largest learning rate?",
+        ask: "which training tolerates the largest learning rate?",
         options: ["B alone, A frozen", "A and B (LoRA)", "full"],
         answer: () => {
           const limits = METHODS.map(({ method }) => tolerated(layer, method)), most = Math.max(...limits);

@@ -32,7 +32,7 @@ for (const [scene, steps] of [[0, 6], [1, 6], [2, 6]]) {
       assert.equal(options[0].getAttribute("aria-pressed"), "true");
       send(button("Next"), "click");
       const [answer] = texts(".answered");
-      assert.match(answer, /^(Right|You said “.+”): ./);
+      assert.match(answer, /^(Right|You said “.+”, but it is): ./);
       assert.ok(!/NaN|undefined|Infinity/.test(root.textContent), root.textContent);
     }
     assert.equal(root.querySelectorAll(".question").length, 0);
