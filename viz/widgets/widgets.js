@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 0e2c805b3264b95bc0780f7a240c84c414ff8d8c9625ac010bdb0ac3289e0d6f
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: dbd4656a30e33f79865d32f26595c8c454578e7bbd5d19f4c4e838bf59d2cdb5
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2625,14 +2625,11 @@ function isRefused(rule, about) {
   }
 }
 function nearestRank(rule, about, modules, present, rank) {
-  const step = Math.sign(rank - present);
-  let [low, high] = [0, Math.abs(rank - present)];
-  while (low < high) {
-    const middle = low + high >> 1;
-    if (isRefused(decide(rule, modules, { rank: present + step * middle }), about)) high = middle;
-    else low = middle + 1;
+  const step = Math.sign(present - rank);
+  for (let nearest = rank; ; nearest += step) {
+    if (!isRefused(decide(rule, modules, { rank: nearest }), about)) return nearest;
+    if (nearest === present) refuse();
   }
-  return low ? present + step * (low - 1) : refuse();
 }
 var OfflineWorkbench = class {
   /** @type {Rule[]} */
