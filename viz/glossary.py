@@ -58,6 +58,12 @@ GLOSSARY: dict[str, str] = {
     "loss": "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, "
     "in nats. Lower is better.",
     "nats": "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+    "gain of a token": "By how much the adapter raises the log-probability, or the log-odds, of a token of "
+    "the answer, in nats.",
+    "probability in the base": "The probability that the model gives to a token without the adapter.",
+    "probability with the adapter": "The probability that the model gives to a token with the adapter.",
+    "probability now": "The same with the modules that are switched off left out; empty while none is.",
+    "first choice now": "The token that the model would now write here instead.",
     "training loss": "Loss of the samples of a training step, before the step.",
     "held-out loss": "Loss of samples that are not trained on; differences between two adapters are compared on these.",
     "optimizer step": "One update of the trainable parameters, from one batch of samples.",

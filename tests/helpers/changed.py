@@ -4,6 +4,7 @@
 
 - A file of `tlora` or `viz` has the tests of its name, ``tests/unit/<folder>/test_<file>.py``, or else those of the
   nearest folder.
+- A file of `viz/browser` has the tests of the browser code, which deno runs, and that of its bundle.
 - A test has itself, and a ``conftest.py`` its folder.
 - A helper has the unit tests that import it, also by way of other helpers.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HELPERS = Path("tests", "helpers")
 UNIT = Path("tests", "unit")
+BROWSER = Path("viz", "browser")
+BUNDLE = UNIT / "viz" / "widgets" / "test_bundle.py"
 
 
 def changed_files(root: Path = ROOT) -> list[Path]:
@@ -37,7 +41,9 @@ def select_tests(files: Iterable[Path], root: Path = ROOT) -> list[Path]:
 
 
 def _tests_of_file(file: Path, root: Path) -> Iterator[Path]:
-    if file.parts[0] in ("tlora", "viz"):
+    if file.is_relative_to(BROWSER):
+        yield from (BROWSER / "tests", BUNDLE)
+    elif file.parts[0] in ("tlora", "viz"):
         yield _unit_tests(file, root)
     elif file.parent == HELPERS:
         yield from (_test_itself(test) for test in _importers(file.stem, root))
@@ -76,7 +82,10 @@ def main() -> None:
     if not tests:
         sys.stdout.write("No test belongs to what is changed.\n")
         return
-    code = pytest.main([*sys.argv[1:], *map(str, tests)])
+    if (of_browser := BROWSER / "tests") in tests:
+        tests.remove(of_browser)
+        subprocess.run([Path(sysconfig.get_path("scripts"), "deno"), "test"], cwd=ROOT / BROWSER, check=True)
+    code = pytest.main([*sys.argv[1:], *map(str, tests)]) if tests else pytest.ExitCode.OK
     raise SystemExit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
 
 

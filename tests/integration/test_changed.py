@@ -11,6 +11,7 @@ FILES = {
     "tlora/results.py": "",
     "tlora/adapters/attach.py": "",
     "tlora/adapters/lora_layers.py": "",
+    "viz/browser/tests/panels.test.js": "",
     "viz/widgets/panels/reads.py": "",
     "tests/conftest.py": 'pytest_plugins = ["tests.helpers.adapted"]',
     "tests/helpers/models.py": "",
@@ -23,7 +24,7 @@ FILES = {
     "tests/unit/adapters/test_files.py": "SCRIPT = '''\nfrom tests.helpers.adapted import adapted_model\n'''",
     "tests/unit/viz/conftest.py": "from tests.helpers.results import run",
     "tests/unit/viz/test_style.py": "",
-    "tests/unit/viz/widgets/test_widgets.py": "",
+    "tests/unit/viz/widgets/test_bundle.py": "",
     "tests/slow/test_kills.py": "from tests.helpers.models import tiny_model",
 }
 
@@ -46,7 +47,7 @@ def project(tmp_path: Path) -> Path:
         ("tlora/__init__.pyi", ["tests/unit/test_init.py"]),
         ("viz/style.py", ["tests/unit/viz/test_style.py"]),
         ("viz/widgets/panels/reads.py", ["tests/unit/viz/widgets"]),
-        ("viz/browser/panels/panels.js", ["tests/unit/viz"]),
+        ("viz/browser/panels/panels.js", ["tests/unit/viz/widgets/test_bundle.py", "viz/browser/tests"]),
         ("tests/slow/test_kills.py", ["tests/slow/test_kills.py"]),
         ("tests/slow/test_deleted.py", []),
         ("tests/unit/viz/conftest.py", ["tests/unit/viz"]),

@@ -72,14 +72,11 @@ function isRefused(rule, about) {
  * @type {(rule: Rule, about: Sizes, modules: number[], present: number, rank: number) => number}
  */
 function nearestRank(rule, about, modules, present, rank) {
-  const step = Math.sign(rank - present);
-  let [low, high] = [0, Math.abs(rank - present)];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (isRefused(decide(rule, modules, { rank: present + step * middle }), about)) high = middle;
-    else low = middle + 1;
+  const step = Math.sign(present - rank);
+  for (let nearest = rank;; nearest += step) {
+    if (!isRefused(decide(rule, modules, { rank: nearest }), about)) return nearest;
+    if (nearest === present) refuse();
   }
-  return low ? present + step * (low - 1) : refuse();
 }
 
 /** What is shown, and the rules before and after it, with the answers to requests. */

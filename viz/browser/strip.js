@@ -1,4 +1,5 @@
-// Text as a strip of tokens, each on the color of its value.
+// Text as a strip of tokens, each on the color of its value, of *Side effects* and *Reads*. The answer of
+// *Attribution*, whose tokens are cards with numbers below, is `panels/attribution/answer.js`.
 
 import { BLUE, RED, tint } from "./colors.js";
 import { make } from "./elements.js";

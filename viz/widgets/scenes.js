@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: f9ac9de38c3e8e6537a6da13e518539b3012fab9d77d03666577c2ef22a52bdc
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 50ae162c2b2f88dffabd2e6e6bc892b40ca49a486580007202e2ac3758efbb10
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -66,6 +66,11 @@ var glossary_default = {
   "peak memory of training": "Estimated upper bound of the memory that a training step needs.",
   loss: "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, in nats. Lower is better.",
   nats: "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+  "gain of a token": "By how much the adapter raises the log-probability, or the log-odds, of a token of the answer, in nats.",
+  "probability in the base": "The probability that the model gives to a token without the adapter.",
+  "probability with the adapter": "The probability that the model gives to a token with the adapter.",
+  "probability now": "The same with the modules that are switched off left out; empty while none is.",
+  "first choice now": "The token that the model would now write here instead.",
   "training loss": "Loss of the samples of a training step, before the step.",
   "held-out loss": "Loss of samples that are not trained on; differences between two adapters are compared on these.",
   "optimizer step": "One update of the trainable parameters, from one batch of samples.",

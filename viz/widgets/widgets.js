@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: f9ac9de38c3e8e6537a6da13e518539b3012fab9d77d03666577c2ef22a52bdc
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 50ae162c2b2f88dffabd2e6e6bc892b40ca49a486580007202e2ac3758efbb10
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -71,6 +71,11 @@ var glossary_default = {
   "peak memory of training": "Estimated upper bound of the memory that a training step needs.",
   loss: "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, in nats. Lower is better.",
   nats: "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+  "gain of a token": "By how much the adapter raises the log-probability, or the log-odds, of a token of the answer, in nats.",
+  "probability in the base": "The probability that the model gives to a token without the adapter.",
+  "probability with the adapter": "The probability that the model gives to a token with the adapter.",
+  "probability now": "The same with the modules that are switched off left out; empty while none is.",
+  "first choice now": "The token that the model would now write here instead.",
   "training loss": "Loss of the samples of a training step, before the step.",
   "held-out loss": "Loss of samples that are not trained on; differences between two adapters are compared on these.",
   "optimizer step": "One update of the trainable parameters, from one batch of samples.",
@@ -707,22 +712,29 @@ function nameOf(part, modules) {
 
 // panels/attribution/answer.js
 var MEASURES = ["log-probability", "log-odds"];
-var ROWS = ["gained", "base", "adapter", "now", "now first"];
+var WORDS = {
+  gained: "gain of a token",
+  base: "probability in the base",
+  adapter: "probability with the adapter",
+  now: "probability now",
+  "now first": "first choice now"
+};
+var ROWS = Object.keys(WORDS);
 function press(parent, label, title, action) {
   const button2 = make("button", { type: "button", title }, parent, label);
   button2.addEventListener("click", action);
   return button2;
 }
-function answerStrip(root) {
+function answerElements(root) {
   const request = make("div", { class: "request" }, root);
-  const strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
-  onArrows(strip);
-  return { request, strip };
+  const cards = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
+  onArrows(cards);
+  return { request, cards };
 }
-function drawAnswer({ request, strip }, panel) {
+function drawAnswer({ request, cards }, panel) {
   const { sample, choice } = panel, inAnswer = new Set(sample.positions);
   request.replaceChildren();
-  strip.replaceChildren();
+  cards.replaceChildren();
   sample.tokens.forEach((token, n) => {
     if (!inAnswer.has(n)) plainToken(request, token);
   });
@@ -730,38 +742,42 @@ function drawAnswer({ request, strip }, panel) {
     choice.token = token;
     panel.paint();
   }
-  const names = make("div", { class: "card names" }, strip);
+  const names = make("div", { class: "card names" }, cards);
   press(names, "whole answer", "What the modules contributed to all of its tokens", () => chooseToken(null));
-  for (const name of ROWS) make("span", { class: `${name} head` }, names, name);
+  for (const [name, word] of Object.entries(WORDS)) {
+    explained(make("span", { class: `${name} head` }, names, name), word);
+  }
   sample.positions.forEach((position, i) => {
-    const card = make("div", { class: "card" }, strip);
+    const card = make("div", { class: "card" }, cards);
     const token = press(card, visible(sample.tokens[position]), "", () => chooseToken(choice.token === i ? null : i));
     token.className = "token";
     for (const name of ROWS) make("span", { class: name }, card);
   });
 }
-function paintAnswer({ strip }, panel, now) {
+function paintAnswer({ cards }, panel, now) {
   const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
-  const [names, ...cards] = strip.children;
-  strip.classList.toggle("switched", now !== null);
+  const [names, ...tokens] = cards.children;
+  cards.classList.toggle("switched", now !== null);
   put(names.children[0], "aria-pressed", choice.token === null);
-  cards.forEach((card, i) => paintCard(card, panel, i, now, (value2) => tint(value2 / most, dark)));
+  tokens.forEach((card, i) => paintCard(card, panel, i, now, (value2) => tint(value2 / most, dark)));
 }
 function paintCard(card, { sample, choice }, i, now, colorOf) {
-  const [token, gain, base, adapter, after, first] = (
+  const [token, ...values] = (
     /** @type {Iterable<HTMLElement>} */
     card.children
   );
+  const below = (row) => values[ROWS.indexOf(row)];
   const { measure } = choice, rise = sample.adapter[measure][i] - sample.base[measure][i];
-  const p = (values) => probability(values[0][i]);
+  const p = (values2) => probability(values2[0][i]);
   fill(token, colorOf(rise));
   put(token, "aria-pressed", choice.token === i);
   const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
   const text = quoted(sample.tokens[sample.positions[i]]);
-  token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
-  gain.textContent = nats(rise);
-  base.textContent = p(sample.base);
-  adapter.textContent = p(sample.adapter);
+  token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}, from ${p(sample.base)} to ${p(sample.adapter)}; first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
+  const after = below("now"), first = below("now first");
+  below("gained").textContent = nats(rise);
+  below("base").textContent = p(sample.base);
+  below("adapter").textContent = p(sample.adapter);
   after.textContent = now === null ? "" : now ? p(now.values) : "\u2026";
   if (now) fill(after, colorOf(now.values[measure][i] - sample.adapter[measure][i]));
   else after.removeAttribute("style");
@@ -824,7 +840,7 @@ function sentence(panel, subject, act3, modules, now) {
 // panels/attribution/map.js
 var PULL = 6;
 var LABEL = "Modules of the adapter: projections down, layers across. Arrow keys move, Enter switches a module off and on, minus and plus change its rank, Shift and space switches its row, Control and space its column";
-var WORDS = {
+var WORDS2 = {
   layer: (layer) => layer < 0 ? ["\u2013", "outside"] : [layer, `layer ${layer}`],
   column: (name) => `Switch ${name} off or on`,
   row: (name) => `Switch ${name} off or on in all layers`
@@ -838,7 +854,7 @@ function drawMap(panel, svg) {
   for (const [name, value2] of Object.entries({ ...size, role: "grid", "aria-label": LABEL })) {
     put(svg, name, value2);
   }
-  Object.assign(panel, moduleGrid(svg, part, shape, WORDS));
+  Object.assign(panel, moduleGrid(svg, part, shape, WORDS2));
   panel.titles = panel.cells.map(({ g }) => make("title", { svg: true }, g));
 }
 function paintMap(panel, legend) {
@@ -983,7 +999,7 @@ function drawFrame(panel) {
     })
   );
   const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => panel.switchAllOn());
-  const answer = answerStrip(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
+  const answer = answerElements(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
   const legend = make("div", { class: "legend" }, root);
   const finding = make("p", { class: "finding", role: "status" }, root);
   const written = make("div", { class: "written" }, root);
@@ -2178,7 +2194,7 @@ var NARROWEST = 14;
 var WIDEST = 34;
 var DIVERGING = ["ratio", "change", "signed"];
 var LABEL2 = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out";
-var WORDS2 = {
+var WORDS3 = {
   layer: (layer) => [layer, `layer ${layer}`],
   column: (name) => `Select ${name}`,
   row: (name) => `Select ${name} of all layers`
@@ -2205,7 +2221,7 @@ function layOut(bench, width) {
     "aria-label": LABEL2
   };
   for (const [name, setting] of Object.entries(attributes)) put(svg, name, setting);
-  Object.assign(bench, moduleGrid(svg, about, shape, WORDS2));
+  Object.assign(bench, moduleGrid(svg, about, shape, WORDS3));
 }
 function shapeOf({ rows, columns }, wide) {
   const longest = Math.max(...rows.map((row) => row.length)), right = 46;
@@ -2609,14 +2625,11 @@ function isRefused(rule, about) {
   }
 }
 function nearestRank(rule, about, modules, present, rank) {
-  const step = Math.sign(rank - present);
-  let [low, high] = [0, Math.abs(rank - present)];
-  while (low < high) {
-    const middle = low + high >> 1;
-    if (isRefused(decide(rule, modules, { rank: present + step * middle }), about)) high = middle;
-    else low = middle + 1;
+  const step = Math.sign(present - rank);
+  for (let nearest = rank; ; nearest += step) {
+    if (!isRefused(decide(rule, modules, { rank: nearest }), about)) return nearest;
+    if (nearest === present) refuse();
   }
-  return low ? present + step * (low - 1) : refuse();
 }
 var OfflineWorkbench = class {
   /** @type {Rule[]} */

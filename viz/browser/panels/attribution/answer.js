@@ -3,6 +3,7 @@
 import { isDark, largest, tint } from "../../colors.js";
 import { drawBar, onArrows } from "../../controls.js";
 import { make, put } from "../../elements.js";
+import { explained } from "../../explain.js";
 import { plainToken } from "../../strip.js";
 import { nats, probability, quoted, visible } from "../../text.js";
 import { gains } from "./contributions.js";
@@ -12,9 +13,17 @@ import { gains } from "./contributions.js";
 /** @import { Progress } from "../../traits.js" */
 
 export const MEASURES = ["log-probability", "log-odds"];
-const ROWS = ["gained", "base", "adapter", "now", "now first"];
+const WORDS = {
+  gained: "gain of a token",
+  base: "probability in the base",
+  adapter: "probability with the adapter",
+  now: "probability now",
+  "now first": "first choice now",
+};
+/** What stands below each token; its word in the glossary is in `WORDS`. */
+const ROWS = Object.keys(WORDS);
 
-/** @typedef {ReturnType<typeof answerStrip>} Strip */
+/** @typedef {ReturnType<typeof answerElements>} AnswerElements */
 
 /** @typedef {ReturnType<typeof tint>} Tint */
 
@@ -34,22 +43,22 @@ export function press(parent, label, title, action) {
  *
  * @param {Element} root
  */
-export function answerStrip(root) {
+export function answerElements(root) {
   const request = make("div", { class: "request" }, root);
-  const strip = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
-  onArrows(strip);
-  return { request, strip };
+  const cards = make("div", { class: "answer", role: "group", "aria-label": "Tokens of the answer" }, root);
+  onArrows(cards);
+  return { request, cards };
 }
 
 /**
  * Draws the tokens of a sample, to be painted; a click chooses a token or the whole answer.
  *
- * @type {(drawn: Strip, panel: Panel) => void}
+ * @type {(drawn: AnswerElements, panel: Panel) => void}
  */
-export function drawAnswer({ request, strip }, panel) {
+export function drawAnswer({ request, cards }, panel) {
   const { sample, choice } = panel, inAnswer = new Set(sample.positions);
   request.replaceChildren();
-  strip.replaceChildren();
+  cards.replaceChildren();
   sample.tokens.forEach((token, n) => {
     if (!inAnswer.has(n)) plainToken(request, token);
   });
@@ -58,11 +67,13 @@ export function drawAnswer({ request, strip }, panel) {
     choice.token = token;
     panel.paint();
   }
-  const names = make("div", { class: "card names" }, strip);
+  const names = make("div", { class: "card names" }, cards);
   press(names, "whole answer", "What the modules contributed to all of its tokens", () => chooseToken(null));
-  for (const name of ROWS) make("span", { class: `${name} head` }, names, name);
+  for (const [name, word] of Object.entries(WORDS)) {
+    explained(make("span", { class: `${name} head` }, names, name), word);
+  }
   sample.positions.forEach((position, i) => {
-    const card = make("div", { class: "card" }, strip);
+    const card = make("div", { class: "card" }, cards);
     const token = press(card, visible(sample.tokens[position]), "", () => chooseToken(choice.token === i ? null : i));
     token.className = "token";
     for (const name of ROWS) make("span", { class: name }, card);
@@ -72,14 +83,14 @@ export function drawAnswer({ request, strip }, panel) {
 /**
  * Paints the tokens: `now` is the answer without the changed modules, null if there are none, undefined if unknown.
  *
- * @type {(drawn: Strip, panel: Panel, now: Answer | null | undefined) => void}
+ * @type {(drawn: AnswerElements, panel: Panel, now: Answer | null | undefined) => void}
  */
-export function paintAnswer({ strip }, panel, now) {
+export function paintAnswer({ cards }, panel, now) {
   const { root, choice } = panel, dark = isDark(root), rise = gains(panel, choice.measure), most = largest(rise);
-  const [names, ...cards] = strip.children;
-  strip.classList.toggle("switched", now !== null);
+  const [names, ...tokens] = cards.children;
+  cards.classList.toggle("switched", now !== null);
   put(names.children[0], "aria-pressed", choice.token === null);
-  cards.forEach((card, i) => paintCard(card, panel, i, now, (value) => tint(value / most, dark)));
+  tokens.forEach((card, i) => paintCard(card, panel, i, now, (value) => tint(value / most, dark)));
 }
 
 /**
@@ -87,7 +98,9 @@ export function paintAnswer({ strip }, panel, now) {
  *   Tint) => void}
  */
 function paintCard(card, { sample, choice }, i, now, colorOf) {
-  const [token, gain, base, adapter, after, first] = /** @type {Iterable<HTMLElement>} */ (card.children);
+  const [token, ...values] = /** @type {Iterable<HTMLElement>} */ (card.children);
+  /** @type {(row: string) => HTMLElement} */
+  const below = (row) => values[ROWS.indexOf(row)];
   const { measure } = choice, rise = sample.adapter[measure][i] - sample.base[measure][i];
   /** @type {(values: number[][]) => string} */
   const p = (values) => probability(values[0][i]);
@@ -95,11 +108,13 @@ function paintCard(card, { sample, choice }, i, now, colorOf) {
   put(token, "aria-pressed", choice.token === i);
   const [ofBase, ofAdapter] = sample.choices.map((choices) => quoted(choices[i]));
   const text = quoted(sample.tokens[sample.positions[i]]);
-  token.title = `${text}: ${nats(rise)} nats of ${MEASURES[measure]}; ` +
+  token.title =
+    `${text}: ${nats(rise)} nats of ${MEASURES[measure]}, from ${p(sample.base)} to ${p(sample.adapter)}; ` +
     `first choice of the base ${ofBase}, of the adapter ${ofAdapter}`;
-  gain.textContent = nats(rise);
-  base.textContent = p(sample.base);
-  adapter.textContent = p(sample.adapter);
+  const after = below("now"), first = below("now first");
+  below("gained").textContent = nats(rise);
+  below("base").textContent = p(sample.base);
+  below("adapter").textContent = p(sample.adapter);
   after.textContent = now === null ? "" : now ? p(now.values) : "\u2026";
   if (now) fill(after, colorOf(now.values[measure][i] - sample.adapter[measure][i]));
   else after.removeAttribute("style");

@@ -3,7 +3,7 @@
 
 import { drawBar, fillOptions, group, labeled } from "../../controls.js";
 import { make, put } from "../../elements.js";
-import { answerStrip, drawAnswer, MEASURES, paintAnswer, press, writeAnswers } from "./answer.js";
+import { answerElements, drawAnswer, MEASURES, paintAnswer, press, writeAnswers } from "./answer.js";
 import { conclude } from "./conclusion.js";
 import { answerNow, changedModules, nameOf, switchKey } from "./contributions.js";
 import { drawMap, followKeys, followPointer, paintMap } from "./map.js";
@@ -77,7 +77,7 @@ function drawFrame(panel) {
     })
   );
   const reset = press(bar, "Switch all on", "The adapter as trained (Escape)", () => panel.switchAllOn());
-  const answer = answerStrip(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
+  const answer = answerElements(root), svg = make("svg", { class: "chart" }, make("div", { class: "scroll" }, root));
   const legend = make("div", { class: "legend" }, root);
   const finding = make("p", { class: "finding", role: "status" }, root);
   const written = make("div", { class: "written" }, root);
