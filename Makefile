@@ -89,7 +89,7 @@ serving: runs/served/adapter_config.json $(SERVING)/.engines  ## Serve one adapt
 versions: $(INSTALLED)  ## Print the versions of torch, transformers, peft and datasets, and the newer ones that pip finds
 	@$(BIN)/python -m tests.helpers.versions
 
-bundle: $(INSTALLED)  ## Bundle viz/browser/ into the one file that Python reads, viz/widgets/widgets.js
+bundle: $(INSTALLED)  ## Bundle viz/browser/ into the two files that Python reads, widgets.js and scenes.js of viz/widgets/
 	$(BIN)/python -m tests.helpers.bundle
 
 lint: $(INSTALLED)  ## Check style, types and the direction of imports, and the browser code with its tests and bundle

@@ -117,7 +117,7 @@ def copy_notebooks() -> None:
 
 
 def write_pages() -> None:
-    """The two widgets of the first page, and the workbench of the gallery; of the results of its pictures."""
+    """The scenes, the widgets of the first page, and the workbench of the gallery; of the results of its pictures."""
     data = HERE / "gallery" / "data"
     names = ("sensitivity", "capture", "run", "estimate", "spectrum", "activations", "attribution")
     scores, capture, run, estimate, spectrum, activations, attribution = (
@@ -125,6 +125,7 @@ def write_pages() -> None:
     )
     pages = HERE / "pages"
     pages.mkdir(exist_ok=True)
+    viz.scenes(pages / "scenes.html")
     viz.report(attribution, pages / "answer.html")
     bench = viz.Workbench(scores, estimate=estimate, activations=activations)
     bench.page(pages / "workbench.html", texts=True)

@@ -2,7 +2,8 @@
 
 Each ``plot_x(result, *, ax=None)`` draws on ``ax``, or on a new figure, and returns the axes. None of them shows or
 closes a figure, or changes matplotlib's settings. `Workbench` is a widget of everything known about an allocation,
-`TrainingMonitor` one of a training. `report` and `card` make pages of an adapter's folder.
+`TrainingMonitor` one of a training. `report` and `card` make pages of an adapter's folder,
+`scenes` a page that explains LoRA.
 """
 
 from typing import Any

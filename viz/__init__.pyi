@@ -19,4 +19,5 @@ from .widgets.workbench import Workbench as Workbench
 from .widgets.explore import explore as explore
 from .widgets.monitor import TrainingMonitor as TrainingMonitor
 from .widgets.report import report as report
+from .widgets.scenes import scenes as scenes
 from .card import card as card

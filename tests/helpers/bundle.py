@@ -1,8 +1,8 @@
-"""Bundles the browser code, `viz/browser/`, into the one file that Python reads, `viz/widgets/widgets.js`.
+"""Bundles the browser code, `viz/browser/`, into the files that Python reads, `widgets.js` and `scenes.js`.
 
-    python -m tests.helpers.bundle             # write it, and the glossary that it holds
-    python -m tests.helpers.bundle --check     # fail if it would be written differently
-    python -m tests.helpers.bundle --watch     # write it after every edit until interrupted, without its first line
+    python -m tests.helpers.bundle             # write them, and the glossary that they hold
+    python -m tests.helpers.bundle --check     # fail if they would be written differently
+    python -m tests.helpers.bundle --watch     # write them after every edit until interrupted, but their first lines
 
 Needs deno, which fetches esbuild from npm the first time, in the version of ``deno.lock``.
 """
@@ -21,7 +21,7 @@ from viz.glossary import explanations
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "viz" / "browser"
-BUNDLE = ROOT / "viz" / "widgets" / "widgets.js"
+BUNDLES = [ROOT / "viz" / "widgets" / name for name in ("widgets.js", "scenes.js")]
 GLOSSARY = SOURCES / "glossary.json"
 
 
@@ -36,7 +36,7 @@ def digest() -> str:
 
 
 def head() -> str:
-    """The first line of the bundle."""
+    """The first line of a bundle."""
     return f"// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: {digest()}\n"
 
 
@@ -45,30 +45,31 @@ def glossary() -> str:
     return json.dumps(explanations(), indent=2, ensure_ascii=False) + "\n"
 
 
-def esbuild(output: Path, *options: str) -> None:
-    """Have esbuild write the bundle, but its first line, to a file; while it watches, until this process ends."""
+def esbuild(folder: Path, *options: str) -> None:
+    """Have esbuild write the bundles, but their first lines, to a folder; while it watches, until this process ends."""
     deno = Path(sysconfig.get_path("scripts"), "deno")
-    command = [deno, "task", "--quiet", "bundle", f"--outfile={output}", *options]
+    command = [deno, "task", "--quiet", "bundle", f"--outdir={folder}", *options]
     with subprocess.Popen(command, cwd=SOURCES, stdin=subprocess.PIPE) as process:
         if process.wait():
             raise SystemExit(process.returncode)
 
 
-def bundle() -> str:
-    """The bundle."""
+def bundles() -> dict[Path, str]:
+    """The text of each bundle."""
     with tempfile.TemporaryDirectory() as folder:
-        esbuild(output := Path(folder, "widgets.js"))
-        return head() + output.read_text("utf-8")
+        esbuild(Path(folder))
+        return {file: head() + Path(folder, file.name).read_text("utf-8") for file in BUNDLES}
 
 
 def main() -> None:
     if sys.argv[1:] == ["--watch"]:
-        return esbuild(BUNDLE, "--watch")
+        return esbuild(BUNDLES[0].parent, "--watch")
     if sys.argv[1:] != ["--check"]:
         GLOSSARY.write_text(glossary(), "utf-8")
-        BUNDLE.write_text(bundle(), "utf-8")
-    elif GLOSSARY.read_text("utf-8") != glossary() or BUNDLE.read_text("utf-8") != bundle():
-        raise SystemExit(f"{BUNDLE.relative_to(ROOT)} is not what its sources give: make bundle")
+        for file, text in bundles().items():
+            file.write_text(text, "utf-8")
+    elif GLOSSARY.read_text("utf-8") != glossary() or {file: file.read_text("utf-8") for file in BUNDLES} != bundles():
+        raise SystemExit(f"{GLOSSARY.name} or a bundle is not what its sources give: make bundle")
 
 
 if __name__ == "__main__":

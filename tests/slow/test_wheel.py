@@ -110,6 +110,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Pa
         "viz/card.md",
         "viz/widgets/workbench.html",
         "viz/widgets/widgets.js",
+        "viz/widgets/scenes.js",
     } <= names
     assert about["Description-Content-Type"] == "text/markdown"
     assert about["License-Expression"] == "MIT"

@@ -23,6 +23,15 @@ const RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
  * @typedef {{label: string, log?: boolean, percent?: boolean, min?: number, max?: number}} Axis
  */
 
+/** @typedef {Axis & {min: number, max: number}} BoundedAxis An axis whose ends are given. */
+
+/**
+ * What a chart shows.
+ *
+ * @typedef {{title: string, lines: Line[], bars?: number[][], x: Axis, y: Axis, cursor?: number | null,
+ *   width?: number, height?: number, legend?: boolean}} Contents
+ */
+
 /**
  * Values of ticks: 1, 2, 5, 10 ..., thinned to powers of ten if there are more than `most`.
  *
@@ -79,6 +88,18 @@ function place(v, [low, high], log) {
 }
 
 /**
+ * The value on the x axis of a chart under a pointer, within the ends of the axis.
+ *
+ * @type {(svg: SVGSVGElement, axis: BoundedAxis, clientX: number) => number}
+ */
+export function valueUnder(svg, { min, max, log }, clientX) {
+  const box = svg.getBoundingClientRect(), width = Number(svg.getAttribute("width"));
+  const pixels = ((clientX - box.left) * width) / (box.width || width) - LEFT;
+  const share = Math.max(0, Math.min(1, pixels / (width - LEFT - RIGHT)));
+  return log ? min * (max / min) ** share : min + share * (max - min);
+}
+
+/**
  * What a chart is drawn in: its axes with their ends, and where a value is `at` along the one and `up` the other.
  *
  * @typedef {{svg: SVGSVGElement, x: Axis, y: Axis, xs: [number, number], ys: [number, number],
@@ -89,8 +110,7 @@ function place(v, [low, high], log) {
  * A chart.
  *
  * @param {Element} parent
- * @param {{title: string, lines: Line[], bars?: number[][], x: Axis, y: Axis, cursor?: number | null,
- *   width?: number, height?: number, legend?: boolean}} contents
+ * @param {Contents} contents
  */
 export function chart(parent, contents) {
   const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;

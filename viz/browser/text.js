@@ -15,6 +15,8 @@ export const signedNumber = (x, digits = 2) => sign(x) + Math.abs(x).toFixed(dig
 /** @type {(x: number) => string} */
 export const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
 /** @type {(x: number) => string} */
+export const lossText = (x) => (x < 0.001 ? "below 0.001" : String(+x.toPrecision(3)));
+/** @type {(x: number) => string} */
 export const whole = (x) => Math.abs(x).toLocaleString("en-US");
 /** @type {(x: number) => string} */
 export const signedWhole = (x) => (x < 0 ? MINUS : "+") + whole(x);

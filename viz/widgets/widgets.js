@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: dbd4656a30e33f79865d32f26595c8c454578e7bbd5d19f4c4e838bf59d2cdb5
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 50ae162c2b2f88dffabd2e6e6bc892b40ca49a486580007202e2ac3758efbb10
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

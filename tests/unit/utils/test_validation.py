@@ -123,7 +123,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("effects", "rescaling", "run", "race", "estimate")},
     "ax": ("axes",),
     "report.folder": ("text", "attribution", "effects", "rescaling"),
-    "report.output": ("text",),
+    **dict.fromkeys(("report.output", "scenes.output"), ("text",)),
     **dict.fromkeys(("folder", "name", "output_dir", "checkpoint", "head", "sources", "path"), ("text",)),
     **dict.fromkeys(("adapter", "first", "second"), ("text", "adapted")),
     "data_files": ("text", *DICTS),

@@ -19,9 +19,11 @@ class ResizeObserver {
 }
 
 Object.assign(globalThis, {
+  addEventListener: () => {},
   document,
   MutationObserver,
   ResizeObserver,
+  cancelAnimationFrame: () => {},
   getComputedStyle: () => ({ color: "rgb(0, 0, 0)" }),
 });
 

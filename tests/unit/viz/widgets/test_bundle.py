@@ -1,13 +1,16 @@
-"""The bundle is of the sources that are here; `make lint` makes it again, compares, and tests the code itself."""
+"""The bundles are of the sources that are here; `make lint` makes it again, compares, and tests the code itself."""
 
 import json
 
-from tests.helpers.bundle import BUNDLE, GLOSSARY, SOURCES, glossary, head
+import pytest
+
+from tests.helpers.bundle import BUNDLES, GLOSSARY, SOURCES, glossary, head
 from tlora.numerics.apportionment import apportion, apportion_captured
 
 
-def test_the_bundle_has_the_digest_of_its_sources():
-    assert BUNDLE.read_text("utf-8").startswith(head()), "make bundle"
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda file: file.name)
+def test_a_bundle_has_the_digest_of_its_sources(bundle):
+    assert bundle.read_text("utf-8").startswith(head()), "make bundle"
 
 
 def test_the_browser_has_the_sentences_of_the_glossary():
