@@ -36,7 +36,26 @@ def test_solutions_hold(family: str) -> None:
 @pytest.mark.packaged
 @pytest.mark.rest
 def test_the_lab_begins_with_what_solutions_take() -> None:
-    (beginning,) = BEGINNING
+    beginning = BEGINNING[-1]  # after the line that writes the scenes
     given: dict[str, object] = {}
     exec(beginning, given)
     exec(SOLUTIONS[0], given)
+
+
+def test_the_answers_of_the_short_lab_are_those_of_its_page() -> None:
+    scores = tlora.load_result(DOCS / "gallery" / "data" / "sensitivity.safetensors")
+    allocation, total = tlora.allocate(scores, rank=8), sum(scores.scores.values())
+    module = max(allocation.ranks, key=allocation.ranks.get)
+    edited, uniform = allocation.edit({module: 8}), tlora.allocate(scores, rank=8, temperature=0)
+    gains = [edited.ranks[name] - rank for name, rank in allocation.ranks.items() if edited.ranks[name] > rank]
+    assert module == "model.layers.1.self_attn.v_proj"
+    assert set(uniform.ranks.values()) == {8}
+    lab = PAGE.read_text().split("## A lab of 15 minutes")[1].split("\n## ")[0]
+    for answer in (
+        f"rank {allocation.ranks[module]}, {100 * scores.scores[module] / total:.1f} % of all scores",
+        f"{scores.scores[module] * len(scores.scores) / total:.1f} times the mean",
+        f"{sum(gains)} ranks, to {len(gains)} modules; the sum stays {sum(edited.ranks.values()):,}",
+        f"rise by {edited.trainable_parameters - allocation.trainable_parameters:,}",
+        f"{uniform.trainable_parameters:,} trained parameters instead of {allocation.trainable_parameters:,}",
+    ):
+        assert answer in lab, answer
