@@ -19,6 +19,8 @@ def test_smollm2_upcycled_computes_what_it_computed(experts):
     with torch.no_grad():
         torch.testing.assert_close(mixture(**inputs).logits[real], dense(**inputs).logits[real], rtol=1e-3, atol=1e-3)
     options = {"gradient": True, "progress": False}
-    mlp = r"model\.layers\.(0|29)\.mlp\..*"
-    whole = tlora.calibrate(dense, [batch], target_modules=mlp, **options)
-    check_pooled(tlora.calibrate(mixture, [batch], target_modules=mlp, **options), whole, experts, 2)
+    blocks = r"model\.layers\.(0|29)\.mlp\."
+    whole = tlora.calibrate(dense, [batch], target_modules=blocks + ".*", **options)
+    routed = tlora.calibrate(mixture, [batch], target_modules=blocks + r"experts\..*", **options)
+    assert len(routed.names) == 2 * 2 * experts
+    check_pooled(routed, whole, experts, 2)

@@ -35,9 +35,10 @@ from tlora.adapters.lora_layers import (
     warn_resized_vocabulary,
 )
 from tlora.adapters.peft_config import pattern_config, refuse_more_than_lora, rewrites_base
-from tlora.adapters.update import LoraUpdate
+from tlora.adapters.update import ExpertMoments, LoraUpdate, Moment
 from tlora.calibration.calibration import Calibration
-from tlora.calibration.covariance import Covariance
+from tlora.models.experts import expert_names
+from tlora.models.targets import join_experts
 from tlora.models.weights import SIMILARITY_THRESHOLD, base_fingerprints, fingerprint_similarity
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
@@ -54,7 +55,7 @@ class LoraAdapter:
     Attributes
     ----------
     updates : dict of LoraUpdate
-        The update of each linear module, by full name.
+        The update of each linear module, by full name, and of each parameter with experts.
     config : dict
         ``adapter_config.json``, with the ranks and scalings of the updates.
     embeddings : dict of LoraUpdate
@@ -117,7 +118,7 @@ class LoraAdapter:
         """
         check_arguments(LoraAdapter.read, locals())
         if isinstance(adapter, PeftModel):
-            require_one_lora(adapter, reader)
+            require_one_lora(adapter, reader, experts=True)
             warn_resized_vocabulary(adapter)
             config, place, prints = adapter_config(adapter), "the model's adapter", base_fingerprints(adapter)
             tensors = {key: tensor.detach().cpu() for key, tensor in adapter_tensors(adapter).items()}
@@ -152,8 +153,13 @@ class LoraAdapter:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """``(d_out, d_in)`` of each linear module."""
-        return {name: update.shape for name, update in self.updates.items()}
+        """``(d_out, d_in)`` of each linear module; of the experts of a parameter their sums."""
+        return {name: (u.experts * u.shape[0], u.experts * u.shape[1]) for name, u in self.updates.items()}
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters with experts that it changes."""
+        return [name for name, update in self.updates.items() if update.has_experts]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -180,7 +186,8 @@ class LoraAdapter:
         kept = self.embeddings if embeddings is None else dict(embeddings)
         every = {**updates, **kept}
         ranks, scalings = {n: u.rank for n, u in every.items()}, {n: u.scaling for n, u in every.items()}
-        config = pattern_config(self.config, ranks, scalings)
+        parameters = [name for name, update in every.items() if update.has_experts]
+        config = pattern_config(self.config, ranks, scalings, parameters)
         return replace(self, updates=dict(updates), embeddings=kept, config=config)
 
     def __mul__(self, factor: float) -> LoraAdapter:
@@ -262,31 +269,45 @@ class ComputedAdapter:
         return self.lora.save(folder, self._writer)
 
 
-def input_moments(calibration: Calibration, adapters: Iterable[LoraAdapter], what: str) -> Callable[[str], Covariance]:
+def input_moments(calibration: Calibration, adapters: Iterable[LoraAdapter], what: str) -> Callable[[str], Moment]:
     """Return a function from a module to the second moment of its inputs, which keeps the last two: neighbors share it.
+
+    Those of experts are of the rows that are routed to each, all divided by the same number of tokens.
 
     Refuse a calibration of another model than the base of the adapters, as far as shapes and fingerprints tell.
     """
     for adapter in adapters:
         check_calibration(calibration, adapter.shapes, adapter.fingerprints, what)
     second_moment = lru_cache(maxsize=2)(lambda name: calibration.covariance[name].second_moment())
-    return lambda name: second_moment(calibration.shared[name])
+    joined = join_experts(calibration.targets.values())
+
+    def moment(name: str) -> Moment:
+        if name in calibration.targets:
+            return second_moment(calibration.shared[name])
+        return ExpertMoments(
+            [calibration.covariance[e].second_moment() for e in expert_names(name, joined[name].experts)]
+        )
+
+    return moment
 
 
 def check_calibration(
     calibration: Calibration, shapes: Mapping[str, tuple[int, int]], fingerprints: Mapping[str, Tensor], what: str
 ) -> None:
     """Refuse a calibration that lacks a module, or is of another model, as far as shapes and fingerprints tell."""
+    joined = join_experts(calibration.targets.values())
     for name, here in shapes.items():
-        if name not in calibration.targets:
+        if name not in joined:
             raise ValueError(
                 f"{what} has no {name}, which the adapter changes: calibrate its base with target_modules=[...] that "
                 "include it"
             )
-        if here != (there := calibration.sensitivity.shapes[name]):
+        target = joined[name]
+        if here != (there := (target.experts * target.d_out, target.experts * target.d_in)):
             raise ValueError(f"{what} is of another model: {name} is {there} there, in the adapter it is {here}")
         if name in fingerprints:
-            similarity = fingerprint_similarity(fingerprints[name], calibration.fingerprints[name])
+            first = name if name in calibration.targets else expert_names(name, 1)[0]
+            similarity = fingerprint_similarity(fingerprints[name], calibration.fingerprints[first])
             if not similarity > SIMILARITY_THRESHOLD:
                 raise ValueError(
                     f"{what} is of another model than the adapter's base: {name} has another weight there (similarity "

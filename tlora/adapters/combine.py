@@ -42,7 +42,7 @@ class Combination(ComputedAdapter, Result):
     method : str
         How they were combined.
     shapes : dict of (int, int)
-        ``(d_out, d_in)`` of each module, by full name.
+        ``(d_out, d_in)`` of each module, by full name; of the experts of a parameter their sums.
     ranks_before : dict of list of int
         Rank of each module in the adapters, in the order of ``weights``; 0 if an adapter does not have it.
     ranks : dict of int
@@ -88,8 +88,8 @@ class Combination(ComputedAdapter, Result):
     _writer: ClassVar[str] = COMBINE
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",
-        "d_out": "outputs of the weight",
-        "d_in": "inputs of the weight",
+        "d_out": "outputs of the weight, of all experts of a parameter",
+        "d_in": "inputs of the weight, of all experts of a parameter",
         "ranks_before": "rank in each adapter, 0 if one does not have the module",
         "rank": "rank in the new adapter",
         "parameters": "parameters of A and B of the new adapter",
@@ -234,7 +234,7 @@ def combine(
             asked = rank or (update.rank if method == "sum" else max(part.rank for _, part in weighted))
             kept = min(asked, *update.shape)
             cut, error = cut_update(update, kept, moment and moment(module)) if kept < update.rank else (update, 0.0)
-            updates[module], errors[module] = cut, float(error)
+            updates[module], errors[module] = cut, error
     source = parts[owner or names[0]]
     combined = replace(source.with_updates(updates), others=source.others if owner else {})
     return Combination(
@@ -285,9 +285,14 @@ def _owner_of_head(parts: Mapping[str, LoraAdapter], head: str | os.PathLike[str
 
 
 def _merge(merge: Callable[..., Tensor], density: float, weighted: Sequence[tuple[float, LoraUpdate]]) -> LoraUpdate:
-    """Return what a function of PEFT makes of whole updates, as a product with the identity."""
+    """Return what a function of PEFT makes of whole updates, expert by expert, as a product with the identity."""
     weights = torch.tensor([weight for weight, _ in weighted])
-    whole = merge([update.matrix() for _, update in weighted], weights, density)
-    d_out, d_in = whole.shape
-    a, b = (torch.eye(d_in), whole) if d_in < d_out else (whole, torch.eye(d_out))
+    matrices = [update.matrix() for _, update in weighted]
+    if weighted[0][1].has_experts:
+        whole = torch.stack([merge(list(several), weights, density) for several in zip(*matrices, strict=True)])
+    else:
+        whole = merge(matrices, weights, density)
+    *experts, d_out, d_in = whole.shape
+    wide, tall = (torch.eye(d).expand(*experts, d, d) for d in (d_in, d_out))
+    a, b = (wide, whole) if d_in < d_out else (whole, tall)
     return LoraUpdate(weighted[0][1].module, a, b)

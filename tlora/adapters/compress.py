@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.adapter import LoraAdapter, input_moments
 from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, Compression, check_budget, choose_ranks
-from tlora.adapters.update import direction_energies, leading_directions, project
+from tlora.adapters.update import Moment, direction_energies, leading_directions, project
 from tlora.calibration.calibration import Calibration
-from tlora.calibration.covariance import Covariance
 from tlora.results import Meta
 from tlora.utils.validation import check_arguments, require_finite
 
@@ -87,6 +87,9 @@ def compress(
     how the error of one module changes the inputs of the next, and how the loss weighs them. ``contributions`` weigh
     them, by answers that were taken apart: where a cut costs something, less is lost (docs/results/attribution.md).
 
+    Experts of a parameter keep one rank, as PEFT has it: it is the leading direction of each, costs the parameters of
+    all, and their outputs count before the router's weights.
+
     Other trainers do not record fingerprints of the base: a calibration of another model is then recognized by names
     and shapes alone.
 
@@ -112,7 +115,7 @@ def compress(
     budget: dict[str, Any] = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
     check_budget(budget)
     source = LoraAdapter.read(adapter, "compress")
-    moments: dict[str, Callable[[str], Covariance | None]] = {PLAIN: lambda name: None}
+    moments: dict[str, Callable[[str], Moment | None]] = {PLAIN: lambda name: None}
     if calibration is not None:
         moments[TASK] = input_moments(calibration, [source], "the calibration")
     if held_out is not None:
@@ -124,14 +127,14 @@ def compress(
         cores = [update.core(moment(name)) for moment in moments.values()]
         several = [leading_directions(core) for core in cores[: len(cuts)]]
         measured[name] = torch.stack(
-            [torch.stack([direction_energies(core, axes) for core in cores]) for axes in several]
+            [torch.stack([_by_rank(direction_energies(core, axes)) for core in cores]) for axes in several]
         )
         directions[name] = several[-1]
     energies = {name: by_cut[-1, len(cuts) - 1] for name, by_cut in measured.items()}
     if contributions is not None:
         energies = _weighted(energies, contributions, budget)
     ranks = choose_ranks(energies, source.shapes, **budget)
-    cut = {name: project(source.updates[name], directions[name][:, :kept]) for name, kept in ranks.items() if kept}
+    cut = {name: project(source.updates[name], directions[name][..., :kept]) for name, kept in ranks.items() if kept}
     if not cut:
         raise ValueError("nothing would be kept: every update is zero, or the budget drops every module")
     smaller = source.with_updates(cut)
@@ -150,6 +153,11 @@ def compress(
         fingerprints={name: source.fingerprints[name] for name in source.shapes if name in source.fingerprints},
         meta=Meta(source.base, used.task, described, None, used.samples),
     )
+
+
+def _by_rank(energies: Float[Tensor, "*experts r"]) -> Float[Tensor, " r"]:
+    """Energies by rank: one rank of a parameter is a direction of each of its experts."""
+    return energies.reshape(-1, energies.shape[-1]).sum(0)
 
 
 def _check_disjoint(calibration: Calibration | None, held_out: Calibration | None) -> None:

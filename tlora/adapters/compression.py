@@ -33,7 +33,7 @@ class Compression(ComputedAdapter, Result):
     Attributes
     ----------
     shapes : dict of (int, int)
-        ``(d_out, d_in)`` of each module, by full name.
+        ``(d_out, d_in)`` of each module, by full name; of the experts of a parameter their sums.
     original_ranks, ranks : dict of int
         Rank of each module before and after; 0 for a module that is dropped.
     cuts : list of str
@@ -78,8 +78,8 @@ class Compression(ComputedAdapter, Result):
     _writer: ClassVar[str] = COMPRESS
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",
-        "d_out": "outputs of the weight",
-        "d_in": "inputs of the weight",
+        "d_out": "outputs of the weight, of all experts of a parameter",
+        "d_in": "inputs of the weight, of all experts of a parameter",
         "rank_before": "rank of the original",
         "rank": "rank that is kept, 0 if the module is dropped",
         "parameters": "parameters of A and B after the cut",

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from tlora.adapters.peft_config import expert_parameter, module_ranks, module_scalings
-from tlora.adapters.update import LoraUpdate, expert_factors
+from tlora.adapters.peft_config import expert_parameter, expert_stem, module_ranks, module_scalings
+from tlora.adapters.update import LoraUpdate, expert_factors, saved_factors
 from tlora.results import Meta, read_result
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD, MODEL_CONFIG
 from tlora.utils.files import digest, foreign_lora, read_json
@@ -216,10 +216,12 @@ def target_shapes(sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
 
 def factor_tensors(updates: Iterable[LoraUpdate], ends: tuple[str, str] = LINEAR) -> dict[str, Tensor]:
     """Return ``A`` and ``B`` of updates under the names that PEFT saves them by."""
+    updates = list(updates)
+    parameters = {update.module for update in updates if update.has_experts}
     return {
-        f"{PREFIX}{update.module}{end}": factor
+        f"{PREFIX}{expert_stem(update.module, parameters) if update.has_experts else update.module}{end}": factor
         for update in updates
-        for end, factor in zip(ends, (update.a, update.b), strict=True)
+        for end, factor in zip(ends, saved_factors(update), strict=True)
     }
 
 

@@ -20,7 +20,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from tlora.adapters.peft_config import NOT_FOR_EXPERTS
+from tlora.adapters.peft_config import refuse_experts
 from tlora.adapters.update import LoraUpdate, expert_factors
 from tlora.models.sharding import full_tensor, is_sharded
 from tlora.models.weights import get_base_model
@@ -112,7 +112,7 @@ def _adapted_name(name: str, layer: LoraLayer) -> str:
 
 def has_experts(layer: Any) -> bool:
     """Whether a LoRA layer is of a parameter that holds several experts."""
-    return getattr(layer, "num_experts", 1) > 1
+    return hasattr(layer, "parameter_name") and layer.get_param().ndim == 3
 
 
 def require_one_lora(model: Any, function: str, *, experts: bool = False) -> None:
@@ -126,9 +126,8 @@ def require_one_lora(model: Any, function: str, *, experts: bool = False) -> Non
             f"{function}() takes a PeftModel with a LoRA adapter, as from tlora.attach or tlora.load_adapter: this "
             f"{type(model).__name__} has no LoRA layers"
         )
-    for name, layer in layers.items():
-        if has_experts(layer) and not experts:
-            raise ValueError(f"{name} has LoRA of experts (target_parameters), which {function}() {NOT_FOR_EXPERTS}")
+    if not experts:
+        refuse_experts((name for name, layer in layers.items() if has_experts(layer)), function)
     require_one_adapter(model, function)
 
 

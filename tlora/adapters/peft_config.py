@@ -6,14 +6,11 @@ PEFT itself is not imported, which takes seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-COMPUTES_MORE = (
-    "target_parameters", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication",
-)  # fmt: skip
+COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
 """Keys with which the update is not ``s B A``."""
-NOT_FOR_EXPERTS = "does not read: tlora.load_adapter, train and merge do, and PEFT itself"
 _EXPERT_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 """Parameters with experts, in the order of their modules in transformers."""
 _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -56,9 +53,9 @@ def patterns(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[st
 
 
 def pattern_config(
-    config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Mapping[str, float]
+    config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Mapping[str, float], parameters: Collection[str]
 ) -> dict[str, Any]:
-    """Return a config with other ranks and scalings, by full names of the modules."""
+    """Return a config with other ranks and scalings, by full names of the modules, and of parameters with experts."""
     largest = max(ranks.values())
     return {
         **config,
@@ -67,7 +64,8 @@ def pattern_config(
         **patterns(ranks, scalings),
         "use_rslora": False,
         "init_lora_weights": True,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(name for name in ranks if name not in parameters),
+        "target_parameters": sorted(parameters) or None,
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
@@ -88,6 +86,25 @@ def expert_parameter(stem: str, config: Mapping[str, Any]) -> str | None:
     ]
     depth = stem.count(".base_layer")
     return adapted[::-1][depth] if depth < len(adapted) else None
+
+
+def expert_stem(parameter: str, adapted: Collection[str]) -> str:
+    """Return the stem under which PEFT saves the factors of a parameter with experts; see `expert_parameter`.
+
+    ``adapted`` are the names of all parameters that the adapter changes.
+    """
+    module, _, own = parameter.rpartition(".")
+    keys = [key for key in _EXPERT_PARAMETERS if f"{module}.{key}" in adapted]
+    return module + ".base_layer" * (len(keys) - 1 - keys.index(own))
+
+
+def refuse_experts(parameters: Iterable[str], function: str) -> None:
+    """Refuse an adapter with LoRA of experts, for a function that does not take it."""
+    if (name := next(iter(parameters), None)) is not None:
+        raise ValueError(
+            f"{name} has LoRA of experts (target_parameters), which {function}() does not take: tlora.merge puts it "
+            "into the weights of the base"
+        )
 
 
 def rewrites_base(config: Mapping[str, Any]) -> bool:
@@ -113,3 +130,6 @@ def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
     for key in ("use_dora", *COMPUTES_MORE):
         if config.get(key):
             raise ValueError(f"{key}={config[key]!r} computes more than W + s B A: {way_out}")
+    for parameter in config.get("target_parameters") or ():
+        if parameter.rpartition(".")[2] not in _EXPERT_PARAMETERS:
+            raise ValueError(f"target_parameters names {parameter!r}, which does not hold experts: {way_out}")

@@ -71,8 +71,18 @@ class LoraUpdate:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(d_out, d_in)`` of the weight."""
+        """``(d_out, d_in)`` of the weight, of experts of each."""
         return self.b.shape[-2], self.a.shape[-1]
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is of the experts of a parameter, with an ``A`` and a ``B`` for each."""
+        return self.a.ndim == 3
+
+    @property
+    def experts(self) -> int:
+        """How many experts it is of; 1 for a module."""
+        return len(self.a) if self.has_experts else 1
 
     def matrix(self) -> Float[Tensor, "... d_out d_in"]:
         """Return ``s B A`` as a matrix."""
@@ -110,7 +120,7 @@ class LoraUpdate:
         return replace(self, b=self.b * self.scaling, scaling=1.0)
 
     def norm(self, moment: Moment | None = None) -> float:
-        """Return the Frobenius norm of the update, in float64.
+        """Return the Frobenius norm of the update, of all experts, in float64.
 
         Parameters
         ----------
@@ -121,7 +131,7 @@ class LoraUpdate:
         -------
         float
         """
-        return float(inner_products([self], moment).clamp(min=0).sqrt())
+        return float(inner_products([self], moment).clamp(min=0).sum().sqrt())
 
     @exact_products()
     def singular_values(self) -> Float[Tensor, "... r"]:
@@ -191,6 +201,23 @@ def expert_factors(a: Tensor, b: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     return a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts)).permute(2, 0, 1)
 
 
+def saved_factors(update: LoraUpdate) -> tuple[Tensor, Tensor]:
+    """Return ``A`` and ``B`` as PEFT stores them, those of all experts together; the inverse of `expert_factors`."""
+    if not update.has_experts:
+        return update.a, update.b
+    return update.a.flatten(0, 1), update.b.permute(1, 2, 0).flatten(1)
+
+
+@dataclass(frozen=True)
+class ExpertMoments:
+    """The second moments of the inputs of each expert of a parameter, as one `Moment` of all."""
+
+    moments: Sequence[Moment]
+
+    def __matmul__(self, x: Float[Tensor, "experts d_in k"], /) -> Float[Tensor, "experts d_in k"]:
+        return torch.stack([moment @ columns for moment, columns in zip(self.moments, x, strict=True)])
+
+
 def leading_directions(core: Float[Tensor, "... r r"]) -> Float[Tensor, "... r r"]:
     """Return the eigenvectors of a `LoraUpdate.core` in columns, that of the largest eigenvalue first."""
     return torch.linalg.eigh((core + core.mT) / 2).eigenvectors.flip(-1)
@@ -202,15 +229,13 @@ def direction_energies(core: Float[Tensor, "... r r"], directions: Float[Tensor,
     return torch.where(energies > _ROUNDING * energies.amax(-1, keepdim=True), energies, 0.0)
 
 
-def cut_update(
-    update: LoraUpdate, rank: int, moment: Moment | None = None
-) -> tuple[LoraUpdate, Float[Tensor, "*experts"]]:
-    """Cut an update as `LoraUpdate.cut` does; return it and the share of its norm that is lost, float64."""
+def cut_update(update: LoraUpdate, rank: int, moment: Moment | None = None) -> tuple[LoraUpdate, float]:
+    """Cut an update as `LoraUpdate.cut` does; return it and the share of its norm that is lost."""
     core = update.core(moment)
     directions = leading_directions(core)
     energies = direction_energies(core, directions)
-    whole = energies.sum(-1).clamp(min=torch.finfo(energies.dtype).tiny)
-    return project(update, directions[..., :rank]), (energies[..., rank:].sum(-1) / whole).sqrt()
+    whole = energies.sum().clamp(min=torch.finfo(energies.dtype).tiny)
+    return project(update, directions[..., :rank]), float((energies[..., rank:].sum() / whole).sqrt())
 
 
 def project(update: LoraUpdate, directions: Float[Tensor, "... r k"]) -> LoraUpdate:

@@ -19,14 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
-from tlora.adapters.lora_layers import adapter_layers, lora_updates, unwrap, wrappers
+from tlora.adapters.lora_layers import adapter_layers, has_experts, lora_updates, unwrap, wrappers
 from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
 from tlora.explanation.attribution import LARGEST, Attribution, ExplainedAnswer, groups, order_by_size
 from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant, score_answer
 from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
-from tlora.models.targets import Target, target_modules
+from tlora.models.targets import Target, join_experts, target_modules
 from tlora.models.weights import copy_sharing_weights, model_name
 from tlora.results import Meta
 from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict
@@ -63,7 +63,7 @@ def attribute(
     ----------
     adapted : peft.PeftModel
         A base with one active LoRA adapter, whoever trained it: causal, encoder-decoder or sequence classifier,
-        quantized or not; ranks, alphas and rsLoRA by module; LoRA on embeddings. It is not changed.
+        quantized or not; ranks, alphas and rsLoRA by module; LoRA on embeddings and on experts. It is not changed.
     task_or_text : Task or str
         A task, whose held-out samples are explained with their reference answers; or a request (for a classifier a
         text).
@@ -101,9 +101,10 @@ def attribute(
     Raises
     ------
     ValueError
-        If the update is not ``W + s B A`` of linear layers and embeddings (DoRA, PiSSA that was not converted,
-        experts), the adapter is switched off, the task or ``tuned`` is of another architecture, an answer comes with a
-        task, a request comes without a tokenizer, or ``switch_off`` names nothing.
+        If the update is not ``W + s B A`` of linear layers, embeddings and experts (DoRA, PiSSA that was not
+        converted), it is unknown which tokens experts read, the adapter is switched off, the task or ``tuned`` is of
+        another architecture, an answer comes with a task, a request comes without a tokenizer, or ``switch_off`` names
+        nothing.
 
     Notes
     -----
@@ -113,6 +114,10 @@ def attribute(
     result. ``f(0)`` is the model with the adapter at scale 0 and everything else as trained. What a trained head or
     embedding changes besides is a row of its own, left out if the base's head is random. Trained biases of the base
     stay in what is called base here.
+
+    In a mixture the router may send a token to other experts as the adapter grows. ``f`` jumps there, and the jump is
+    in the gap: it is of no module. Updates of experts are added to their outputs here, and PEFT adds them to the
+    weights, which rounds them in bfloat16.
 
     A contribution is not what leaving the module out costs: other modules may make up for it, and a log-probability
     near 0 can hardly fall. Log-odds, ``log p - log(1 - p)``, have no such ceiling. Neither number alone shows a cause.
@@ -276,7 +281,9 @@ def adapter_targets(gated: GatedAdapter) -> dict[str, Target]:
     bare = copy_sharing_weights(gated.model)
     while wrappers(bare):
         unwrap(bare)
-    known, layers = target_modules(bare), adapter_layers(gated.peft)
+    layers = adapter_layers(gated.peft)
+    select = ["all", "experts"] if any(map(has_experts, layers.values())) else None
+    known = join_experts(target_modules(bare, select).values())
     return {name: known.get(name) or _outside(name, layers[name]) for name in gated.ranks}
 
 
@@ -345,14 +352,14 @@ def almost_whole(adapted: PeftModel, calibration: Calibration | None) -> Compres
     return compress(adapted, rank=ranks, calibration=calibration)
 
 
-def rank_cut(gated: GatedAdapter, compression: Compression, name: str, rank: int) -> Float[Tensor, "r r"]:
+def rank_cut(gated: GatedAdapter, compression: Compression, name: str, rank: int) -> Float[Tensor, "*experts r r"]:
     """The matrix between ``A`` and ``B`` with which a module computes its update cut to a rank; see `almost_whole`."""
     if rank == 0 or rank >= gated.ranks[name]:
         return torch.eye(gated.ranks[name]) * bool(rank)
     cut = compression.lora.updates[name].to(torch.float64)
     whole = lora_updates(gated.peft)[name].to(torch.float64, "cpu").fold()
     # the cut update is within the column space of B and the row space of A
-    return torch.linalg.pinv(whole.b) @ cut.b[:, :rank] @ cut.a[:rank] @ torch.linalg.pinv(whole.a)
+    return torch.linalg.pinv(whole.b) @ cut.b[..., :rank] @ cut.a[..., :rank, :] @ torch.linalg.pinv(whole.a)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ExplainedAnswer:
     by_module : (2, K, M) float64 tensor
         Contribution of each module.
     by_direction : dict of (K, r) float32 tensor
-        Contribution of each direction of a module to the log-probability.
+        Contribution of each direction of a module to the log-probability; of the E experts of a parameter (K, E, r).
     by_token_read : (M, K, T) float16 tensor
         Contribution of each module where it read a token, to the log-probability.
     switched : dict of (2, K) float64 tensor
@@ -93,7 +93,7 @@ class ExplainedAnswer:
     choices: list[list[str]]
     shifts: Int64[Tensor, " answer"]
     by_module: Float[Tensor, "2 answer modules"]
-    by_direction: dict[str, Float[Tensor, "answer r"]]
+    by_direction: dict[str, Float[Tensor, "answer *experts r"]]
     by_token_read: Float[Tensor, "modules answer tokens"]
     switched: dict[str, Float[Tensor, "2 answer"]]
     unchanged: dict[str, Bool[Tensor, " answer"]]
@@ -127,7 +127,7 @@ class Attribution(ModuleResult):
     ranks : dict of int
         Rank of each module.
     singular_values : dict of (r,) float32 tensor
-        Of each module's update ``s B A``, largest first.
+        Of each module's update ``s B A``, largest first; of experts (E, r).
     samples : list of ExplainedAnswer
         One for each sample.
     switches : dict of list of str
@@ -149,7 +149,7 @@ class Attribution(ModuleResult):
     """
 
     ranks: dict[str, int]
-    singular_values: dict[str, Float[Tensor, " r"]]
+    singular_values: dict[str, Float[Tensor, "*experts r"]]
     samples: list[ExplainedAnswer]
     switches: dict[str, list[str]]
     meta: Meta
@@ -309,7 +309,7 @@ class Attribution(ModuleResult):
         return pd.DataFrame({"token": explained.tokens, "contribution": values.numpy()})
 
     def by_direction(self, module: str) -> pd.DataFrame:
-        """Split the contribution of a module over the rows of its ``A``.
+        """Split the contribution of a module over the rows of its ``A``; of experts over the k-th rows of all.
 
         Parameters
         ----------
@@ -321,15 +321,31 @@ class Attribution(ModuleResult):
         pandas.DataFrame
             ``direction``, from 1 on, and ``contribution``, ``low`` and ``high`` as in ``columns``.
         """
-        values = np.stack([sample.by_direction[module].double().sum(0).numpy() for sample in self.samples])
-        low, high = mean_interval(values, CONFIDENCE)
-        columns = {
-            "direction": 1 + np.arange(values.shape[1]),
-            "contribution": values.mean(0),
-            "low": low,
-            "high": high,
-        }
-        return pd.DataFrame(columns)
+        values = self._by_row(module).sum(1)
+        return pd.DataFrame({"direction": 1 + np.arange(values.shape[1])} | _means(values))
+
+    def experts(self) -> pd.DataFrame:
+        """Split the contribution of each parameter with experts over its experts.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``module`` (full name of the parameter), ``layer``, ``projection``, ``expert`` (its number), and
+            ``contribution``, ``low`` and ``high`` as in ``columns``; no rows if the adapter has no experts.
+        """
+        places = ["module", "layer", "projection", "expert"]
+        parts = [pd.DataFrame(columns=[*places, "contribution", "low", "high"])]
+        for name, target in self.targets.items():
+            if target.part == "experts":
+                values = self._by_row(name).sum(2)
+                where = {"module": name, "layer": target.layer, "projection": target.projection}
+                parts.append(pd.DataFrame(where | {"expert": np.arange(values.shape[1])} | _means(values)))
+        return pd.concat(parts[1:] or parts, ignore_index=True)
+
+    def _by_row(self, module: str) -> NDArray[np.float64]:
+        """Contribution of each row of ``A`` to each answer, (samples, experts, r)."""
+        rows = [sample.by_direction[module].double().sum(0) for sample in self.samples]
+        return np.stack([row.reshape(-1, row.shape[-1]).numpy() for row in rows])
 
     @property
     def headline(self) -> str:
@@ -424,6 +440,12 @@ def _rest(samples: Sequence[ExplainedAnswer]) -> NDArray[np.float64]:
     """Nats that the full fine-tune adds to each answer beyond the adapter, (measures, samples)."""
     parts = [torch.zeros(2) if one.tuned is None else (one.tuned - one.adapter).sum(1) for one in samples]
     return torch.stack(parts, 1).double().numpy()
+
+
+def _means(values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Means over samples with their intervals, by column; (samples, parts)."""
+    low, high = mean_interval(values, CONFIDENCE)
+    return {"contribution": values.mean(0), "low": low, "high": high}
 
 
 def _mean_row(values: NDArray[np.float64], odds: NDArray[np.float64]) -> dict[str, float]:

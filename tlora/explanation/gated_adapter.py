@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +19,13 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlora.adapters.lora_layers import adapter_layers, lora_updates, require_one_lora
+from tlora.adapters.lora_layers import adapter_layers, has_experts, lora_updates, require_one_lora
 from tlora.adapters.peft_config import refuse_more_than_lora, trace_in_base
+from tlora.adapters.update import LoraUpdate
+from tlora.models.experts import holds_experts, refuse_unreadable
 from tlora.models.forward import can_restrict_logits, evaluation_mode, input_device
 from tlora.models.hooks import first_argument
+from tlora.models.observe_experts import OnProjection, observed_projections
 from tlora.models.record import record_of
 from tlora.models.targets import is_causal, output_embeddings
 from tlora.models.weights import copy_sharing_weights, intact, refuse_packed
@@ -38,7 +40,24 @@ _LOGITS = 2**26
 """Most tokens of a pass, with and without a graph, and most of its logits; a pass has at least one row."""
 
 Variant = Mapping[str, Tensor]
-"""Modules that are changed: the (r, r) matrix that is put between ``A`` and ``B``, zero to leave the module out."""
+"""Modules that are changed: the (r, r) matrix that is put between ``A`` and ``B``, zero to leave the module out; of a
+parameter with experts one for all, or (E, r, r)."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The token and the expert of each row that the experts of a layer read, among so many tokens of the batch."""
+
+    tokens: Int64[Tensor, " rows"]
+    experts: Int64[Tensor, " rows"]
+    count: int
+
+    def __getitem__(self, rows: Any) -> Routing:
+        return Routing(self.tokens[rows], self.experts[rows], self.count)
+
+
+Gate = Callable[[str, Tensor, Routing | None], Tensor]
+"""What is put between ``A`` and ``B``: the module, what ``A`` gives, (..., r), and of experts whose rows they are."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Contributions(NamedTuple):
     """Integrated gradients of the answer's tokens: by module, by direction of each module, by token that was read."""
 
     by_module: Float[Tensor, "measures answer modules"]
-    by_direction: dict[str, Float[Tensor, "answer r"]]
+    by_direction: dict[str, Float[Tensor, "answer *experts r"]]
     by_token_read: Float[Tensor, "modules answer tokens"]
 
 
@@ -96,7 +115,7 @@ class GatedAdapter:
     """
 
     def __init__(self, adapted: PeftModel, function: str) -> None:
-        require_one_lora(adapted, function)
+        require_one_lora(adapted, function, experts=True)
         refuse_packed(adapted)
         self.adapter = adapted.active_adapter
         config = adapted.peft_config[self.adapter].to_dict()
@@ -115,25 +134,32 @@ class GatedAdapter:
                     f"the update of {name} ({type(layer).__name__}) is not s B A of a linear layer or an embedding: "
                     + way_out
                 )
+            if has_experts(layer):
+                _refuse_unobserved(name, layer.get_base_layer(), way_out)
         self.peft: PeftModel = copy_sharing_weights(adapted).eval().requires_grad_(False)
         self.model: Any = self.peft.get_base_model()
         self.ranks: dict[str, int] = {name: updates[name].rank for name in layers}
+        self._rows_of_a = {name: updates[name].a.shape[:-1] for name in layers}
         wraps_more = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
         is_random = bool(record_of(adapted.get_base_model()).newly_initialized)
         # biases are trained in the base itself, and its own are gone
         self.has_head = wraps_more and not is_random and not trace_in_base(config)
         self._grows = is_causal(self.model)
         self._blocks = _blocks(self.model, self.ranks)
-        self._output = next((n for n in self.ranks if self.model.get_submodule(n) is output_embeddings(self.model)), "")
-        self._restricts_logits = can_restrict_logits(self.model) and not self._output
-        self._gate: Callable[[str, Tensor], Tensor] | None = None
         copies = adapter_layers(self.peft)
-        for name in layers:
+        self._output = next((n for n in self.ranks if copies[n] is output_embeddings(self.model)), "")
+        self._restricts_logits = can_restrict_logits(self.model) and not self._output
+        self._gate: Gate | None = None
+        self._experts = {name: copies[name] for name, layer in layers.items() if has_experts(layer)}
+        self._expert_updates = {
+            name: update for name, update in lora_updates(self.peft).items() if name in self._experts
+        }
+        for name in layers.keys() - self._experts.keys():
             self._place_gate(name, copies[name])
 
     def _place_gate(self, name: str, layer: Any) -> None:
         def gate(z: Tensor) -> Tensor:
-            return z if self._gate is None else self._gate(name, z)
+            return z if self._gate is None else self._gate(name, z, None)
 
         if self.adapter in layer.lora_embedding_A:
             embed = layer._embed
@@ -142,35 +168,49 @@ class GatedAdapter:
             layer.lora_A[self.adapter].register_forward_hook(lambda module, args, z: gate(z))
 
     @contextlib.contextmanager
-    def _gated(self, gate: Callable[[str, Tensor], Tensor] | None) -> Iterator[None]:
+    def _gated(self, gate: Gate) -> Iterator[None]:
         """Run the copy with this gate inside; 4-bit layers keep their format, and products their precision."""
         self._gate = gate
         try:
-            with intact(self.model), exact_products():
+            with intact(self.model), exact_products(), self._gated_experts(gate):
                 yield
         finally:
             self._gate = None
 
     @contextlib.contextmanager
+    def _gated_experts(self, gate: Gate) -> Iterator[None]:
+        """Add ``s B A`` to the rows of each expert, with the gate in between, instead of PEFT's sum of the weights."""
+        modules = {name.rpartition(".")[0]: layer.get_base_layer() for name, layer in self._experts.items()}
+        adding = {module: _adding(name, self._expert_updates, gate) for name, module in modules.items()}
+        try:
+            for layer in self._experts.values():
+                layer.forward = layer.base_layer.__call__
+            with observed_projections(adding):
+                yield
+        finally:
+            for layer in self._experts.values():
+                vars(layer).pop("forward", None)
+
+    @contextlib.contextmanager
     def as_base(self) -> Iterator[PeftModel]:
         """Inside the block the copy computes what the base does; only trained biases and a random head stay."""
         disabled = self.peft.disable_adapter() if self.has_head else contextlib.nullcontext()
-        with disabled, self._gated(lambda name, z: 0 * z):
+        with disabled, self._gated(lambda name, z, routing: 0 * z):
             yield self.peft
 
     @contextlib.contextmanager
     def changed(self, variant: Variant) -> Iterator[PeftModel]:
         """Inside the block the copy computes what the model does with this variant of the adapter."""
 
-        def gate(name: str, z: Tensor) -> Tensor:
-            return z @ variant[name].to(z).T if name in variant else z
+        def gate(name: str, z: Tensor, routing: Routing | None) -> Tensor:
+            return _change(z, variant[name], routing) if name in variant else z
 
         with self._gated(gate):
             yield self.peft
 
     def scores(self, answer: Answer, scale: float = 1.0) -> Scores:
         """Score the answer with the whole adapter at this scale, and everything else as trained."""
-        with torch.no_grad(), self._gated(lambda name, z: scale * z):
+        with torch.no_grad(), self._gated(lambda name, z, routing: scale * z):
             return _scores(self._logits(answer)[0], answer.targets)
 
     def changed_scores(self, answer: Answer, variant: Variant) -> Scores:
@@ -191,7 +231,7 @@ class GatedAdapter:
         count, width = len(answer.targets), sum(answer.widths)
         rows = min(_TOKENS_WITH_GRAPH // width, math.isqrt(_LOGITS // self._vocabulary)) or 1
         by_module = torch.zeros(2, count, len(self.ranks), dtype=torch.float64)
-        by_direction = {name: torch.zeros(count, rank, dtype=torch.float64) for name, rank in self.ranks.items()}
+        by_direction = {n: torch.zeros(count, *rows, dtype=torch.float64) for n, rows in self._rows_of_a.items()}
         by_token = torch.zeros(len(self.ranks), count, width, dtype=torch.float64)
         nodes, weights = np.polynomial.legendre.leggauss(points)
         for start in range(0, count, rows):
@@ -203,47 +243,55 @@ class GatedAdapter:
                 # the derivative of log p is that of the log-odds times 1 - p
                 factors = weight * torch.stack([torch.sigmoid(-odds), torch.ones_like(odds)])
                 for module, (name, calls) in enumerate(gradients.items()):
-                    for gradient in calls:
-                        columns = slice(0, gradient.shape[1])
-                        if gradient.shape[1] != answer.widths[0]:
-                            columns = slice(answer.widths[0], answer.widths[0] + gradient.shape[1])
-                        along, at = gradient.sum(1), gradient.sum(2)
-                        by_module[:, chunk, module] += (factors * along.sum(1)).cpu()
-                        by_direction[name][chunk] += (factors[0][:, None] * along).cpu()
+                    for along, at in calls:
+                        columns = slice(0, at.shape[1])
+                        if at.shape[1] != answer.widths[0]:
+                            columns = slice(answer.widths[0], answer.widths[0] + at.shape[1])
+                        by_module[:, chunk, module] += (factors * along.flatten(1).sum(1)).cpu()
+                        by_direction[name][chunk] += (factors[0].reshape(-1, *[1] * (along.ndim - 1)) * along).cpu()
                         by_token[module, chunk, columns] += (factors[0][:, None] * at).cpu()
         return Contributions(by_module, by_direction, by_token)
 
     def _derivatives(
         self, answer: Answer, chunk: slice, scale: float
-    ) -> tuple[Float[Tensor, " copies"], dict[str, list[Float[Tensor, "copies tokens r"]]]]:
-        """Log-odds of some answer tokens, and their derivatives by the gates of each call of each module."""
-        copies = chunk.stop - chunk.start
-        gates: dict[str, list[Tensor]] = defaultdict(list)
+    ) -> tuple[Float[Tensor, " copies"], dict[str, list[tuple[Tensor, Float[Tensor, "copies tokens"]]]]]:
+        """Log-odds of some answer tokens, and their derivatives by the gates of each call of each module.
 
-        def gate(name: str, z: Tensor) -> Tensor:
+        Those are summed over tokens, (copies, r) or of experts (copies, E, r), and over directions.
+        """
+        copies = chunk.stop - chunk.start
+        gates: dict[str, list[tuple[Tensor, Routing | None]]] = defaultdict(list)
+
+        def gate(name: str, z: Tensor, routing: Routing | None) -> Tensor:
             # in full precision, as the scale would be rounded
             kind = torch.promote_types(z.dtype, torch.float32)
-            gates[name].append(torch.full_like(z, scale, dtype=kind, requires_grad=True))
-            return (z * gates[name][-1]).to(z.dtype)
+            leaf = torch.full_like(z, scale, dtype=kind, requires_grad=True)
+            gates[name].append((leaf, routing))
+            return (z * leaf).to(z.dtype)
 
         with torch.enable_grad(), self._gated(gate):
             logits = self._logits(answer, copies, chunk).diagonal(dim1=0, dim2=1).T
             odds = _log_odds(logits, answer.targets[chunk])
-            leaves = list(itertools.chain.from_iterable(gates.values()))
+            leaves = [leaf for calls in gates.values() for leaf, _ in calls]
             found = iter(torch.autograd.grad(odds.sum(), leaves, allow_unused=True))
-        derivatives: dict[str, list[Tensor]] = {name: [] for name in self.ranks}
+        derivatives: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.ranks}
         for name, calls in gates.items():
-            for leaf in calls:
+            for leaf, routing in calls:
                 gradient = next(found)
-                rows = leaf.shape[:-1].numel() // copies
-                if rows not in answer.widths or rows * copies != leaf.shape[:-1].numel():
+                tokens = leaf.shape[:-1].numel() if routing is None else routing.count
+                rows = tokens // copies
+                if rows not in answer.widths or rows * copies != tokens:
                     raise ValueError(
-                        f"{name} reads {leaf.shape[:-1].numel()} rows for {copies} copies of a sample of "
+                        f"{name} reads {tokens} rows for {copies} copies of a sample of "
                         f"{' and '.join(map(str, answer.widths))} tokens, so they cannot be told apart: only adapters "
                         "on modules that read every token can be attributed"
                     )
-                if gradient is not None:
-                    derivatives[name].append(gradient.reshape(copies, rows, -1).double())
+                if gradient is not None and routing is None:
+                    by_token = gradient.reshape(copies, rows, -1).double()
+                    derivatives[name].append((by_token.sum(1), by_token.sum(2)))
+                elif gradient is not None and routing is not None:
+                    sums = _sum_routed(gradient.double(), routing, copies, self._rows_of_a[name][0])
+                    derivatives[name].append(sums)
         return odds.detach().double(), derivatives
 
     def switched(self, answer: Answer, variants: Sequence[Variant], bar: Bar | None = None) -> Scores:
@@ -284,12 +332,18 @@ class GatedAdapter:
         joined = 1 + sum(start < 0 for start in starts)
         count = joined
 
-        def gate(name: str, z: Tensor) -> Tensor:
+        def gate(name: str, z: Tensor, routing: Routing | None) -> Tensor:
             if not edits[name]:
                 return z
-            rows = z.reshape(count, -1, z.shape[-1]).clone()
+            rows = z.reshape(-1, z.shape[-1]).clone()
+            width = (len(rows) if routing is None else routing.count) // count
             for row, matrix in edits[name]:
-                rows[row] = rows[row] @ matrix.to(z).T
+                if routing is None:
+                    at = slice(row * width, (row + 1) * width)
+                    rows[at] = _change(rows[at], matrix)
+                else:
+                    is_there = routing.tokens // width == row
+                    rows[is_there] = _change(rows[is_there], matrix, routing[is_there])
             return rows.reshape(z.shape)
 
         def join(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], block: int) -> Any:
@@ -321,6 +375,54 @@ class GatedAdapter:
     def _logits(self, answer: Answer, rows: int = 1, tokens: slice = slice(None)) -> Float[Tensor, "rows answer vocab"]:
         """Logits that predict some of the answer's tokens, for copies of the sample."""
         return _answer_logits(self.model, answer, rows, tokens, self._restricts_logits)
+
+
+def _refuse_unobserved(name: str, module: nn.Module, way_out: str) -> None:
+    """Refuse experts of which it is unknown which tokens each of them reads."""
+    if not holds_experts(module):
+        raise ValueError(
+            f"transformers does not run the experts of {name} (a {type(module).__name__}) through its interface for "
+            f"experts, so which tokens each of them reads is unknown: {way_out}"
+        )
+    refuse_unreadable(name.rpartition(".")[0], module)
+
+
+def _adding(module: str, updates: Mapping[str, LoraUpdate], gate: Gate) -> OnProjection:
+    """Return what adds the updates of a module's experts to their outputs, with the gate inside."""
+
+    def add(key: str, x: Tensor, tokens: Tensor, counts: list[int], count: int, output: Tensor) -> Tensor | None:
+        if (update := updates.get(f"{module}.{key}")) is None:
+            return None
+        numbers = torch.repeat_interleave(torch.tensor(counts)).to(x.device)
+        z = _by_expert(x.to(update.a.dtype), update.a, counts)
+        z = gate(update.module, z, Routing(tokens.to(x.device), numbers, count))
+        return (update.scaling * _by_expert(z, update.b, counts)).to(output.dtype)
+
+    return add
+
+
+def _by_expert(rows: Tensor, matrices: Float[Tensor, "experts out in"], counts: list[int]) -> Tensor:
+    """Rows, sorted by expert, times the matrix of the expert of each."""
+    parts = zip(rows.split(counts), matrices, strict=True)
+    return torch.cat([part @ matrix.T for part, matrix in parts if len(part)])
+
+
+def _change(z: Float[Tensor, "*rows r"], matrix: Tensor, routing: Routing | None = None) -> Float[Tensor, "*rows r"]:
+    """What ``A`` gives, times a matrix of a `Variant`."""
+    if matrix.ndim == 2 or routing is None:
+        return z @ matrix.to(z).T
+    return torch.einsum("nk,njk->nj", z, matrix.to(z)[routing.experts])
+
+
+def _sum_routed(
+    gradient: Float[Tensor, "rows r"], routing: Routing, copies: int, experts: int
+) -> tuple[Float[Tensor, "copies experts r"], Float[Tensor, "copies tokens"]]:
+    """Sum the derivatives at the rows of experts over tokens, and over experts and directions."""
+    width, rank = routing.count // copies, gradient.shape[1]
+    along = gradient.new_zeros(copies * experts, rank)
+    along.index_add_(0, routing.tokens // width * experts + routing.experts, gradient)
+    at = gradient.new_zeros(routing.count).index_add_(0, routing.tokens, gradient.sum(1))
+    return along.reshape(copies, experts, rank), at.reshape(copies, width)
 
 
 def score_answer(model: Any, answer: Answer) -> Scores:

@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.adapter import LoraAdapter, difference_of_bases, input_moments
-from tlora.adapters.update import LoraUpdate, have_same_a, inner_products
+from tlora.adapters.peft_config import refuse_experts
+from tlora.adapters.update import LoraUpdate, Moment, have_same_a, inner_products
 from tlora.calibration.calibration import Calibration
-from tlora.calibration.covariance import Covariance
 from tlora.results import Meta, Result
 from tlora.utils.validation import check_arguments
 
@@ -224,7 +224,9 @@ def compare_adapters(
     calibrations: tuple[Calibration, Calibration] | None = None,
 ) -> Interference:
     """Measure how much two adapters of one base disturb each other, from what was read of them."""
-    moments: list[Callable[[str], Covariance] | None] = [None, None]
+    for adapter in (first, second):
+        refuse_experts(adapter.parameters, "interference")
+    moments: list[Callable[[str], Moment] | None] = [None, None]
     tasks = []
     for task, calibration in enumerate(calibrations or ()):
         moments[task] = input_moments(calibration, (first, second), f"the {('first', 'second')[task]} calibration")

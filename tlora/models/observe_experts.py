@@ -1,9 +1,9 @@
-"""Observe routed experts while the model runs: which rows each of them reads, and the gradients at its outputs."""
+"""Observe routed experts while the model runs, which rows each of them reads, or add to their outputs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -66,8 +66,10 @@ Rows = Tensor | RoutedRows
 """What a target reads in one call: a row for each token of the batch, or the rows routed to an expert."""
 
 OnGradient = Callable[[RoutedRows], None]
-_See = Callable[[str, Tensor, Tensor, list[int], int, Tensor], None]
-_observed: WeakKeyDictionary[nn.Module, _See] = WeakKeyDictionary()
+OnProjection = Callable[[str, Tensor, Tensor, list[int], int, Tensor], Tensor | None]
+"""Called with the name of a parameter, the rows that it reads, sorted by expert, the token of each on the CPU, the
+number of rows of each expert and of tokens of the batch, and its output; returns what is added to the output."""
+_observed: WeakKeyDictionary[nn.Module, OnProjection] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -78,16 +80,30 @@ def observe_experts(
 
     ``rows`` are those that the expert reads, or None if it reads none. What ``record`` returns is called with the
     gradients at the outputs of these rows. The router chooses experts as always, and the model computes the same up to
-    rounding. Its implementation of experts is restored at the end, also after an error.
+    rounding.
     """
     parameters = dict.fromkeys(parameter_name(name) for name in names if is_expert(name))
+    observers = {}
+    for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in parameters):
+        module = model.get_submodule(name)
+        chosen = [key for key in expert_parameters(module) if f"{name}.{key}" in parameters]
+        observers[module] = _recording(name, chosen, record)
+    with observed_projections(observers):
+        yield
+
+
+@contextlib.contextmanager
+def observed_projections(observers: Mapping[nn.Module, OnProjection]) -> Iterator[None]:
+    """Inside the block, call the observer of a module with experts for each of its parameters when the model runs it.
+
+    The model's implementation of experts is restored at the end, also after an error.
+    """
     with contextlib.ExitStack() as undo:
         configs: dict[int, Any] = {}
-        for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in parameters):
-            module: Any = model.get_submodule(name)
-            configs[id(module.config)] = module.config
-            chosen = [key for key in expert_parameters(module) if f"{name}.{key}" in parameters]
-            _observed[module] = _recording(name, chosen, record)
+        for module, observer in observers.items():
+            config: Any = module.config
+            configs[id(config)] = config
+            _observed[module] = observer
             undo.callback(_observed.pop, module, None)
         for config in configs.values():
             undo.callback(setattr, config, "_experts_implementation", config._experts_implementation)
@@ -95,7 +111,9 @@ def observe_experts(
         yield
 
 
-def _recording(module: str, chosen: list[str], record: Callable[[str, RoutedRows | None], OnGradient | None]) -> _See:
+def _recording(
+    module: str, chosen: list[str], record: Callable[[str, RoutedRows | None], OnGradient | None]
+) -> OnProjection:
     def see(key: str, x: Tensor, tokens: Tensor, counts: list[int], count: int, output: Tensor) -> None:
         if key not in chosen:
             return
@@ -134,9 +152,8 @@ def _run_experts(module: Any, hidden: Tensor, index: Tensor, weights: Tensor) ->
                 product = rows.to(matrix.dtype) @ matrix
                 outputs.append(product if bias is None else product + bias[expert])
         output = torch.cat(outputs)
-        if see is not None:
-            see(key, x, tokens, counts, len(hidden), output)
-        return output
+        added = None if see is None else see(key, x, tokens, counts, len(hidden), output)
+        return output if added is None else output + added
 
     first, last = expert_parameters(module)
     inner = project(first, hidden[token])

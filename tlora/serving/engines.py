@@ -43,8 +43,10 @@ class AdapterLayout:
         stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
         if stray:
             return f"{stray[0]}, which is neither A nor B"
+        if self.config.get("target_parameters"):
+            return "experts (target_parameters)"
         key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
-        return "experts (target_parameters)" if key == "target_parameters" else key and f"{key}={self.config[key]!r}"
+        return key and f"{key}={self.config[key]!r}"
 
 
 def scale_by_patterns(adapter: AdapterLayout) -> dict[str, float]:

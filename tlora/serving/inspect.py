@@ -14,7 +14,8 @@ from tlora.utils.validation import check_arguments
 
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
-    "modules_to_save", "target_modules", "task_type", "base_model_name_or_path", *COMPUTES_MORE,
+    "modules_to_save", "target_modules", "task_type", "base_model_name_or_path", "target_parameters",
+    *COMPUTES_MORE,
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from tlora.adapters.files import read_training_record, validate_adapter
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.load_adapter import load_adapter, named_base, saved_classes
 from tlora.adapters.lora_layers import adapter_layers
+from tlora.adapters.peft_config import refuse_experts
 from tlora.models.loading import load_model
 from tlora.models.stored_weights import weight_reader
 from tlora.models.targets import target_modules
@@ -269,6 +270,7 @@ def survival(
     if isinstance(adapter, PeftModel) and base is not None:
         raise ValueError("base: the adapter is on a model already, which is its base: leave base out")
     lora = LoraAdapter.read(adapter, "survival")
+    refuse_experts(lora.parameters, "survival")
     source, where = (adapter, {}) if isinstance(adapter, PeftModel) else _base_of(adapter, base)
     if not any(bool(update.b.any()) for update in lora.updates.values()):
         raise ValueError("the adapter changes nothing, since all its B are zero: measure a trained one")

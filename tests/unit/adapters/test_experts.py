@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 import tlora
-import viz
 from tests.helpers.adapted import token_rows
 from tests.helpers.experts import FAMILIES, experts_modules, tiny_mixture
-from tests.helpers.models import tiny_batch, tiny_tokenizer
+from tests.helpers.models import tiny_batch
 from tlora.adapters.lora_layers import adapter_layers, lora_updates
 
 # PEFT compares rank_pattern with modules alone, and warns of each key of a parameter; the ranks are right.
@@ -34,8 +33,8 @@ def _logits(model) -> Tensor:
     return model(**INPUTS).logits[REAL].detach()
 
 
-def _move(adapted) -> None:
-    generator = torch.Generator().manual_seed(1)
+def _move(adapted, seed=1) -> None:
+    generator = torch.Generator().manual_seed(seed)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -162,19 +161,133 @@ def test_options_that_experts_do_not_have_are_refused(options):
         tlora.lora_config(model, allocation, **options)
 
 
-@pytest.mark.parametrize("function", ["LoraAdapter.read", "export", "attribute", "compress", "Workbench"])
-def test_functions_without_experts_say_so(function, tmp_path):
+def _trained(folder, seed=1, select=("attention", "experts")):
+    """A saved adapter with random B on a tiny mixture, and the model that it is on."""
     model = tiny_mixture()
-    plan = _prepare(model)
-    adapted = tlora.attach(model, plan)
+    adapted = tlora.attach(model, _prepare(model, list(select)))
+    _move(adapted, seed)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return adapted
+
+
+def _deltas(adapted) -> dict[str, Tensor]:
+    """The dense update of each module and expert, by what PEFT adds to the weight."""
+    deltas = {}
+    for name, layer in adapter_layers(adapted).items():
+        delta = layer.get_delta_weight("default").detach()
+        deltas |= {f"{name}[{e}]": part for e, part in enumerate(delta)} if delta.ndim == 3 else {name: delta}
+    return deltas
+
+
+def _parameter(name: str) -> str:
+    return name.partition("[")[0]
+
+
+def _plain(folder) -> dict[str, Tensor]:
+    """The dense updates of a saved adapter, read by PEFT itself."""
+    return _deltas(peft.PeftModel.from_pretrained(tiny_mixture(), folder))
+
+
+@pytest.mark.parametrize("select", [("experts",), ("experts.down_proj",), ("attention", "experts.gate_up_proj")])
+def test_an_adapter_with_experts_is_read_scaled_and_saved_again(select, tmp_path):
+    adapted = _trained(tmp_path / "adapter", select=select)
+    expected = _deltas(adapted)
+    for source in (adapted, tmp_path / "adapter"):
+        halved = (0.5 * tlora.LoraAdapter.read(source)).save(tmp_path / "half")
+        there = _plain(halved)
+        assert there.keys() == expected.keys()
+        for name, delta in there.items():
+            torch.testing.assert_close(delta, 0.5 * expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_cut_keeps_the_leading_directions_of_each_expert_and_its_error_is_of_all(tmp_path):
+    before = _deltas(_trained(tmp_path / "adapter"))
+    adapter = tlora.LoraAdapter.read(tmp_path / "adapter")
+    half = tlora.compress(tmp_path / "adapter", parameters=0.5)
+    sizes = {name: update.a.numel() + update.b.numel() for name, update in adapter.updates.items()}
+    kept = sum(half.ranks[name] * size / adapter.ranks[name] for name, size in sizes.items())
+    assert half.parameters == (sum(sizes.values()), kept)
+    after = _plain(half.save_adapter(tmp_path / "half"))
+    lost, whole = {}, {}
+    for name, delta in before.items():
+        u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+        rank = half.ranks[_parameter(name)]
+        best = (u[:, :rank] * s[:rank]) @ v[:rank]
+        torch.testing.assert_close(after.get(name, torch.zeros_like(delta)).double(), best, rtol=1e-4, atol=1e-5)
+        for sums, values in ((lost, s[rank:]), (whole, s)):
+            sums[_parameter(name)] = sums.get(_parameter(name), 0) + float(values.square().sum())
+    table = half.to_frame().set_index("module")
+    for name in whole:
+        assert table["error"][name] == pytest.approx((lost[name] / whole[name]) ** 0.5, rel=1e-4, abs=1e-6)
+
+
+def test_a_cut_by_outputs_loses_least_on_the_rows_that_each_expert_reads(tmp_path):
+    before = _deltas(_trained(tmp_path / "adapter"))
+    calibration = tlora.calibrate(tiny_mixture(), [BATCH], target_modules=["attention", "experts"], progress=False)
+    cut = tlora.compress(tmp_path / "adapter", rank=1, calibration=calibration)
+    after = _plain(cut.save_adapter(tmp_path / "cut"))
+    lost, whole = {}, {}
+    for name, delta in before.items():
+        moment = calibration.covariance[calibration.shared[name]].second_moment().dense().double()
+        values, vectors = torch.linalg.eigh(moment)
+        root = vectors * values.clamp(min=0).sqrt()
+        s = torch.linalg.svdvals(delta.double() @ root)
+        error = ((after[name] - delta).double() @ root).square().sum()
+        assert float(error) == pytest.approx(float(s[1:].square().sum()), rel=1e-3, abs=1e-6)
+        for sums, value in ((lost, error), (whole, s.square().sum())):
+            sums[_parameter(name)] = sums.get(_parameter(name), 0) + float(value)
+    table = cut.to_frame().set_index("module")
+    for name in whole:
+        assert table["error"][name] == pytest.approx((lost[name] / whole[name]) ** 0.5, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sum", "magnitude_prune"])
+def test_two_adapters_with_experts_are_combined_expert_by_expert(method, tmp_path):
+    first, second = _deltas(_trained(tmp_path / "a", 1)), _deltas(_trained(tmp_path / "b", 2, ["experts"]))
+    both = tlora.combine(
+        {tmp_path / "a": 1.0, tmp_path / "b": -0.5}, method=method, rank=None if method == "sum" else 32
+    )
+    after = _plain(both.save_adapter(tmp_path / "both"))
+    for name, delta in first.items():
+        terms = [(1.0, delta), (-0.5, second.get(name))]
+        expected = sum(weight * (part if method == "sum" else _largest_half(part)) for weight, part in terms
+                       if part is not None)  # fmt: skip
+        torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-5)
+    numel = {name: update.a.numel() + update.b.numel() for name, update in both.lora.updates.items()}
+    assert both.to_frame().set_index("module")["parameters"].to_dict() == numel
+
+
+def _largest_half(delta: Tensor) -> Tensor:
+    kept = torch.zeros_like(delta).flatten()
+    order = delta.abs().flatten().argsort(descending=True)[: delta.numel() // 2]
+    kept[order] = delta.flatten()[order]
+    return kept.reshape(delta.shape)
+
+
+def test_a_calibration_without_the_experts_is_refused(tmp_path):
+    _trained(tmp_path / "adapter")
+    calibration = tlora.calibrate(tiny_mixture(), [BATCH], target_modules="attention", progress=False)
+    with pytest.raises(ValueError, match=r"no model\.layers\.0\.mlp\.experts\.gate_up_proj"):
+        tlora.compress(tmp_path / "adapter", rank=1, calibration=calibration)
+
+
+def test_a_parameter_that_holds_no_experts_is_refused():
+    adapted = peft.get_peft_model(
+        tiny_mixture(), peft.LoraConfig(r=2, target_modules=[], target_parameters=["q_proj.weight"])
+    )
+    with pytest.raises(ValueError, match=r"q_proj\.weight"):
+        tlora.LoraAdapter.read(adapted)
+
+
+@pytest.mark.parametrize("function", ["export", "interference", "survival"])
+def test_functions_without_experts_say_so(function, tmp_path):
+    adapted = _trained(tmp_path / "adapter")
     calls = {
-        "LoraAdapter.read": lambda: tlora.LoraAdapter.read(adapted),
         "export": lambda: tlora.export(adapted, tmp_path / "out"),
-        "attribute": lambda: tlora.attribute(adapted, "w4 w5", tokenizer=tiny_tokenizer()),
-        "compress": lambda: tlora.compress(adapted, rank=1),
-        "Workbench": lambda: viz.Workbench(plan.calibration),
+        "interference": lambda: tlora.interference(adapted, tmp_path / "adapter"),
+        "survival": lambda: tlora.survival(adapted),
     }
-    with pytest.raises(ValueError, match="expert"):
+    with pytest.raises(ValueError, match=rf"experts.*{function}"):
         calls[function]()
 
 
