@@ -146,7 +146,7 @@ class GatedAdapter:
         self.has_head = wraps_more and not is_random and not trace_in_base(config)
         self._grows = is_causal(self.model)
         self._blocks = _blocks(self.model, self.ranks)
-        copies = adapter_layers(self.peft)
+        copies: dict[str, Any] = adapter_layers(self.peft)
         self._output = next((n for n in self.ranks if copies[n] is output_embeddings(self.model)), "")
         self._restricts_logits = can_restrict_logits(self.model) and not self._output
         self._gate: Gate | None = None
