@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -85,5 +86,6 @@ def done(line: str) -> Result:
 
 def next_command(text: str, name: str = "next") -> str:
     """The command that another one names as the next, without ``tlora``."""
-    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    whole = re.sub(r" \\\n *", " ", text)
+    (line,) = [line for line in whole.splitlines() if line.startswith(f"{name} ")]
     return line.removeprefix(name).strip().removeprefix("tlora ")

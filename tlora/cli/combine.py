@@ -12,10 +12,11 @@ import tlora
 from tlora.cli.checks import check_saved_results, parse_weight
 from tlora.cli.command_line import next_command
 from tlora.cli.options import Output, Overwrite, option
+from tlora.cli.output import summary_text
 from tlora.utils.defaults import CombineMethod
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place
-from tlora.utils.text import facts_text, ranks_text
+from tlora.utils.text import ranks_text
 
 
 def combine(
@@ -95,4 +96,4 @@ def combine(
         "head": f"that of {combination.head}" if combination.head else "",
         "next": next_command(ctx, "inspect", {"adapter": output}),
     }
-    typer.echo(facts_text(summary))
+    typer.echo(summary_text(summary))

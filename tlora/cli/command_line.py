@@ -95,6 +95,26 @@ def format_command(command: Any, values: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
+def fold_command(line: str, indent: int, width: int = 80) -> str:
+    """Return a line to type as several of at most ``width`` columns, each but the last ended by a backslash.
+
+    All are ``indent`` columns to the right. An option stays beside its value, and a word that is longer stays whole.
+    """
+    parts: list[str] = []
+    for word in map(shlex.quote, shlex.split(line)):
+        if parts and parts[-1].startswith("-") and " " not in parts[-1] and not word.startswith("-"):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    lines = parts[:1]
+    for part in parts[1:]:
+        if indent + len(f"{lines[-1]} {part} \\") <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(f"  {part}")
+    return f" \\\n{' ' * indent}".join(lines)
+
+
 def in_options(text: str, command: Any, defaults: Mapping[str, Any] | None = None) -> str:
     """Return a text of the library with the options of a command in place of arguments, and say which are defaults.
 

@@ -11,6 +11,7 @@ import tlora
 from tlora.cli.checks import check_positive, check_saved_result
 from tlora.cli.command_line import next_command
 from tlora.cli.options import AdapterName, Output, Overwrite, option
+from tlora.cli.output import summary_text
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place
 from tlora.utils.text import facts_text, table_text
@@ -84,4 +85,4 @@ def compress(
     largest = compression.to_frame().sort_values("rank", ascending=False, kind="stable").head(5).itertuples()
     rows = [[str(r.module), str(r.rank_before), str(r.rank), f"{r.error:.1%}"] for r in largest]
     typer.echo(f"{facts_text(summary)}\n\n{table_text([['most rank kept', 'before', 'kept', 'error'], *rows])}\n")
-    typer.echo(facts_text({"next": next_command(ctx, "inspect", {"adapter": output})}))
+    typer.echo(summary_text({"next": next_command(ctx, "inspect", {"adapter": output})}))

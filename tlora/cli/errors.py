@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tlora.cli.command_line import in_options
 from tlora.cli.output import is_first_process, show_own_warnings
+from tlora.cli.terminal import bars_as_lines, styled
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
 """What the library raises for a request that it cannot fulfill."""
@@ -72,7 +73,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        with _errors(ctx):
+        is_quiet = bool(ctx.params.get("quiet")) or not is_first_process()
+        with _errors(ctx), contextlib.nullcontext() if is_quiet else bars_as_lines():
             return super().invoke(ctx)
 
 
@@ -87,7 +89,8 @@ def _errors(ctx: Any) -> Iterator[None]:
             raise
         sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
         defaults = {name: ctx.params[name] for name, source in sources.items() if source and source.name == "DEFAULT"}
-        _show(f"error: {in_options(error_text(error), ctx.command, defaults)}", error)
+        label = styled("error:", err=True, fg="red")
+        _show(f"{label} {in_options(error_text(error), ctx.command, defaults)}", error)
         raise typer.Exit(2) from None
 
 
@@ -106,7 +109,7 @@ def _show(text: str, error: BaseException) -> None:
 
 def _show_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
     if is_first_process():
-        typer.echo(f"warning: {message}", err=True)
+        typer.echo(f"{styled('warning:', err=True, fg='yellow')} {message}", err=True)
 
 
 def error_text(error: BaseException) -> str:

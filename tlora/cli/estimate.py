@@ -12,7 +12,7 @@ from tlora.allocation.footprint import TRAINED_PARTS, TRAININGS
 from tlora.cli.checks import check_positive, check_task
 from tlora.cli.command_line import next_command
 from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
-from tlora.cli.output import print_json, show_own_warnings
+from tlora.cli.output import print_json, show_own_warnings, summary_text
 from tlora.utils.defaults import (
     BATCH_SIZE,
     DEFAULT_RECIPE,
@@ -113,7 +113,7 @@ def estimate(
     if resources.memory:
         typer.echo(f"\n{_what_fits_table(resources)}")
     if following := _following(ctx, resources, is_measured=task is not None and length is None):
-        typer.echo(f"\n{facts_text(following)}")
+        typer.echo(f"\n{summary_text(following)}")
 
 
 def _measure_speed(gpus: int, dtype: str) -> float | None:

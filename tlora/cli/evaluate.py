@@ -14,8 +14,8 @@ from tlora.cli.checks import check_adapter
 from tlora.cli.command_line import flatten_options, next_command, with_suffix
 from tlora.cli.loading import base_name, load_base, load_data
 from tlora.cli.options import AdapterName, BaseModel, Data, Json, Placement, Quiet, TaskName, option
-from tlora.cli.output import Report, load_viz, print_json
-from tlora.utils.text import facts_text, metrics_text
+from tlora.cli.output import Report, load_viz, print_json, summary_text
+from tlora.utils.text import metrics_text
 
 if TYPE_CHECKING:
     from tlora.results import Meta
@@ -75,7 +75,7 @@ def evaluate(
         return
     typer.echo(f"{metrics_text(metrics)}\n({samples} test samples of {loaded.name})\n")
     following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}
-    typer.echo(facts_text({"next": next_command(ctx, "export", following)}))
+    typer.echo(summary_text({"next": next_command(ctx, "export", following)}))
 
 
 def recorded_data(folder: Path, task: str) -> tuple[tlora.TrainingRun | None, Data, bool]:
@@ -145,4 +145,4 @@ def report(
     """
     with Report(quiet).step(f"reporting on {adapter}"):
         path = load_viz().report(adapter, output)
-    typer.echo(facts_text({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
+    typer.echo(summary_text({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))

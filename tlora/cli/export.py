@@ -12,11 +12,11 @@ import tlora
 from tlora.cli.command_line import next_command
 from tlora.cli.loading import base_name, load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Device, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report
+from tlora.cli.output import Report, summary_text
 from tlora.utils.defaults import Dtype, EngineName, Format
 from tlora.utils.file_names import EXPORT_RECORD, GGUF_ADAPTER
 from tlora.utils.files import check_place
-from tlora.utils.text import facts_text, size_text
+from tlora.utils.text import size_text
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""
@@ -84,7 +84,7 @@ def export(
         "quantize": quantization_fact(adapted) if kind == "merged" else "",
         "next": next_command(ctx, "inspect", {"adapter": path}) if kind == "peft" else "",
     }
-    typer.echo(facts_text(summary))
+    typer.echo(summary_text(summary))
 
 
 def quantization_fact(adapted: Any) -> str:

@@ -12,7 +12,7 @@ from tlora.cli.checks import check_model, check_positive, check_saved_result, ch
 from tlora.cli.command_line import flatten_options, next_command
 from tlora.cli.loading import load_base, load_data
 from tlora.cli.options import Data, Output, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report
+from tlora.cli.output import Report, summary_text
 from tlora.utils.defaults import RANK, SAMPLES
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place
@@ -116,7 +116,7 @@ def extract(
         rows += [[r.parameter, f"{r.share:.2%}", "saved" if r.saved else ""] for r in rest.head(5).itertuples()]
         rows += [[f"... and {len(rest) - 5} more", "", ""]] if len(rest) > 5 else []
         typer.echo(f"{table_text(rows)}\n")
-    typer.echo(facts_text({"next": next_command(ctx, "inspect", {"adapter": output})}))
+    typer.echo(summary_text({"next": next_command(ctx, "inspect", {"adapter": output})}))
 
 
 def _calibrate(base: str, data: str, samples: int, seed: int, placement: Placement, report: Report) -> Any:

@@ -10,7 +10,7 @@ import typer
 import tlora
 from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.options import AdapterName, BaseModel, Json, OtherAdapter, option
-from tlora.cli.output import print_json
+from tlora.cli.output import print_json, summary_text
 from tlora.utils.defaults import ENERGY
 from tlora.utils.text import facts_text, range_text, ranks_text, table_text
 
@@ -84,7 +84,7 @@ def inspect(
         typer.echo(f"{survival_text(measured)}\n")
     if engines["wrong"].any() or len(set(ranks)) > 1:
         following = {"adapter": adapter, "output": with_suffix(adapter, "-served")}
-        typer.echo(facts_text({"next": next_command(ctx, "export", following)}))
+        typer.echo(summary_text({"next": next_command(ctx, "export", following)}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
@@ -143,7 +143,6 @@ def _inspect_both(ctx: typer.Context, adapter: str, other: str, as_json: bool) -
     for row in compared.assign(overlap=compared["reads"] * compared["writes"]).nlargest(5, "overlap").itertuples():
         ranks = f"{row.rank_first} and {row.rank_second}"
         rows.append([str(row.module), ranks, f"{row.reads:.1%}", f"{row.writes:.1%}", f"{row.cosine_first:+.2f}"])
-    following = {"adapters": [adapter, other], "output": with_suffix(adapter, f"-and-{Path(other).name}")}
-    typer.echo(
-        f"{facts_text(about)}\n\n{table_text(rows)}\n\n{facts_text({'next': next_command(ctx, 'combine', following)})}"
-    )
+    values = {"adapters": [adapter, other], "output": with_suffix(adapter, f"-and-{Path(other).name}")}
+    following = summary_text({"next": next_command(ctx, "combine", values)})
+    typer.echo(f"{facts_text(about)}\n\n{table_text(rows)}\n\n{following}")

@@ -13,11 +13,11 @@ from tlora.cli.command_line import flatten_options, next_command
 from tlora.cli.evaluate import recorded_data
 from tlora.cli.loading import base_name, load_base, load_data
 from tlora.cli.options import AdapterName, BaseModel, Output, Overwrite, Placement, Quiet, TaskName, Texts, option
-from tlora.cli.output import Report, draw_into, load_viz
+from tlora.cli.output import Report, draw_into, load_viz, summary_text
 from tlora.utils.defaults import Parts
 from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.files import check_place
-from tlora.utils.text import facts_text, table_text
+from tlora.utils.text import table_text
 
 
 @flatten_options
@@ -83,4 +83,4 @@ def measure_scales(
         draw_into(picture, viz, viz.plot_rescaling(rescaling))
     best = rescaling.best
     saved = {"best": best.label, "saved": str(output), "picture": str(picture or "")}
-    typer.echo(facts_text(saved | {"next": next_command(ctx, "evaluate", {"adapter": output, "task": task})}))
+    typer.echo(summary_text(saved | {"next": next_command(ctx, "evaluate", {"adapter": output, "task": task})}))

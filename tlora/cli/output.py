@@ -16,8 +16,13 @@ from typing import Any
 import typer
 
 import tlora
+from tlora.cli.command_line import fold_command
+from tlora.cli.terminal import styled
 from tlora.utils.files import replace_file
 from tlora.utils.text import count_text, facts_text, range_text, ranks_text, size_text, table_text
+
+COMMANDS = ("again", "next")
+"""Names of what a summary says that are lines to type."""
 
 
 def is_first_process() -> bool:
@@ -56,7 +61,7 @@ class Report:
         self.say(text)
         with without_noise(), self._say_logged():
             yield
-        self.say(f"  done in {time.perf_counter() - started:.1f} s")
+        self.say(styled(f"  done in {time.perf_counter() - started:.1f} s", err=True, dim=True))
 
     @contextlib.contextmanager
     def _say_logged(self) -> Iterator[None]:
@@ -85,6 +90,13 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Say a message."""
         self.report.say(f"  {record.getMessage()}")
+
+
+def summary_text(facts: Mapping[str, str]) -> str:
+    """Return names and values, one per line; commands go on below where they are longer than 80 columns."""
+    width = max(map(len, facts)) + 2
+    texts = {name: fold_command(value, width) if name in COMMANDS else value for name, value in facts.items()}
+    return "\n".join(f"{styled(name.ljust(width), dim=True)}{text}" for name, text in texts.items() if text)
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -33,13 +33,13 @@ from tlora.cli.options import (
     build_recipe,
     option,
 )
-from tlora.cli.output import Report, allocation_text, load_viz
+from tlora.cli.output import Report, allocation_text, load_viz, summary_text
 from tlora.cli.trained import draw_pictures, save_run, summarize
 from tlora.cli.unfinished import OPTIONS, UnfinishedRun, earlier_leftover, note, write_options
 from tlora.utils.defaults import DEFAULT_RECIPE, KIND, KINDS, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_WEIGHTS, result_file
 from tlora.utils.files import check_place
-from tlora.utils.text import facts_text, table_text
+from tlora.utils.text import table_text
 
 if TYPE_CHECKING:
     from tlora.explanation.direction_activations_result import DirectionActivations
@@ -481,7 +481,7 @@ def run_on_first(act: Callable[[], object]) -> None:
 
 def conclude_step(ctx: typer.Context, output: Path, following: str) -> None:
     """Print what was saved, the command that made it, and the next one."""
-    typer.echo(facts_text({"saved": str(output), "again": again(ctx), "next": following}))
+    typer.echo(summary_text({"saved": str(output), "again": again(ctx), "next": following}))
 
 
 def conclude(
@@ -500,13 +500,14 @@ def conclude(
         raise
     if not run.interrupted:  # only now: a run that is killed while it draws can be resumed
         work.remove()
-    summary = summarize(run) | {"saved": str(output), "pictures": pictures, "again": again(ctx)}
+    saved = f"{output}, with pictures in {Path(pictures).name}/" if pictures else str(output)
+    summary = summarize(run) | {"saved": saved, "again": again(ctx)}
     following = {"adapter": output, "task": ctx.params["task"], "base": True}
     if run.evaluated_on == "test":
         line = next_command(ctx, "evaluate", following)
     else:
         line = next_command(ctx, "export", following | {"output": with_suffix(output, "-merged"), "format": "merged"})
-    typer.echo(facts_text(summary | ({"next": line} | work.next_step(ctx))))
+    typer.echo(summary_text(summary | ({"next": line} | work.next_step(ctx))))
     if run.interrupted:
         raise typer.Exit(130)
     if run.diverged:

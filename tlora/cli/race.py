@@ -14,10 +14,10 @@ from tlora.cli.checks import PICTURE_FORMATS, check_picture, check_positive
 from tlora.cli.command_line import again, flatten_options
 from tlora.cli.loading import load_base, load_data
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, draw_into, load_viz
+from tlora.cli.output import Report, draw_into, load_viz, summary_text
 from tlora.utils.defaults import BATCH_SIZE, RECIPE_NAMES
 from tlora.utils.files import check_place
-from tlora.utils.text import facts_text, table_text
+from tlora.utils.text import table_text
 
 ARMS = ("captured", "tlora-paper", "lora")
 RACE, ADAPTER = "race.safetensors", "adapter"
@@ -147,7 +147,7 @@ def race(
     if output is not None:
         result.save(output / RACE)
         result.winner.save(output / ADAPTER)
-        typer.echo(f"{facts_text({'saved': str(output), 'again': again(ctx)})}\n")
+        typer.echo(f"{summary_text({'saved': str(output), 'again': again(ctx)})}\n")
     if picture:
         viz = load_viz()
         draw_into(picture, viz, viz.plot_race(result))

@@ -69,6 +69,6 @@ def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> s
 def summarize(run: tlora.TrainingRun) -> dict[str, str]:
     """Print the metrics before and after, and return the size of the adapter and what its training took."""
     if run.before:
-        typer.echo(f"\n{metrics_text({'before': run.before, 'after': run.after})}")
-        typer.echo(f"(on {run.meta.recipe['evaluated_samples']} {run.evaluated_on} samples)\n")
+        samples = f"{run.meta.recipe['evaluated_samples']} {run.evaluated_on} samples"
+        typer.echo(f"{metrics_text({'before': run.before, 'after': run.after}, samples)}\n")
     return run_facts(run)

@@ -13,10 +13,9 @@ import typer
 from filelock import FileLock, Timeout
 
 from tlora.cli.command_line import UNTYPED, format_command, spell_option, with_suffix
-from tlora.cli.output import is_first_process
+from tlora.cli.output import is_first_process, summary_text
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
 from tlora.utils.files import check_place, remove_folder, replace_file
-from tlora.utils.text import facts_text
 
 OPTIONS = "run.yaml"
 """The file of a command's options, as ``--config`` takes them."""
@@ -171,7 +170,7 @@ def _remove_empty(folder: Path) -> None:
 def note(error: BaseException, facts: Mapping[str, str]) -> None:
     """Add facts to an error or an interruption, if there are any."""
     if facts:
-        error.add_note(facts_text(facts))
+        error.add_note(summary_text(facts))
 
 
 def option_values(ctx: typer.Context) -> dict[str, Any]:

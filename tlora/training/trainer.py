@@ -27,7 +27,7 @@ from tlora.training.checkpoints import active_adapter_folder, warn_if_not_writte
 from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
 from tlora.utils.logs import filtered_logs
-from tlora.utils.progress import is_shown
+from tlora.utils.progress import is_shown, progress_bar
 from tlora.utils.reproducibility import temporary_seed
 
 _NOTES = ("Warning: The following arguments do not match", "mtime may not be reliable")
@@ -201,11 +201,25 @@ def _collate(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) ->
 
 
 class _Progress(ProgressCallback):
-    """The Trainer's progress bar with the losses at its end, in notebooks too."""
+    """The Trainer's progress bars, named like our others and with the losses at their end."""
 
     def __init__(self) -> None:
         super().__init__()
         self._losses: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        options: dict[str, Any] = {"desc": "training", "unit": "step", "dynamic_ncols": True}
+        self.training_bar = progress_bar(total=state.max_steps, show=state.is_world_process_zero, **options)
+        self.current_step = 0
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self.prediction_bar is None and state.is_world_process_zero:
+            options: dict[str, Any] = {"desc": "validation", "unit": "batch", "dynamic_ncols": True, "leave": False}
+            self.prediction_bar = progress_bar(total=len(eval_dataloader), show=True, **options)
+        if self.prediction_bar is not None:
+            self.prediction_bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self._losses |= {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if name in logs}

@@ -74,11 +74,11 @@ def facts_text(values: Mapping[str, str]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items() if value)
 
 
-def metrics_text(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics side by side in a table, a dash for those that a column lacks."""
+def metrics_text(columns: Mapping[str, Mapping[str, float]], corner: str = "") -> str:
+    """Metrics side by side in a table with a text in its corner, a dash for those that a column lacks."""
     names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
     rows = [
         [name.replace("_", " "), *(metric_text(name, m[name]) if name in m else "-" for m in columns.values())]
         for name in names
     ]
-    return table_text([["", *columns], *rows])
+    return table_text([[corner, *columns], *rows])
