@@ -1,0 +1,218 @@
+"""How much of what a frozen `A` loses on PEFT's board is the learning rate, how much the directions.
+
+    python -m benchmarks.quality.rates                  # what is not in the store; can be stopped at any moment
+    python -m benchmarks.quality.rates --only grid
+    python -m benchmarks.quality.rates --table          # write the tables of the store to the page
+
+The arms, the rates, the hypotheses and the analysis are on the page, docs/results/rates.md, which was written before
+the first run. Runs are kept in ``benchmarks/results/rates.jsonl``; those that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from benchmarks.lab.compare import compare
+from benchmarks.lab.store import Store
+from benchmarks.quality.pages import markdown, publish
+from benchmarks.quality.study import holm_adjusted, run_all
+
+STORE = Path("benchmarks/results/rates.jsonl")
+PAGE = Path("docs/results/rates.md")
+MODEL, RANK = "smollm2-135m", 8
+TRAINING = {"steps": 30, "batch_size": 4, "samples": 32}
+TASKS: dict[str, dict[str, Any]] = {
+    "spell_backward": {"train": 800, "validation": 32, "test": 64},
+    "notebooks/data/smart_home": {"validation": 32, "test": 64},
+}
+TARGETS = {"q, v": ["q_proj", "v_proj"], "all": None}
+LORA, RANDOM, CAPTURED, PAPER = ARMS = ("lora", "lora-fa", "captured", "tlora-paper")
+R = 4e-3
+"""LoRA's best rate on the smart-home commands, from the study of directions."""
+SHARES = (1, 2, 4, 8)
+GRID_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3, 4, 5)
+MARGIN = 0.05
+"""Part of what LoRA learns by which a loss may be higher and count as not behind."""
+PARTS = ("grid", "more")
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """Runs of one arm on one task with some targets, at a multiple of R."""
+
+    task: str
+    targets: str
+    arm: str
+    share: int
+    seeds: tuple[int, ...]
+
+    def run(self) -> None:
+        """Do the runs that are not in the store yet."""
+        compare(
+            self.arm, {self.task: TASKS[self.task]}, MODEL, ranks=RANK, learning_rates=self.share * R,
+            seeds=self.seeds, target_modules=TARGETS[self.targets], store=STORE, progress=False, **TRAINING,
+        )  # fmt: skip
+
+
+def plan(part: str) -> Iterator[ArmRuns]:
+    """Return the runs of a part; the second is planned when the first is done."""
+    cells = product(TASKS, TARGETS, ARMS)
+    if part == "grid":
+        yield from (ArmRuns(*cell, share, GRID_SEEDS) for cell in cells for share in SHARES)
+        return
+    runs = test_runs()
+    for task, targets, arm in cells:
+        best = best_share(runs, task, targets, arm)
+        if best is None:
+            raise ValueError(f"the grid of {arm} on {task}, {targets}, is not done: run the part grid first")
+        yield from (ArmRuns(task, targets, arm, share, SEEDS) for share in sorted({1, best}))
+
+
+def test_runs() -> pd.DataFrame:
+    """Return one row per run: its cell, seed, and losses in nats, of test and validation rows and of the base.
+
+    The losses of a run that diverged or failed are infinite.
+    """
+    columns = ["task", "targets", "arm", "share", "seed", "loss", "validation", "base"]
+    rows = []
+    for record in Store(STORE).read() if STORE.exists() else []:
+        key, is_done = record["key"], record["status"] == "done"
+        targets = next(name for name, modules in TARGETS.items() if key.get("target_modules") == modules)
+        losses = (record["metrics"]["loss"], record["validation_loss"]) if is_done else (np.inf, np.inf)
+        cell = (key["task"], targets, key["method"], round(key["learning_rate"] / R), key["seed"])
+        rows.append((*cell, *losses, record.get("base_loss", np.nan)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def runs_of(runs: pd.DataFrame, task: str, targets: str, arm: str) -> pd.DataFrame:
+    """Return the runs of a cell."""
+    return runs[(runs["task"] == task) & (runs["targets"] == targets) & (runs["arm"] == arm)]
+
+
+def best_share(runs: pd.DataFrame, task: str, targets: str, arm: str) -> int | None:
+    """Return the multiple of R with the lowest mean validation loss of the grid's seeds; None before all have run."""
+    mine = runs_of(runs, task, targets, arm)
+    losses = mine[mine["seed"].isin(GRID_SEEDS)].pivot(index="share", columns="seed", values="validation")
+    return None if losses.shape != (len(SHARES), len(GRID_SEEDS)) else int(losses.mean(axis=1).idxmin())
+
+
+def losses_at(runs: pd.DataFrame, task: str, targets: str, arm: str, share: int | None) -> pd.Series:
+    """Return the test losses by seed at a multiple of R, or at the arm's own best (None); NaN where there is no run."""
+    share = best_share(runs, task, targets, arm) if share is None else share
+    mine = runs_of(runs, task, targets, arm)
+    return mine[mine["share"] == share].set_index("seed")["loss"].reindex(SEEDS).astype(float)
+
+
+def gaps(runs: pd.DataFrame, task: str, targets: str) -> dict[str, pd.Series]:
+    """Return the gap of LoRA-FA from LoRA at R and its three parts, which add up to it, by seed, in nats."""
+    at_r = {arm: losses_at(runs, task, targets, arm, 1) for arm in ARMS}
+    best = {arm: losses_at(runs, task, targets, arm, None) for arm in ARMS}
+    gap = at_r[RANDOM] - at_r[LORA]
+    return {
+        "gap at R": gap,
+        "rate": gap - (best[RANDOM] - best[LORA]),
+        "directions": best[RANDOM] - best[CAPTURED],
+        "remains": best[CAPTURED] - best[LORA],
+    }
+
+
+def interval(values: pd.Series) -> str:
+    """Return a mean with its 95 % t interval, or how many of the seeds are there."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < len(SEEDS):
+        return f"{len(finite)} of {len(SEEDS)} seeds"
+    low, high = stats.t.interval(0.95, len(finite) - 1, finite.mean(), stats.sem(finite))
+    return f"{finite.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def hypotheses() -> pd.DataFrame:
+    """Return each claim with its one-sided t test over the seeds; p is adjusted by Holm within its hypothesis.
+
+    A claim says that ``value``, in nats by seed, is below zero.
+    """
+    runs, rows = test_runs(), []
+    for task, targets in product(TASKS, TARGETS):
+        at_r = {arm: losses_at(runs, task, targets, arm, 1) for arm in ARMS}
+        parts = gaps(runs, task, targets)
+        lora = runs_of(runs, task, targets, LORA)
+        learned = (lora["base"] - lora["loss"])[lora["share"] == 1].mean()
+        values = {
+            "H1": parts["gap at R"] / 2 - parts["rate"],
+            "H2": at_r[CAPTURED] - at_r[RANDOM],
+            "H3": at_r[CAPTURED] - at_r[LORA] - MARGIN * learned,
+        }
+        for name, value in values.items():
+            can_hold = np.isfinite(value).all() and (name != "H1" or parts["gap at R"].mean() > 0)
+            p = stats.ttest_1samp(value, 0, alternative="less").pvalue if can_hold else 1.0
+            rows.append({"hypothesis": name, "task": task, "targets": targets, "value": value, "p": p})
+    table = pd.DataFrame(rows).sort_values("hypothesis", kind="stable")
+    return table.assign(holm=table.groupby("hypothesis", group_keys=False)["p"].apply(holm_adjusted))
+
+
+def missing_runs() -> str:
+    """Say how many runs of the grid are there."""
+    runs = test_runs()
+    there = len(runs[runs["seed"].isin(GRID_SEEDS)])
+    return f"{there} of the {len(list(plan('grid'))) * len(GRID_SEEDS)} runs of the grid are there, {len(runs)} in all."
+
+
+def gap_table() -> str:
+    """The gap of LoRA-FA from LoRA at R, and what it consists of."""
+    runs = test_runs()
+    lines = [
+        [task, targets, *map(interval, gaps(runs, task, targets).values())] for task, targets in product(TASKS, TARGETS)
+    ]
+    return markdown(["task", "targets", "gap at R", "rate", "directions", "remains"], lines)
+
+
+def hypotheses_table() -> str:
+    """The hypotheses and their results."""
+    lines = [
+        [row.hypothesis, row.task, row.targets, interval(row.value), f"{row.holm:.2g}",
+         "holds" if row.holm < 0.05 else "not shown"]
+        for row in hypotheses().itertuples()
+    ]  # fmt: skip
+    return markdown(["", "task", "targets", "value, nats", "p (Holm)", ""], lines)
+
+
+def means_table() -> str:
+    """Test losses of each arm at each rate: means over seeds, and how many runs diverged."""
+    runs, lines = test_runs(), []
+    for task, targets, arm in product(TASKS, TARGETS, ARMS):
+        mine, best = runs_of(runs, task, targets, arm), best_share(runs, task, targets, arm)
+        for share, rows in mine.groupby("share"):
+            finite = rows["loss"][np.isfinite(rows["loss"])]
+            counts = [str(len(rows)), str(len(rows) - len(finite))]
+            rate = f"{share * R:g} ({share} R)" + (", best" if share == best else "")
+            lines.append([task, targets, arm, rate, *counts, f"{finite.mean():.3f}" if len(finite) else ""])
+    heads = ["task", "targets", "arm", "rate", "seeds", "diverged", "test loss"]
+    return markdown(heads, lines) if lines else "Nothing is measured yet."
+
+
+TABLES = {"missing": missing_runs, "gaps": gap_table, "hypotheses": hypotheses_table, "means": means_table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="run nothing, and write the tables to the page")
+    options = parser.parse_args()
+    if not options.table:
+        for part in options.only:
+            run_all(plan(part), options.workers, torch.set_num_threads)
+    publish(PAGE, "rates", TABLES)
+
+
+if __name__ == "__main__":
+    main()
