@@ -148,7 +148,8 @@ class Bench:
         elif variant["by"] == "PEFT":
             yield self.converted(variant["rank"])
         else:
-            cut = tlora.compress(self.folder, rank=variant["rank"], calibration=calibration)
+            known = calibration if variant["by"] == "task" else None
+            cut = tlora.compress(self.folder, rank=variant["rank"], calibration=known)
             with tempfile.TemporaryDirectory() as place:
                 yield tlora.load_adapter(cut.save_adapter(place), self.base())
 
