@@ -245,6 +245,9 @@ def tiny_model(head: str, family: str, seed: int = 0) -> PreTrainedModel:
             # what is initialized narrowly leaves attention uniform, and some is not initialized at all
             known = torch.where(parameter.data.abs() < 100, parameter.data, 0)
             parameter.data = known + torch.randn_like(known) * (0.2 if parameter.ndim > 1 else 0.05)
+    for module in model.modules():  # as in training: with a cache a decoder may leave its mask out
+        if getattr(part := getattr(module, "config", None), "use_cache", False):
+            part.use_cache = False
     return model
 
 
