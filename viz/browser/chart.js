@@ -133,7 +133,7 @@ export function chart(parent, contents) {
   let color = 0;
   for (const line of lines) {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12));
+    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12 && b <= ys[1] + 1e-12));
   }
   return svg;
 }

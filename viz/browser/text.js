@@ -15,7 +15,7 @@ export const signedNumber = (x, digits = 2) => sign(x) + Math.abs(x).toFixed(dig
 /** @type {(x: number) => string} */
 export const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
 /** @type {(x: number) => string} */
-export const lossText = (x) => (x < 0.001 ? "below 0.001" : String(+x.toPrecision(3)));
+export const lossText = (x) => x < 0.001 ? "below 0.001" : x < 100 ? x.toPrecision(3) : x.toFixed(0);
 /** @type {(x: number) => string} */
 export const whole = (x) => Math.abs(x).toLocaleString("en-US");
 /** @type {(x: number) => string} */

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 50ae162c2b2f88dffabd2e6e6bc892b40ca49a486580007202e2ac3758efbb10
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3d3071f0571d222699a7a2dfa70ba701465d54fc47b0bce8df5358c9cacbb43d
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -161,7 +161,7 @@ function onArrows(row, then = () => {
 var MINUS = "\u2212";
 var percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\xA0%";
 var number = (x) => Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2));
-var lossText = (x) => x < 1e-3 ? "below 0.001" : String(+x.toPrecision(3));
+var lossText = (x) => x < 1e-3 ? "below 0.001" : x < 100 ? x.toPrecision(3) : x.toFixed(0);
 var whole = (x) => Math.abs(x).toLocaleString("en-US");
 var capitalized = (words) => words[0].toUpperCase() + words.slice(1);
 
@@ -386,7 +386,7 @@ function chart(parent, contents) {
   let color = 0;
   for (const line of lines) {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12));
+    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12 && b <= ys[1] + 1e-12));
   }
   return svg;
 }
@@ -967,7 +967,7 @@ function drawLosses(picture, tries, rules) {
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
     x: { label: "step", min: 0, max: STEPS2 },
-    y: { label: "loss, share of the first", log: true, min: 0.03, max: 1 },
+    y: { label: "loss, share of the first", log: true, min: 0.01, max: 1 },
     height: 220
   });
 }
@@ -983,7 +983,7 @@ function drawTries(root, tries, rules) {
   const layers = tries.ranks.map((_, l) => `layer ${l + 1}`);
   drawTable(root, {
     caption: `Loss after ${STEPS2} steps, the lowest first`,
-    head: ["", ...layers, "loss"],
+    head: ["", ...layers, "loss left"],
     rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, lossText(loss)])
   });
 }
@@ -1086,7 +1086,7 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "W C: seen through the weight",
       text: [
-        "TLoRA takes A from W C. The second curve is the share of the outputs\u2019 variance that a\xB7x explains; W C lies between the principal direction and the peak, which is the kind wc_half.",
+        "TLoRA takes A from W C. The second curve is the share of the outputs\u2019 variance that a\xB7x explains; W C lies between the principal direction and the peak of that curve, whose direction tlora calls wc_half.",
         "So far nothing has been said about the task: inputs and weight are the same, whatever the loss asks for."
       ],
       question: {
@@ -1226,7 +1226,7 @@ function stepsOfAFrozenA(layer, floors) {
 function stepsOfAllMethods(layer) {
   return [
     {
-      heading: "LoRA turns A, full training needs none",
+      heading: "LoRA turns A, full training has no A",
       text: [
         "Run all four at one rate. LoRA is slow at first, then turns A towards what the task needs. Full training changes every entry of W.",
         "Move the learning rate up, start again, and see which training breaks first."
@@ -1341,7 +1341,7 @@ function plane(parent, label, reach) {
     });
     drawn.replaceChildren();
     for (const line of lines) drawLine2(drawn, line, scale);
-    for (const line of lines) nameLine(drawn, line, scale);
+    nameLines(drawn, lines, scale);
     if (mean) make("circle", { class: "mean", cx: x(mean[0]), cy: y(mean[1]), r: 7 }, drawn);
   }
   function locate(event) {
@@ -1359,13 +1359,21 @@ function drawLine2(parent, { at: [a, b], angle, look }, { x, y, reach }) {
     make("circle", { class: "grip", cx: x(a + 0.5 * reach * cosine), cy: y(b + 0.5 * reach * sine), r: 8 }, parent);
   }
 }
-function nameLine(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
-  if (!name) return;
-  const [cosine, sine] = unit(angle), side = isFlipped ? -1 : 1;
-  const away = side * roomAlong(a, b, side * cosine, side * sine, reach);
+function nameLines(parent, lines, scale) {
+  const taken = [{ x: 30, y: 14 }];
+  for (const line of lines) {
+    if (!line.name) continue;
+    const sides = line.isFlipped ? [-1, 1] : [1, -1], ends = sides.map((side) => endOfLine(line, side, scale));
+    const isFree = (end2) => taken.every(({ x, y }) => Math.abs(x - end2.x) > 64 || Math.abs(y - end2.y) > 15);
+    const end = ends.find(isFree) ?? ends[0];
+    taken.push(end);
+    make("text", { svg: true, class: `mark-name ${line.look}`, ...end, "text-anchor": "middle" }, parent, line.name);
+  }
+}
+function endOfLine({ at: [a, b], angle }, side, { x, y, reach }) {
+  const [cosine, sine] = unit(angle), away = side * roomAlong(a, b, side * cosine, side * sine, reach);
   const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
-  const place2 = { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14), "text-anchor": "middle" };
-  make("text", { svg: true, class: `mark-name ${look}`, ...place2 }, parent, name);
+  return { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14) };
 }
 function roomAlong(a, b, cosine, sine, edge) {
   const room = (from, step3) => Math.abs(step3) < 1e-9 ? Infinity : ((step3 > 0 ? edge : -edge) - from) / step3;
@@ -1386,7 +1394,7 @@ function shareReadings(parent, entries) {
     drawn.forEach(({ row, value, fill }, i) => {
       row.hidden = shares[i] === null;
       if (shares[i] === null) return;
-      write(value, percent(shares[i]));
+      write(value, `${(100 * shares[i]).toFixed(1)}\xA0%`);
       fill.style.width = `${100 * shares[i]}%`;
     });
   };
@@ -1409,10 +1417,11 @@ var MEAN_FROM = 4;
 var DIMENSION_FROM = 5;
 var REACH = 5.5;
 var DIMENSIONS = [2, 3, 5, 8, 12, 24, 48, 96, 192, 384, 576];
+var START = Math.PI / 6;
 var degrees2 = (angle) => Math.round(180 * angle / Math.PI);
 function readsScene(parent, seed) {
   const inputs = makeInputs(seed);
-  const state = { inputs, seed, angle: inputs.random, centered: true, step: 0, dimension: 576 };
+  const state = { inputs, seed, angle: START, centered: true, step: 0, dimension: 576 };
   const plain = make("div", { class: "picture" }, parent), many = make("div", { class: "picture" }, parent);
   const redraw = drawTurning(plain, state), drawMany = drawDimensions(many, state);
   function show(step3) {
@@ -1435,7 +1444,7 @@ function drawTurning(root, state) {
     Object.assign(state, values);
     redraw();
   }
-  const turn = (angle2) => change({ angle: (angle2 % Math.PI + Math.PI) % Math.PI });
+  const turn = (angle2) => change({ angle: Math.PI * ((degrees2(angle2) + 180) % 180) / 180 });
   const range = { min: 0, max: 179, step: 1, text: (value) => `${value}\xB0` };
   const angle = slider(bar, "Angle of a", range, (value) => turn(Math.PI * value / 180));
   const followMean = meanControls(bar, state, change);
@@ -1603,7 +1612,7 @@ function drawQuestion(parent, { ask, options }, guesses, step3) {
 }
 function drawAnswer(parent, { options, answer }, guess) {
   const [right, sentence] = answer(), box = make("p", { class: "answered" }, parent);
-  const verdict = guess < 0 ? "Not predicted" : guess === right ? "Right" : `You said \u201C${options[guess]}\u201D, but it is`;
+  const verdict = guess < 0 ? "The answer" : guess === right ? "Right" : `You said \u201C${options[guess]}\u201D, but it is`;
   make("b", {}, box, `${verdict}: ${options[right]}. `);
   box.append(sentence);
 }
@@ -1625,7 +1634,9 @@ function matrixMap(parent, name, rows, columns) {
   const words = make("span", {}, caption);
   function draw(matrix, most, text) {
     const dark = isDark(root);
-    matrix.flat().forEach((value, k) => put(cells[k], "fill", tint(value / most, dark).fill));
+    matrix.flat().forEach((value, k) => {
+      put(cells[k], "fill", Number.isFinite(value) ? tint(value / most, dark).fill : "gray");
+    });
     write(words, text);
   }
   return { root, draw };
@@ -1713,7 +1724,7 @@ function drawLosses2(picture, state) {
     title: "Loss of each way to train, by step",
     lines: [...lines, ...floors],
     x: { label: "step", min: 0, max: STEPS4 },
-    y: { label: "loss", min: 0, max: 1.2 },
+    y: { label: "loss of the layer", min: 0, max: 1.2 },
     cursor: state.at
   });
 }
@@ -1742,7 +1753,7 @@ function drawSweep(picture, state) {
   picture.draw({
     title: `Loss after ${SWEPT} steps, by learning rate`,
     lines,
-    x: { label: "learning rate", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
+    x: { label: "learning rate of the descent", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
     y: { label: `loss after ${SWEPT}`, min: 0, max: 1.2 },
     cursor: state.rate,
     height: 190

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 50ae162c2b2f88dffabd2e6e6bc892b40ca49a486580007202e2ac3758efbb10
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3d3071f0571d222699a7a2dfa70ba701465d54fc47b0bce8df5358c9cacbb43d
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -213,7 +213,7 @@ function chart(parent, contents) {
   let color = 0;
   for (const line of lines) {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12));
+    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12 && b <= ys[1] + 1e-12));
   }
   return svg;
 }

@@ -39,7 +39,9 @@ export function matrixMap(parent, name, rows, columns) {
   /** @type {MatrixMap["draw"]} */
   function draw(matrix, most, text) {
     const dark = isDark(root);
-    matrix.flat().forEach((value, k) => put(cells[k], "fill", tint(value / most, dark).fill));
+    matrix.flat().forEach((value, k) => {
+      put(cells[k], "fill", Number.isFinite(value) ? tint(value / most, dark).fill : "gray"); // a training that diverged
+    });
     write(words, text);
   }
   return { root, draw };

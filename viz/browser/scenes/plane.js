@@ -55,7 +55,7 @@ export function plane(parent, label, reach) {
     });
     drawn.replaceChildren();
     for (const line of lines) drawLine(drawn, line, scale);
-    for (const line of lines) nameLine(drawn, line, scale); // above all lines
+    nameLines(drawn, lines, scale); // above all lines
     if (mean) make("circle", { class: "mean", cx: x(mean[0]), cy: y(mean[1]), r: 7 }, drawn);
   }
   /** @type {Plane["locate"]} */
@@ -77,15 +77,30 @@ function drawLine(parent, { at: [a, b], angle, look }, { x, y, reach }) {
   }
 }
 
-/** @type {(parent: Element, line: Line, scale: Scale) => void} */
-function nameLine(parent, { at: [a, b], angle, look, name, isFlipped }, { x, y, reach }) {
-  if (!name) return;
-  const [cosine, sine] = unit(angle), side = isFlipped ? -1 : 1;
-  const away = side * roomAlong(a, b, side * cosine, side * sine, reach);
+/**
+ * Names lines where they leave the square, at the other end where another name is.
+ *
+ * @type {(parent: Element, lines: Line[], scale: Scale) => void}
+ */
+function nameLines(parent, lines, scale) {
+  const taken = [{ x: 30, y: 14 }]; // the name of the plane
+  for (const line of lines) {
+    if (!line.name) continue;
+    const sides = line.isFlipped ? [-1, 1] : [1, -1], ends = sides.map((side) => endOfLine(line, side, scale));
+    /** @type {(end: {x: number, y: number}) => boolean} */
+    const isFree = (end) => taken.every(({ x, y }) => Math.abs(x - end.x) > 64 || Math.abs(y - end.y) > 15);
+    const end = ends.find(isFree) ?? ends[0];
+    taken.push(end);
+    make("text", { svg: true, class: `mark-name ${line.look}`, ...end, "text-anchor": "middle" }, parent, line.name);
+  }
+}
+
+/** @type {(line: Line, side: number, scale: Scale) => {x: number, y: number}} */
+function endOfLine({ at: [a, b], angle }, side, { x, y, reach }) {
+  const [cosine, sine] = unit(angle), away = side * roomAlong(a, b, side * cosine, side * sine, reach);
   /** @type {(pixels: number, margin: number) => number} */
   const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
-  const place = { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14), "text-anchor": "middle" };
-  make("text", { svg: true, class: `mark-name ${look}`, ...place }, parent, name);
+  return { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14) };
 }
 
 /**

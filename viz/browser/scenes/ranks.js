@@ -157,7 +157,7 @@ function drawLosses(picture, tries, rules) {
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
     x: { label: "step", min: 0, max: networks.STEPS },
-    y: { label: "loss, share of the first", log: true, min: 0.03, max: 1 },
+    y: { label: "loss, share of the first", log: true, min: 0.01, max: 1 },
     height: 220,
   });
 }
@@ -179,7 +179,7 @@ function drawTries(root, tries, rules) {
   const layers = tries.ranks.map((_, l) => `layer ${l + 1}`);
   drawTable(root, {
     caption: `Loss after ${networks.STEPS} steps, the lowest first`,
-    head: ["", ...layers, "loss"],
+    head: ["", ...layers, "loss left"],
     rows: rows.map(({ name, ranks, loss }) => [name, ...ranks, lossText(loss)]),
   });
 }

@@ -1,7 +1,6 @@
 // Numbers beside a picture: a name, its formula, the value and a bar.
 
 import { make, write } from "../elements.js";
-import { percent } from "../text.js";
 
 /**
  * A list of shares that follow a picture.
@@ -23,7 +22,7 @@ export function shareReadings(parent, entries) {
     drawn.forEach(({ row, value, fill }, i) => {
       row.hidden = shares[i] === null;
       if (shares[i] === null) return;
-      write(value, percent(shares[i]));
+      write(value, `${(100 * shares[i]).toFixed(1)}\u00a0%`);
       fill.style.width = `${100 * shares[i]}%`;
     });
   };

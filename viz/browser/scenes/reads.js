@@ -42,6 +42,9 @@ const REACH = 5.5, DIMENSIONS = [2, 3, 5, 8, 12, 24, 48, 96, 192, 384, 576];
 
 /** @typedef {(values: Partial<State>) => void} Change */
 
+/** The angle of the line at first: of whole degrees, as on its slider. */
+const START = Math.PI / 6;
+
 /** @type {(angle: number) => number} */
 const degrees = (angle) => Math.round((180 * angle) / Math.PI);
 
@@ -55,7 +58,7 @@ const degrees = (angle) => Math.round((180 * angle) / Math.PI);
 export function readsScene(parent, seed) {
   const inputs = makeInputs(seed);
   /** @type {State} */
-  const state = { inputs, seed, angle: inputs.random, centered: true, step: 0, dimension: 576 };
+  const state = { inputs, seed, angle: START, centered: true, step: 0, dimension: 576 };
   const plain = make("div", { class: "picture" }, parent), many = make("div", { class: "picture" }, parent);
   const redraw = drawTurning(plain, state), drawMany = drawDimensions(many, state);
   /** @type {(step: number) => void} */
@@ -86,7 +89,7 @@ function drawTurning(root, state) {
     redraw();
   }
   /** @type {(angle: number) => void} */
-  const turn = (angle) => change({ angle: ((angle % Math.PI) + Math.PI) % Math.PI });
+  const turn = (angle) => change({ angle: (Math.PI * ((degrees(angle) + 180) % 180)) / 180 });
   /** @type {Range} */
   const range = { min: 0, max: 179, step: 1, text: (value) => `${value}°` };
   const angle = slider(bar, "Angle of a", range, (value) => turn((Math.PI * value) / 180));

@@ -82,7 +82,7 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "W C: seen through the weight",
       text: [
-        "TLoRA takes A from W C. The second curve is the share of the outputs’ variance that a·x explains; W C lies between the principal direction and the peak, which is the kind wc_half.",
+        "TLoRA takes A from W C. The second curve is the share of the outputs’ variance that a·x explains; W C lies between the principal direction and the peak of that curve, whose direction tlora calls wc_half.",
         "So far nothing has been said about the task: inputs and weight are the same, whatever the loss asks for.",
       ],
       question: {

@@ -74,7 +74,7 @@ function drawQuestion(parent, { ask, options }, guesses, step) {
 /** @type {(parent: Element, question: Question, guess: number) => void} */
 function drawAnswer(parent, { options, answer }, guess) {
   const [right, sentence] = answer(), box = make("p", { class: "answered" }, parent);
-  const verdict = guess < 0 ? "Not predicted" : guess === right ? "Right" : `You said “${options[guess]}”, but it is`;
+  const verdict = guess < 0 ? "The answer" : guess === right ? "Right" : `You said “${options[guess]}”, but it is`;
   make("b", {}, box, `${verdict}: ${options[right]}. `);
   box.append(sentence);
 }

@@ -134,7 +134,7 @@ function drawLosses(picture, state) {
     title: "Loss of each way to train, by step",
     lines: [...lines, ...floors],
     x: { label: "step", min: 0, max: STEPS },
-    y: { label: "loss", min: 0, max: 1.2 },
+    y: { label: "loss of the layer", min: 0, max: 1.2 },
     cursor: state.at,
   });
 }
@@ -177,7 +177,7 @@ function drawSweep(picture, state) {
   picture.draw({
     title: `Loss after ${SWEPT} steps, by learning rate`,
     lines,
-    x: { label: "learning rate", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
+    x: { label: "learning rate of the descent", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
     y: { label: `loss after ${SWEPT}`, min: 0, max: 1.2 },
     cursor: state.rate,
     height: 190,

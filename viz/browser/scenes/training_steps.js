@@ -109,7 +109,7 @@ function stepsOfAFrozenA(layer, floors) {
 function stepsOfAllMethods(layer) {
   return [
     {
-      heading: "LoRA turns A, full training needs none",
+      heading: "LoRA turns A, full training has no A",
       text: [
         "Run all four at one rate. LoRA is slow at first, then turns A towards what the task needs. Full training changes every entry of W.",
         "Move the learning rate up, start again, and see which training breaks first.",
