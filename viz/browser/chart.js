@@ -130,10 +130,13 @@ export function chart(parent, contents) {
   const frame = { svg, x, y, xs, ys, at, up, width, height };
   drawAxes(frame);
   drawBars(frame, bars, contents.cursor ?? null);
+  const spare = 1e-6 * (ys[1] - ys[0]); // of shares that add up to 1 and a little
+  /** @type {(point: number[]) => boolean} */
+  const isInside = ([, b]) => b >= ys[0] - spare && b <= ys[1] + spare;
   let color = 0;
   for (const line of lines) {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12 && b <= ys[1] + 1e-12));
+    drawLine(frame, line, look, line.points.filter(usable).filter(isInside));
   }
   return svg;
 }

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3d3071f0571d222699a7a2dfa70ba701465d54fc47b0bce8df5358c9cacbb43d
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: c50739d97a5080ab2ae5078812588bd06b25298718f89321e8ed1993190ab921
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -383,10 +383,12 @@ function chart(parent, contents) {
   const frame = { svg, x, y, xs, ys, at, up, width, height };
   drawAxes(frame);
   drawBars(frame, bars, contents.cursor ?? null);
+  const spare = 1e-6 * (ys[1] - ys[0]);
+  const isInside = ([, b]) => b >= ys[0] - spare && b <= ys[1] + spare;
   let color = 0;
   for (const line of lines) {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(([, b]) => b >= ys[0] - 1e-12 && b <= ys[1] + 1e-12));
+    drawLine(frame, line, look, line.points.filter(usable).filter(isInside));
   }
   return svg;
 }
