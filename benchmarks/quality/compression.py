@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import tlora
+from benchmarks.quality.pages import difference_text
 from tlora.adapters.compression import Compression
 from tlora.calibration.sensitivity import SCORES
 from tlora.models.forward import evaluation_mode
@@ -289,9 +290,7 @@ def _losses(found: list[dict[str, Any]]) -> list[str]:
         beside = runs.get((adapter, share, "plain"))
         difference = ""
         if beside is not None and cut != "plain":
-            apart = (loss - np.array(beside["loss"]))[:, None]
-            low, high = interval(bootstrap_means(apart, RESAMPLES, 0), 0.95)
-            difference = f"{apart.mean():+.3f} ({low[0]:+.3f} to {high[0]:+.3f})"
+            difference = difference_text(loss, np.array(beside["loss"]))
         lines.append(f"| {adapter} | {share:.1%} | {cut} | {loss.mean():.4f} | {difference} |")
     return lines
 

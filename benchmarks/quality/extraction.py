@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 
 import tlora
 from benchmarks.lab.store import Store, key_text
-from benchmarks.quality.pages import markdown, publish
-from benchmarks.quality.two_adapters import SIZES, write_states
-from tlora.numerics.statistics import bootstrap_means, interval
+from benchmarks.quality.pages import difference_text, markdown, publish
+from benchmarks.quality.two_adapters import load_pair_task
 from tlora.recipes import calibrate_on
 from tlora.tasks.evaluation import losses_of_samples
-from tlora.tasks.load import load_task_for_model
 from tlora.utils.reproducibility import temporary_seed
 
 STORE = Store("benchmarks/results/extraction.jsonl")
@@ -38,7 +36,7 @@ RANKS = (4, 16, 64, 4096)
 """The last is cut to what each matrix has."""
 CUTS = ("plain", "task")
 POOLED = "plain, pooler whole"
-CALIBRATED, RESAMPLES = 32, 2000
+CALIBRATED = 32
 OTHERS = ("prose", "code")
 """Text that a model that writes was not fine-tuned on."""
 
@@ -90,8 +88,7 @@ class Bench:
 
     def __init__(self, model: str, task: str) -> None:
         self.model, self.name, self.folder = model, task, FOLDER / model / task
-        places = {"smart_home": "notebooks/data/smart_home", "states": str(write_states())}
-        self.task = load_task_for_model(model, places.get(task, task), **SIZES.get(task, {}))
+        self.task = load_pair_task(model, task)
         self.test = self.task.test.select(range(min(EVALUATED[model], len(self.task.test))))
 
     def load(self, name: str) -> Any:
@@ -177,13 +174,6 @@ def _losses(record: dict[str, Any], *names: str) -> Array:
     return np.concatenate([record["losses"][name] for name in names])
 
 
-def _difference(one: Array, other: Array) -> str:
-    """Mean of paired differences with its 95 % interval over samples."""
-    apart = (one - other)[:, None]
-    low, high = interval(bootstrap_means(apart, RESAMPLES, 0), 0.95)
-    return f"{apart.mean():+.3f} ({low[0]:+.3f} to {high[0]:+.3f})"
-
-
 def _rank(rank: int) -> str:
     return "full" if rank == RANKS[-1] else str(rank)
 
@@ -212,8 +202,8 @@ def task_table() -> str:
             if (record := group.get(("extracted", rank, cut))) is None:
                 continue
             loss, plain = _losses(record, "task"), group.get(("extracted", rank, "plain"))
-            gained = "" if cut == "plain" or plain is None else _difference(loss, _losses(plain, "task"))
-            lines.append([model, task, _rank(rank), cut, f"{loss.mean():.3f}", _difference(loss, tuned), gained])
+            gained = "" if cut == "plain" or plain is None else difference_text(loss, _losses(plain, "task"))
+            lines.append([model, task, _rank(rank), cut, f"{loss.mean():.3f}", difference_text(loss, tuned), gained])
     heads = ["model", "task", "rank", "cut on", "loss", "less that of the fine-tune", "less that of the plain cut"]
     return markdown(heads, lines)
 
@@ -229,7 +219,7 @@ def text_table() -> str:
         for what in whats:
             if what not in group:
                 continue
-            changes = [_difference(_losses(group[what], name), _losses(base, name)) for name in OTHERS]
+            changes = [difference_text(_losses(group[what], name), _losses(base, name)) for name in OTHERS]
             label = [what[0], ""] if what[1] is None else [_rank(what[1]), str(what[2])]
             lines.append([model, task, *label, *changes])
     return markdown(["model", "task", "rank", "cut on", *OTHERS], lines)

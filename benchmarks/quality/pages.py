@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from tlora.numerics.statistics import bootstrap_means, interval
+
+RESAMPLES = 2000
 Tables = Mapping[str, Callable[[], str]]
 """Functions that make a table in Markdown, by the title of the table."""
 
@@ -16,6 +21,14 @@ Tables = Mapping[str, Callable[[], str]]
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
+
+
+def difference_text(one: NDArray[np.float64], other: NDArray[np.float64], digits: int = 3) -> str:
+    """Mean of paired differences with its 95 % interval, by bootstrap over samples."""
+    apart = (one - other)[:, None]
+    low, high = interval(bootstrap_means(apart, RESAMPLES, 0), 0.95)
+    mean, least, most = (f"{value:+.{digits}f}" for value in (apart.mean(), low[0], high[0]))
+    return f"{mean} ({least} to {most})"
 
 
 def replace_block(begin: str, end: str, block: str, text: str) -> str:

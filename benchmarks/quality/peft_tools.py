@@ -42,12 +42,11 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 
 import tlora
 from benchmarks.lab.store import Store, key_text
-from benchmarks.quality.pages import markdown, publish
-from benchmarks.quality.two_adapters import CALIBRATED, PAIRS, SIZES
+from benchmarks.quality.pages import difference_text, markdown, publish
+from benchmarks.quality.two_adapters import CALIBRATED, PAIRS, load_pair_task
 from tlora.numerics.statistics import interval
 from tlora.recipes import calibrate_on
 from tlora.tasks.evaluation import losses_of_samples
-from tlora.tasks.load import load_task_for_model
 
 STORE = Store("benchmarks/results/peft_tools.jsonl")
 PAGE = Path("docs/results/peft_tools.md")
@@ -97,8 +96,7 @@ class Bench:
 
     def __init__(self, task: str, recipe: str) -> None:
         self.name, self.recipe, self.folder = task, recipe, FOLDER / task / recipe
-        place = "notebooks/data/smart_home" if task == "smart_home" else task
-        self.task = load_task_for_model(MODEL, place, **SIZES.get(task, {}))
+        self.task = load_pair_task(MODEL, task)
         self.test = self.task.test.select(range(min(TESTED, len(self.task.test))))
         self.texts = tlora.load_texts(self.task.tokenizer, *TEXTS)
 
@@ -249,12 +247,8 @@ def cut_table() -> str:
             if any(name not in found for name in names):
                 continue
             weights, on_task, peft = (found[name]["task"] for name in names)
-            apart = (on_task - peft)[:, None]
-            picked = np.random.default_rng(0).integers(len(apart), size=(RESAMPLES, len(apart)))
-            low, high = interval(apart[picked].mean(1), 0.95)
             cells = [f"{losses.mean():.4f}" for losses in (weights, on_task, peft)]
-            cells.append(f"{apart.mean():+.4f} ({low[0]:+.4f} to {high[0]:+.4f})")
-            lines.append([task, recipe, str(rank), *cells])
+            lines.append([task, recipe, str(rank), *cells, difference_text(on_task, peft, digits=4)])
     return markdown(
         ["task", "adapter", "rank", "by the weights", "on the task", "PEFT", "on the task less PEFT"], lines
     )

@@ -95,15 +95,21 @@ def write_states() -> Path:
     return folder
 
 
+def load_pair_task(model: str, task: str) -> tlora.Task:
+    """One of the tasks of `PAIRS`, for its model."""
+    if task == "states":
+        place = str(write_states())
+    else:
+        place = "notebooks/data/smart_home" if task == "smart_home" else task
+    return load_task_for_model(model, place, **SIZES.get(task, {}))
+
+
 class Bench:
     """A base with two tasks, and their calibrations."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        places = {"smart_home": "notebooks/data/smart_home", "states": str(write_states())}
-        self.tasks = {
-            task: load_task_for_model(name, places.get(task, task), **SIZES.get(task, {})) for task in PAIRS[name]
-        }
+        self.tasks = {task: load_pair_task(name, task) for task in PAIRS[name]}
 
     def base(self, task: str) -> Any:
         """A fresh base, with as many classes as the task has."""

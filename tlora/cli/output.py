@@ -21,7 +21,7 @@ from tlora.cli.terminal import styled
 from tlora.utils.files import replace_file
 from tlora.utils.text import count_text, facts_text, range_text, ranks_text, size_text, table_text
 
-COMMANDS = ("again", "next")
+TO_TYPE = ("again", "next")
 """Names of what a summary says that are lines to type."""
 
 
@@ -94,9 +94,9 @@ class _Lines(logging.Handler):
 
 def summary_text(facts: Mapping[str, str]) -> str:
     """Return names and values, one per line; commands go on below where they are longer than 80 columns."""
-    width = max(map(len, facts)) + 2
-    texts = {name: fold_command(value, width) if name in COMMANDS else value for name, value in facts.items()}
-    return "\n".join(f"{styled(name.ljust(width), dim=True)}{text}" for name, text in texts.items() if text)
+    indent = max(map(len, facts)) + 2
+    texts = {name: fold_command(value, indent) if name in TO_TYPE else value for name, value in facts.items()}
+    return facts_text({styled(name, dim=True): text for name, text in texts.items()})
 
 
 def print_json(values: Mapping[str, Any]) -> None:

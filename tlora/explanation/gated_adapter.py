@@ -286,12 +286,14 @@ class GatedAdapter:
                         f"{' and '.join(map(str, answer.widths))} tokens, so they cannot be told apart: only adapters "
                         "on modules that read every token can be attributed"
                     )
-                if gradient is not None and routing is None:
+                if gradient is None:
+                    continue
+                if routing is None:
                     by_token = gradient.reshape(copies, rows, -1).double()
-                    derivatives[name].append((by_token.sum(1), by_token.sum(2)))
-                elif gradient is not None and routing is not None:
+                    sums = by_token.sum(1), by_token.sum(2)
+                else:
                     sums = _sum_routed(gradient.double(), routing, copies, self._rows_of_a[name][0])
-                    derivatives[name].append(sums)
+                derivatives[name].append(sums)
         return odds.detach().double(), derivatives
 
     def switched(self, answer: Answer, variants: Sequence[Variant], bar: Bar | None = None) -> Scores:

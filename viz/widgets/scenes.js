@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: c50739d97a5080ab2ae5078812588bd06b25298718f89321e8ed1993190ab921
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: c7e9725f7e3e407f061433e1461a2c87efc7e74657a7f6f2a062fab869ee7f94
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1637,7 +1637,8 @@ function matrixMap(parent, name, rows, columns) {
   function draw(matrix, most, text) {
     const dark = isDark(root);
     matrix.flat().forEach((value, k) => {
-      put(cells[k], "fill", Number.isFinite(value) ? tint(value / most, dark).fill : "gray");
+      const fill = Number.isFinite(value) ? tint(value / most, dark).fill : "gray";
+      put(cells[k], "fill", fill);
     });
     write(words, text);
   }

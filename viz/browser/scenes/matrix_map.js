@@ -40,7 +40,8 @@ export function matrixMap(parent, name, rows, columns) {
   function draw(matrix, most, text) {
     const dark = isDark(root);
     matrix.flat().forEach((value, k) => {
-      put(cells[k], "fill", Number.isFinite(value) ? tint(value / most, dark).fill : "gray"); // a training that diverged
+      const fill = Number.isFinite(value) ? tint(value / most, dark).fill : "gray"; // of a training that diverged
+      put(cells[k], "fill", fill);
     });
     write(words, text);
   }

@@ -8,7 +8,7 @@ const PER_SECOND = 60; // steps
  * Buttons that run a training, go one step, and start again.
  *
  * @param {Element} parent
- * @param {{advance: (steps: number) => boolean, restart: () => void}} training `advance` returns whether steps are left.
+ * @param {{advance: (steps: number) => boolean, restart: () => void}} training `advance` says if steps are left.
  * @returns {{stop: () => void}}
  */
 export function player(parent, { advance, restart }) {

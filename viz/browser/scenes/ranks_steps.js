@@ -63,8 +63,10 @@ function stepsOfOneTask({ large }) {
     {
       heading: "Four layers, eight ranks",
       text: [
-        "A network of four layers with 8 inputs each has learned something, and a new task asks for changes in some of its layers. You do not know in which.",
-        "Hand out the ranks: drag a bar up or down. Then press Run: A is the gradient’s leading directions in each layer, B is trained. Try at least twice.",
+        "A network of four layers with 8 inputs each has learned something, and a new task asks for changes in " +
+        "some of its layers. You do not know in which.",
+        "Hand out the ranks: drag a bar up or down. Then press Run: A is the gradient’s leading directions in " +
+        "each layer, B is trained. Try at least twice.",
       ],
       question: {
         ask: "will your best try beat two ranks for every layer?",
@@ -83,7 +85,8 @@ function stepsOfOneTask({ large }) {
       heading: "Uniform ranks are hard to beat",
       text: [
         "The dashed line is uniform: two ranks each, whatever the task. The table keeps your tries, the best on top.",
-        "A rule has to do without tries: it sees the network before training. Sensitivity is the mean of |weight × gradient| over the entries of a layer and the samples.",
+        "A rule has to do without tries: it sees the network before training. Sensitivity is the mean of " +
+        "|weight × gradient| over the entries of a layer and the samples.",
       ],
       question: {
         ask: "which layer has the highest score?",
@@ -100,7 +103,8 @@ function stepsOfOneTask({ large }) {
     {
       heading: "A score per layer",
       text: [
-        "The scores stand below the bars. Ranks follow them by largest remainders, as in the workbench: rank = 8 · score / sum of scores, rounded so that the sum is 8.",
+        "The scores stand below the bars. Ranks follow them by largest remainders, as in the workbench: rank = " +
+        "8 · score / sum of scores, rounded so that the sum is 8.",
         "Work the ranks out, set them with the bars, and run them.",
       ],
       question: {
@@ -123,11 +127,12 @@ function stepsOfBothTasks({ large, small }) {
       heading: "When sensitivity is right",
       text: [
         "Here the task changes layers 2 and 3, whose weights are large: there |weight × gradient| is large too.",
-        "That is luck, not logic. The score says how much the loss depends on the weights as they are, not how many directions of change a task needs.",
+        "That is luck, not logic. The score says how much the loss depends on the weights as they are, not how " +
+        "many directions of change a task needs.",
       ],
       question: {
-        ask:
-          "another task needs six directions in layer 4, whose weights are the smallest. How many ranks does sensitivity give it?",
+        ask: "another task needs six directions in layer 4, whose weights are the smallest. How many ranks does " +
+          "sensitivity give it?",
         options: ["1 or none", "2, as uniform", "3 or more"],
         answer: () => {
           const ranks = small.byRule("sensitivity").ranks, rank = ranks[3];
@@ -148,8 +153,8 @@ function stepsOfBothTasks({ large, small }) {
         ];
       },
       question: {
-        ask:
-          "a third rule gives each rank to the direction with the largest squared gradient (captured). On which task does it end clearly below uniform, by 3 % or more?",
+        ask: "a third rule gives each rank to the direction with the largest squared gradient (captured). On which " +
+          "task does it end clearly below uniform, by 3 % or more?",
         options: ["Both", "The first only", "The second only", "Neither"],
         answer: () => {
           const [first, second] = [large, small].map((tries) =>
@@ -170,7 +175,9 @@ function stepsOfBothTasks({ large, small }) {
           `Captured gives ${ranksOf(large, "captured")} on the first task and ${
             ranksOf(small, "captured")
           } on the second. The gradient of the first step says where training starts to move, not where it ends.`,
-          "So compare on held-out data, with the same budget and the same batches, before you trust a rule: that is what “Train both” in the workbench and tlora.race do. Change the seed and see whether your conclusion stays.",
+          "So compare on held-out data, with the same budget and the same batches, before you trust a rule: " +
+          "that is what “Train both” in the workbench and tlora.race do. Change the seed and see whether your " +
+          "conclusion stays.",
         ];
       },
     },

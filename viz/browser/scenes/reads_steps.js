@@ -48,8 +48,10 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "An adapter of rank 1 reads one number",
       text: [
-        "Each dot is the input of one token. A of rank 1 is one direction a: the adapter gets a·x of each input, and nothing else. The color of a dot is that number.",
-        "Turn the line: drag it, or move the slider. The curve shows how much of the inputs’ variance the number catches at each angle.",
+        "Each dot is the input of one token. A of rank 1 is one direction a: the adapter gets a·x of each " +
+        "input, and nothing else. The color of a dot is that number.",
+        "Turn the line: drag it, or move the slider. The curve shows how much of the inputs’ variance the " +
+        "number catches at each angle.",
       ],
       question: {
         ask: "which direction catches most of the inputs’ variance?",
@@ -65,8 +67,11 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "The weight stretches what it reads",
       text: [
-        "The second picture shows the outputs of the same tokens, W times their distance from the mean, in the same colors. W doubles one direction of the inputs and halves the one across it. The line there is the best guess of the output from the number alone.",
-        "The principal direction is marked, and the random one that LoRA would start with. Turn the line to each and watch how far the outputs lie from theirs.",
+        "The second picture shows the outputs of the same tokens, W times their distance from the mean, in the " +
+        "same colors. W doubles one direction of the inputs and halves the one across it. The line there is the " +
+        "best guess of the output from the number alone.",
+        "The principal direction is marked, and the random one that LoRA would start with. Turn the line to " +
+        "each and watch how far the outputs lie from theirs.",
       ],
       question: {
         ask: "will the direction that tells most about the outputs be the principal one?",
@@ -82,7 +87,8 @@ function stepsToTheWeight({ inputs, angles, at }) {
     {
       heading: "W C: seen through the weight",
       text: [
-        "TLoRA takes A from W C. The second curve is the share of the outputs’ variance that a·x explains; W C lies between the principal direction and the peak of that curve, whose direction tlora calls wc_half.",
+        "TLoRA takes A from W C. The second curve is the share of the outputs’ variance that a·x explains; W C " +
+        "lies between the principal direction and the peak of that curve, whose direction tlora calls wc_half.",
         "So far nothing has been said about the task: inputs and weight are the same, whatever the loss asks for.",
       ],
       question: {
@@ -109,9 +115,9 @@ function stepsToTheTask({ seed, inputs, angles, at }) {
       get text() {
         const { output, gradient } = at(angles.gradient);
         return [
-          `G is the gradient of the loss in W. With A frozen, a step of B can only follow the part of G that lies along a. The third curve is that share: ${
-            percent(gradient)
-          } at the gradient’s direction.`,
+          "G is the gradient of the loss in W. " +
+          "With A frozen, a step of B can only follow the part of G that lies along a. " +
+          `The third curve is that share: ${percent(gradient)} at the gradient’s direction.`,
           `That direction explains ${percent(output)} of the outputs’ variance, the one of W C ${
             percent(at(angles.wc).output)
           }. A task need not depend on what varies most.`,
@@ -131,8 +137,10 @@ function stepsToTheTask({ seed, inputs, angles, at }) {
     {
       heading: "What centering does",
       text: [
-        "Switch “Subtract the mean” off: the line now passes through the origin, and the principal direction points at the mean, which is the same for all tokens and tells them apart in nothing.",
-        "Drag the ring, the mean of the inputs, or use its sliders. With the mean subtracted, C and W C stay where they are. The gradient does not: it depends on the inputs as they are.",
+        "Switch “Subtract the mean” off: the line now passes through the origin, and the principal direction " +
+        "points at the mean, which is the same for all tokens and tells them apart in nothing.",
+        "Drag the ring, the mean of the inputs, or use its sliders. With the mean subtracted, C and W C stay " +
+        "where they are. The gradient does not: it depends on the inputs as they are.",
       ],
       question: {
         ask: "in two dimensions a random direction catches a half on average. In 576, as in SmolLM2-135M?",
@@ -146,8 +154,10 @@ function stepsToTheTask({ seed, inputs, angles, at }) {
     {
       heading: "Why a random direction catches so little",
       text: [
-        "The squared cosines of a direction with d axes at right angles sum to 1, so on average each gets 1/d. Drag the line, or move the slider.",
-        "A random A of rank 8 catches about 8 of 576 parts, 1.4 %. LoRA can start there since it trains A too; if A stays frozen, its directions must be chosen.",
+        "The squared cosines of a direction with d axes at right angles sum to 1, so on average each gets 1/d. " +
+        "Drag the line, or move the slider.",
+        "A random A of rank 8 catches about 8 of 576 parts, 1.4 %. LoRA can start there since it trains A too; " +
+        "if A stays frozen, its directions must be chosen.",
       ],
     },
   ];

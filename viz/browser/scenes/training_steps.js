@@ -46,8 +46,11 @@ function stepsOfAFrozenA(layer, floors) {
     {
       heading: "One layer, and a change of rank 2",
       text: [
-        "A layer with 12 inputs and 8 outputs needs a change of its weight: the first map, a matrix of rank 2, with entries above zero in red and below zero in blue. Before training the loss is 1, and the update B A is zero: the second map.",
-        "A is random and frozen, B is trained by gradient descent. Before you press Run, predict; the dashed line is the lowest loss that any B can reach with this A.",
+        "A layer with 12 inputs and 8 outputs needs a change of its weight: the first map, a matrix of rank 2, " +
+        "with entries above zero in red and below zero in blue. Before training the loss is 1, and the update B " +
+        "A is zero: the second map.",
+        "A is random and frozen, B is trained by gradient descent. Before you press Run, predict; the dashed " +
+        "line is the lowest loss that any B can reach with this A.",
       ],
       question: {
         ask: "A reads 2 random directions of 12. How much of the loss is left?",
@@ -61,7 +64,8 @@ function stepsOfAFrozenA(layer, floors) {
     {
       heading: "The right directions",
       text: [
-        "Now the rows of A are the two leading directions of the loss’s gradient, which is known before training. Their length is such that the inputs vary along them as along random rows.",
+        "Now the rows of A are the two leading directions of the loss’s gradient, which is known before " +
+        "training. Their length is such that the inputs vary along them as along random rows.",
         "Run both. Drag the line of the chart back to see the update grow from zero.",
       ],
       question: {
@@ -82,12 +86,13 @@ function stepsOfAFrozenA(layer, floors) {
     {
       heading: "A frozen A has a floor",
       text: [
-        "Each dashed line is a floor: min over B of ½ mean ‖(B A − ΔW) x‖². More steps do not help, and neither does another learning rate.",
+        "Each dashed line is a floor: min over B of ½ mean ‖(B A − ΔW) x‖². More steps do not help, and neither " +
+        "does another learning rate.",
         "LoRA trains A too. At first B is zero, so A gets no gradient: ∂L/∂A = Bᵀ G. It moves once B has grown.",
       ],
       question: {
-        ask:
-          "LoRA starts from the random A. After 120 steps at the same rate, is its loss below the floor of the gradient’s A?",
+        ask: "LoRA starts from the random A. After 120 steps at the same rate, is its loss below the floor of the " +
+          "gradient’s A?",
         options: ["Yes", "No"],
         answer: () => {
           const [loss] = layers.lossesByRate(layer, "lora", [DEFAULT_RATE], STEPS);
@@ -111,7 +116,8 @@ function stepsOfAllMethods(layer) {
     {
       heading: "LoRA turns A, full training has no A",
       text: [
-        "Run all four at one rate. LoRA is slow at first, then turns A towards what the task needs. Full training changes every entry of W.",
+        "Run all four at one rate. LoRA is slow at first, then turns A towards what the task needs. Full " +
+        "training changes every entry of W.",
         "Move the learning rate up, start again, and see which training breaks first.",
       ],
       question: {
@@ -130,8 +136,10 @@ function stepsOfAllMethods(layer) {
     {
       heading: "How much learning rate each tolerates",
       text: [
-        "Below are the losses after 60 steps at every rate; a line ends where the training diverges. Drag the rate: the curves above follow.",
-        "With A frozen the loss is a quadratic function of B, as steep as the inputs along A are large. Full training sees the largest inputs of all; LoRA gets steeper while A and B grow.",
+        "Below are the losses after 60 steps at every rate; a line ends where the training diverges. Drag the " +
+        "rate: the curves above follow.",
+        "With A frozen the loss is a quadratic function of B, as steep as the inputs along A are large. Full " +
+        "training sees the largest inputs of all; LoRA gets steeper while A and B grow.",
       ],
       question: {
         ask: "to change B, a step needs of each token what B reads. How many numbers does B alone keep for a token?",
@@ -146,8 +154,10 @@ function stepsOfAllMethods(layer) {
     {
       heading: "What freezing A saves",
       text: [
-        "Choose a layer and a rank. B alone trains about half as many numbers as LoRA, and for each token it keeps r numbers instead of the whole input.",
-        "In a large model the kept inputs of all layers are most of what a step needs, unless they are computed again (gradient checkpointing).",
+        "Choose a layer and a rank. B alone trains about half as many numbers as LoRA, and for each token it " +
+        "keeps r numbers instead of the whole input.",
+        "In a large model the kept inputs of all layers are most of what a step needs, unless they are computed " +
+        "again (gradient checkpointing).",
       ],
     },
   ];

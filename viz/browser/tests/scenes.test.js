@@ -42,7 +42,7 @@ for (const [scene, steps] of [[0, 6], [1, 6], [2, 6]]) {
   });
 }
 
-Deno.test("the shares follow the angle: they repeat after half a turn, and the rest is what the line across catches", () => {
+Deno.test("the shares follow the angle: they repeat after half a turn, and the line across catches the rest", () => {
   const { root, texts } = draw(2);
   const angle = root.querySelector(".picture input[type=range]"),
     found = [20, 110].map((value) => {
