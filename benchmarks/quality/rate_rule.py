@@ -236,16 +236,13 @@ def measurements() -> pd.DataFrame:
 
     ``group`` is the task, whose arms are left out together; the two ciphers are one.
     """
-    records = STORE.read() if STORE.path.is_file() else []
-    columns = [*ARM, "seed", "curvature", "adam_curvature", "range"]
+    numbers = ["curvature", "adam_curvature", "range"]
     rows = [
-        record["key"]
-        | {"range": range_rate(record["losses"])}
-        | {name: 1 / record[name][-1] for name in ("curvature", "adam_curvature")}
-        for record in records
+        record["key"] | {"range": range_rate(record["losses"])} | {name: 1 / record[name][-1] for name in numbers[:2]}
+        for record in STORE.by_key().values()
     ]
-    cells = pd.DataFrame(rows, columns=columns).drop(columns="seed")
-    means = cells.groupby(ARM, sort=False).agg(lambda values: np.exp(np.log(values).mean())).reset_index()
+    cells = pd.DataFrame(rows, columns=[*ARM, "seed", *numbers]).astype({"rank": int, **dict.fromkeys(numbers, float)})
+    means = np.exp(np.log(cells.set_index(ARM)[numbers]).groupby(ARM, sort=False).mean()).reset_index()
     families = pd.DataFrame([arm.key(0) | {"family": arm.family} for arm in ARMS]).drop(columns="seed")
     table = means.merge(families).merge(best_rates()[[*ARM, "best"]])
     return table.assign(group=table["task"].str.removeprefix("second_"))
