@@ -161,7 +161,7 @@ def draw(table: pd.DataFrame) -> Figure:
         Line2D([], [], color=color, marker=marker, label=f"batches of {size}")
         for size, (color, marker) in looks.items()
     ]
-    ax.legend(handles=handles, loc="lower left")
+    ax.legend(handles=handles, loc="upper left")
     medians = [f"{middle_rate(searches):g} at rank {rank}" for (trained, rank), searches in rows if trained == "LoRA"]
     style.headline(
         ax,

@@ -5,6 +5,15 @@ from collections import defaultdict
 from statistics import mean
 
 from benchmarks.quality import best_rates
+from benchmarks.quality.pages import fill_blocks
+
+
+def test_the_page_and_its_picture_are_those_of_the_stores():
+    text = best_rates.PAGE.read_text()
+    assert fill_blocks(text, "best_rates", best_rates.TABLES) == text, (
+        "run python -m benchmarks.quality.best_rates --table"
+    )
+    assert b"Description\0" + best_rates.digest().encode() in best_rates.PICTURE.read_bytes()  # PNG's tEXt chunk
 
 
 def test_the_best_has_the_lowest_mean_of_the_seeds_that_ran_at_all_rates():

@@ -68,7 +68,7 @@ def test_curvatures_are_the_largest_eigenvalues_of_the_dense_matrix(adapted):
     parameters = [b for _, b in lora_parameters(model).values()]
     vector = torch.randn(len(matrix), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     product = rate_rule.gauss_newton_product(model, batches, parameters, vector)
-    np.testing.assert_allclose(product.numpy(), matrix @ vector.numpy(), rtol=1e-3, atol=1e-5 * product.abs().max())
+    np.testing.assert_allclose(product.numpy(), matrix @ vector.numpy(), rtol=0, atol=1e-3 * product.abs().max())
 
     root = np.sqrt(np.sqrt((gradients**2).mean(0)) + rate_rule.EPSILON)
     for values, whole in zip(
@@ -115,11 +115,13 @@ def table():
 
 
 def test_constants_are_medians_of_the_other_tasks(table):
-    assert rate_rule.doublings_off(table, "curvature") == pytest.approx(np.zeros(10), abs=1e-12)
+    assert rate_rule.doublings_off(table, "curvature").tolist() == pytest.approx([0] * 10, abs=1e-12)
     best = table["best"].to_numpy()[:5]
     others = [np.median(np.log2(np.delete(best, n))) for n in range(5)]
-    assert rate_rule.doublings_off(table, None)[:5] == pytest.approx(others - np.log2(best))
-    assert rate_rule.doublings_off(table, None, rate_rule.LORA)[5:] == pytest.approx(others - np.log2(2 * best))
+    assert rate_rule.doublings_off(table, None)[:5].tolist() == pytest.approx(others - np.log2(best))
+    assert rate_rule.doublings_off(table, None, rate_rule.LORA)[5:].tolist() == pytest.approx(
+        others - np.log2(2 * best)
+    )
 
 
 def test_a_rule_wins_if_it_hits_more_often_on_resampled_tasks(table):
