@@ -26,7 +26,7 @@ extensions = [
     "sphinx_design",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "templates", "pages", "notebooks/data"]
+exclude_patterns = ["_build", "templates", "pages", "notebooks/data", "notebooks/lab"]
 html_theme = "furo"
 html_static_path, html_extra_path = ["static"], ["pages"]
 html_css_files, html_js_files = ["site.css"], ["site.js"]

@@ -77,6 +77,12 @@ def test_the_line_turns_with_the_pointer_and_with_the_keys(page: Page) -> None:
     assert abs(int(angle.input_value()) - 45) <= 2
     angle.press("ArrowRight")
     assert abs(int(angle.input_value()) - 46) <= 2
+    page.get_by_role("button", name="Next").click()
+    page.locator(".mark-name", has_text="principal").click()
+    turned = angle.input_value()
+    angle.press("Home")
+    page.get_by_role("button", name="principal").press("Enter")
+    assert angle.input_value() == turned != "0"
 
 
 def test_ranks_are_dragged_within_the_budget_and_trained(page: Page) -> None:
@@ -92,6 +98,7 @@ def test_ranks_are_dragged_within_the_budget_and_trained(page: Page) -> None:
     expect(page.locator(".left")).to_have_text("0 of 8 ranks left")
     run, seconds = page.get_by_role("button", name="Run"), []
     for _ in range(3):  # the machine may be busy with something else
+        bar.press("ArrowDown")  # other ranks, another training
         seconds.append(
             page.evaluate("""() => new Promise((resolve) => {
             const run = document.querySelector(".picture .primary"), start = performance.now();

@@ -23,7 +23,7 @@ from tlora.tasks.reasoning_gym import generate_splits
 pytestmark = [THEIR_WARNINGS, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 RUN = {"python", "sh", "yaml"}
 # Tests of their own look at what comes of these; the build draws the gallery, and the first page is the README.
-ELSEWHERE = {"howto/own_trainer.md", "howto/teaching.md", "gallery/index.md", "index.md"}
+ELSEWHERE = {"howto/own_trainer.md", "gallery/index.md", "index.md"}
 # Pages that take ten seconds or more: each command there has a test of its own.
 LONG = {"cli.md", "howto/lm_eval.md", "howto/beat_uniform.md", "howto/several_gpus.md"}
 PAGES = [

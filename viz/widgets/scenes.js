@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: c7e9725f7e3e407f061433e1461a2c87efc7e74657a7f6f2a062fab869ee7f94
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 53994532ff99896769498a386e05c5fbd8d3294e60ccb083f50e094ba1398345
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -642,12 +642,12 @@ var PER_SECOND = 60;
 function player(parent, { advance, restart }) {
   const row = group(parent, "Training");
   let started = 0, done = 0, request = 0;
-  const run2 = button(row, "Run", "Train until the last step", () => request ? stop() : start(), { class: "primary" });
-  button(row, "Step", "Train one step", () => {
+  const run2 = button(row, "Run", "", () => request ? stop() : start(), { class: "primary" });
+  button(row, "Step", "", () => {
     stop();
     advance(1);
   });
-  button(row, "Start again", "Back to the step before the first", () => {
+  button(row, "Start again", "", () => {
     stop();
     restart();
   });
@@ -683,10 +683,17 @@ function rankBars(parent, { layers, budget }, action) {
   const svg = make("svg", { class: "ranks", role: "group", "aria-label": "Ranks by layer", ...size }, parent);
   const bars = Array.from({ length: layers }, (_, l) => drawBar(svg, l, budget));
   let ranks = Array(layers).fill(0);
+  let isRefused = false;
+  const rest = () => budget - ranks.reduce((sum, value) => sum + value, 0);
   function set(l, rank) {
-    const rest = budget - ranks.reduce((sum, value) => sum + value, 0) + ranks[l];
-    const next = Math.max(0, Math.min(rank, rest));
+    const most = rest() + ranks[l], next = Math.max(0, Math.min(rank, most));
+    isRefused = Math.min(rank, budget) > most;
     if (next !== ranks[l]) action(ranks.with(l, next));
+    else writeRest();
+  }
+  function writeRest() {
+    const reason = isRefused ? ": to raise a layer, lower another one first" : "";
+    write(left, `${rest()} of ${budget} ranks left${reason}`);
   }
   const ends = { Home: 0, End: budget };
   bars.forEach(
@@ -708,8 +715,7 @@ function rankBars(parent, { layers, budget }, action) {
   });
   function draw(values, notes) {
     ranks = values;
-    const rest = budget - ranks.reduce((sum, value) => sum + value, 0);
-    write(left, `${rest} of ${budget} ranks left`);
+    writeRest();
     bars.forEach((bar, l) => paintBar(bar, ranks[l], notes[l]));
   }
   return { draw };
@@ -871,22 +877,29 @@ function ranksScene(parent, seed) {
   const state = { task: "large", story: 0 }, now = () => tasks[state.task];
   const root = make("div", { class: "picture" }, parent), bar = make("div", { class: "bar" }, root);
   const select = choose(bar, "Task", TASK_NAMES, state.task, (task) => change({ task }));
-  const training = player(bar, { advance, restart: () => begin3(now().ranks) });
+  const training = player(bar, { advance, restart: () => move(0) });
+  const step3 = slider(bar, "Step", { min: 0, max: STEPS2, step: 1 }, (value) => move(value));
   const pair = make("div", { class: "pair" }, root), shape = { layers: LAYERS, budget: BUDGET };
   const bars = rankBars(make("div", {}, pair), shape, (ranks) => {
     training.stop();
     begin3(ranks);
   });
-  const losses = dragChart(make("div", { class: "grow" }, pair), () => {
-  }), table = make("div", {}, root);
+  const losses = dragChart(make("div", { class: "grow" }, pair), (value) => move(Math.round(value)));
+  const table = make("div", {}, root);
   function begin3(ranks) {
     now().begin(ranks);
     redraw();
   }
-  function advance(count) {
-    const isLeft = now().advance(count);
+  function move(at) {
+    training.stop();
+    now().move(at);
     redraw();
-    return isLeft;
+  }
+  function advance(count) {
+    const { at } = now();
+    now().move(at === STEPS2 ? count : at + count);
+    redraw();
+    return now().at < STEPS2;
   }
   function change(values) {
     training.stop();
@@ -898,6 +911,7 @@ function ranksScene(parent, seed) {
     const tries = now(), { scores } = tries.network;
     const notes = scores.map((score) => state.story < SCORES_FROM ? "" : `score ${(1e3 * score).toFixed(0)}`);
     bars.draw(tries.ranks, notes);
+    step3.set(tries.at);
     drawLosses(losses, tries, rulesOf(state));
     drawTries(table, tries, rulesOf(state));
   }
@@ -911,6 +925,7 @@ function ranksScene(parent, seed) {
 var triesOf = (seed) => ({ large: new Tries(seed, "large"), small: new Tries(seed, "small") });
 var rulesOf = ({ story: story2 }) => RULES.filter(({ from }) => story2 >= from);
 var Tries = class {
+  at = 0;
   /** @type {number[]} */
   ranks = Array(LAYERS).fill(0);
   /** @type {Try[]} */
@@ -929,22 +944,19 @@ var Tries = class {
   begin(ranks) {
     this.ranks = ranks;
     this.training = begin2(this.network, ranks);
+    this.at = 0;
   }
   /**
-   * Some steps more; a training that ends is a try. Returns whether steps are left.
+   * Shows a step, and trains up to it; a training that ends is a try.
    *
-   * @type {(count: number) => boolean}
+   * @type {(at: number) => void}
    */
-  advance(count) {
-    const left = STEPS2 - (this.training.losses.length - 1);
-    if (!left) this.begin(this.ranks);
-    for (let n = 0; n < Math.min(count, left || STEPS2); n++) {
-      this.training = step2(this.network, this.training);
-    }
-    if (this.training.losses.length <= STEPS2) return true;
+  move(at) {
+    this.at = Math.min(at, STEPS2);
+    while (this.training.losses.length <= this.at) this.training = step2(this.network, this.training);
+    if (this.at < STEPS2) return;
     const ranks = this.ranks, loss = this.training.losses[STEPS2];
     if (!this.finished.some((tried) => String(tried.ranks) === String(ranks))) this.finished.push({ ranks, loss });
-    return false;
   }
   /**
    * The ranks by a rule, and the losses of training with them.
@@ -963,13 +975,14 @@ var Tries = class {
 };
 function drawLosses(picture, tries, rules) {
   const line = (label, losses2, color) => ({ label, term: "", points: losses2.map((loss, n) => [n, loss]), color });
-  const { losses } = tries.training;
+  const losses = tries.training.losses.slice(0, tries.at + 1);
   const lines = rules.map(({ rule, name, color }) => ({ ...line(name, tries.byRule(rule).losses, color), dash: true }));
   picture.draw({
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
     x: { label: "step", min: 0, max: STEPS2 },
     y: { label: "loss, share of the first", log: true, min: 0.01, max: 1 },
+    cursor: tries.at,
     height: 220
   });
 }
@@ -1150,7 +1163,6 @@ function stepsToTheTask({ seed, inputs, angles, at }) {
 
 // scenes/training_steps.js
 var STEPS4 = 120;
-var SWEPT = 60;
 var DEFAULT_RATE = 0.3;
 var RATES = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8];
 var METHODS = [
@@ -1166,7 +1178,7 @@ function trainingSteps(layer) {
   return [...stepsOfAFrozenA(layer, floors), ...stepsOfAllMethods(layer)];
 }
 function tolerated(layer, method) {
-  const losses = lossesByRate(layer, method, RATES, SWEPT);
+  const losses = lossesByRate(layer, method, RATES, STEPS4);
   return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
 }
 function stepsOfAFrozenA(layer, floors) {
@@ -1212,7 +1224,7 @@ function stepsOfAFrozenA(layer, floors) {
         "LoRA trains A too. At first B is zero, so A gets no gradient: \u2202L/\u2202A = B\u1D40 G. It moves once B has grown."
       ],
       question: {
-        ask: "LoRA starts from the random A. After 120 steps at the same rate, is its loss below the floor of the gradient\u2019s A?",
+        ask: `LoRA starts from the random A. After ${STEPS4} steps at the same rate, is its loss below the floor of the gradient\u2019s A?`,
         options: ["Yes", "No"],
         answer: () => {
           const [loss] = lossesByRate(layer, "lora", [DEFAULT_RATE], STEPS4);
@@ -1249,7 +1261,7 @@ function stepsOfAllMethods(layer) {
     {
       heading: "How much learning rate each tolerates",
       text: [
-        "Below are the losses after 60 steps at every rate; a line ends where the training diverges. Drag the rate: the curves above follow.",
+        `Below are the losses after ${STEPS4} steps at every rate; a line ends where the training diverges. Drag the rate: the curves above follow.`,
         "With A frozen the loss is a quadratic function of B, as steep as the inputs along A are large. Full training sees the largest inputs of all; LoRA gets steeper while A and B grow."
       ],
       question: {
@@ -1323,6 +1335,7 @@ var largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs
 // scenes/plane.js
 var SIZE = 300;
 var MIDDLE = SIZE / 2;
+var NAMED_AT = [1, 0.85, 0.7, 0.55];
 function plane(parent, label, reach) {
   const factor = MIDDLE / reach;
   const scale = { x: (v) => MIDDLE + factor * v, y: (v) => MIDDLE - factor * v, reach }, { x, y } = scale;
@@ -1365,15 +1378,17 @@ function nameLines(parent, lines, scale) {
   const taken = [{ x: 30, y: 14 }];
   for (const line of lines) {
     if (!line.name) continue;
-    const sides = line.isFlipped ? [-1, 1] : [1, -1], ends = sides.map((side) => endOfLine(line, side, scale));
+    const sides = line.isFlipped ? [-1, 1] : [1, -1];
+    const ends = NAMED_AT.flatMap((share) => sides.map((side) => pointOfLine(line, share * side, scale)));
     const isFree = (end2) => taken.every(({ x, y }) => Math.abs(x - end2.x) > 64 || Math.abs(y - end2.y) > 15);
     const end = ends.find(isFree) ?? ends[0];
     taken.push(end);
     make("text", { svg: true, class: `mark-name ${line.look}`, ...end, "text-anchor": "middle" }, parent, line.name);
   }
 }
-function endOfLine({ at: [a, b], angle }, side, { x, y, reach }) {
-  const [cosine, sine] = unit(angle), away = side * roomAlong(a, b, side * cosine, side * sine, reach);
+function pointOfLine({ at: [a, b], angle }, share, { x, y, reach }) {
+  const [cosine, sine] = unit(angle), side = Math.sign(share);
+  const away = share * roomAlong(a, b, side * cosine, side * sine, reach);
   const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
   return { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14) };
 }
@@ -1449,10 +1464,18 @@ function drawTurning(root, state) {
   const turn = (angle2) => change({ angle: Math.PI * ((degrees2(angle2) + 180) % 180) / 180 });
   const range = { min: 0, max: 179, step: 1, text: (value) => `${value}\xB0` };
   const angle = slider(bar, "Angle of a", range, (value) => turn(Math.PI * value / 180));
+  const turnTo = ({ key }) => turn(anglesOf(state, measure(state.inputs, state.centered))[key]);
+  const followMarks = markButtons(bar, state, turnTo);
   const followMean = meanControls(bar, state, change);
   const readings = shareReadings(root, MEASURES.map((measure2, color) => ({ ...measure2, color })));
   const curves = dragChart(root, (value) => turn(Math.PI * value / 180));
-  onDrag(left.svg, (event) => gripAt(state, left.locate(event)), (event, held) => {
+  function grip(event) {
+    const mark = markNamed(event.target);
+    if (!mark) return gripAt(state, left.locate(event));
+    turnTo(mark);
+    return null;
+  }
+  onDrag(left.svg, grip, (event, held) => {
     const [x, y] = left.locate(event);
     if (held === "mean") return change({ inputs: { ...state.inputs, mean: clipped([x, y]) } });
     const [a, b] = centerOf(state);
@@ -1461,6 +1484,7 @@ function drawTurning(root, state) {
   function redraw() {
     const found = measure(state.inputs, state.centered);
     angle.set(degrees2(state.angle) % 180);
+    followMarks();
     followMean();
     drawPlanes(state, found, left, right);
     right.svg.toggleAttribute("hidden", state.step < OUTPUTS_FROM);
@@ -1469,6 +1493,20 @@ function drawTurning(root, state) {
     drawCurves(curves, state, found);
   }
   return redraw;
+}
+var anglesOf = ({ inputs }, found) => ({ ...leadingAngles(found), random: inputs.random });
+function markButtons(bar, state, turnTo) {
+  const row = group(bar, "Turn a to");
+  row.append("Turn a to");
+  const buttons = MARKS.map((mark) => button(row, mark.name, "", () => turnTo(mark)));
+  return () => {
+    row.hidden = state.step < Math.min(...MARKS.map(({ from }) => from));
+    MARKS.forEach(({ from }, i) => buttons[i].hidden = state.step < from);
+  };
+}
+function markNamed(target) {
+  const name = target instanceof Element ? target.closest(".mark-name") : null;
+  return MARKS.find((mark) => mark.name === name?.textContent);
 }
 var clipped = (point) => point.map((v) => Math.max(-3, Math.min(3, v)));
 var centerOf = ({ inputs, centered }) => centered ? meanRow(inputRows(inputs)) : [0, 0];
@@ -1498,7 +1536,7 @@ function meanControls(bar, state, change) {
 function drawPlanes(state, found, left, right) {
   const { inputs, angle, step: step3 } = state, rows = inputRows(inputs), center = centerOf(state), a = unit(angle);
   const numbers = rows.map((row) => dot(a, row.map((value, i) => value - center[i])));
-  const angles = { ...leadingAngles(found), random: inputs.random };
+  const angles = anglesOf(state, found);
   const marks = MARKS.filter(({ from }) => step3 >= from).map((mark) => ({
     ...mark,
     at: center,
@@ -1748,16 +1786,16 @@ function paintMaps({ needed, updates }, state) {
   });
 }
 function drawSweep(picture, state) {
-  const swept = state.swept ??= METHODS.map(({ method }) => lossesByRate(state.layer, method, RATES, SWEPT));
+  const swept = state.swept ??= METHODS.map(({ method }) => lossesByRate(state.layer, method, RATES, STEPS4));
   const lines = METHODS.map(({ name }, color) => {
     const points = RATES.map((rate, i) => [rate, swept[color][i]]).filter(([, loss]) => loss < DIVERGED);
     return { label: name, term: "", points, color, dots: true };
   });
   picture.draw({
-    title: `Loss after ${SWEPT} steps, by learning rate`,
+    title: `Loss after ${STEPS4} steps, by learning rate`,
     lines,
     x: { label: "learning rate of the descent", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
-    y: { label: `loss after ${SWEPT}`, min: 0, max: 1.2 },
+    y: { label: `loss after ${STEPS4} steps`, min: 0, max: 1.2 },
     cursor: state.rate,
     height: 190
   });

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: c7e9725f7e3e407f061433e1461a2c87efc7e74657a7f6f2a062fab869ee7f94
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 53994532ff99896769498a386e05c5fbd8d3294e60ccb083f50e094ba1398345
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1936,7 +1936,8 @@ function brief(bench, k) {
 }
 function why(bench, k) {
   const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
-  const score = scoreText(bench, k), instead = `${rank} instead of ${current.rank}`;
+  const score = scoreText(bench, k);
+  const instead = rank === current.rank ? `${rank}, the nominal rank` : `${rank} instead of ${current.rank}`;
   if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
   const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
   const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);

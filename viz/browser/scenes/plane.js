@@ -5,6 +5,7 @@ import { make, put } from "../elements.js";
 import { unit } from "./inputs.js";
 
 const SIZE = 300, MIDDLE = SIZE / 2; // pixels
+const NAMED_AT = [1, 0.85, 0.7, 0.55]; // of the way from where a line passes to the edge of the square
 
 /**
  * A line through the plane: where it passes, its angle, and its look; a mark has its name at an end.
@@ -78,7 +79,7 @@ function drawLine(parent, { at: [a, b], angle, look }, { x, y, reach }) {
 }
 
 /**
- * Names lines where they leave the square, at the other end where another name is.
+ * Names lines where they leave the square, at the other end or further in where another name is.
  *
  * @type {(parent: Element, lines: Line[], scale: Scale) => void}
  */
@@ -86,7 +87,8 @@ function nameLines(parent, lines, scale) {
   const taken = [{ x: 30, y: 14 }]; // the name of the plane
   for (const line of lines) {
     if (!line.name) continue;
-    const sides = line.isFlipped ? [-1, 1] : [1, -1], ends = sides.map((side) => endOfLine(line, side, scale));
+    const sides = line.isFlipped ? [-1, 1] : [1, -1];
+    const ends = NAMED_AT.flatMap((share) => sides.map((side) => pointOfLine(line, share * side, scale)));
     /** @type {(end: {x: number, y: number}) => boolean} */
     const isFree = (end) => taken.every(({ x, y }) => Math.abs(x - end.x) > 64 || Math.abs(y - end.y) > 15);
     const end = ends.find(isFree) ?? ends[0];
@@ -95,9 +97,10 @@ function nameLines(parent, lines, scale) {
   }
 }
 
-/** @type {(line: Line, side: number, scale: Scale) => {x: number, y: number}} */
-function endOfLine({ at: [a, b], angle }, side, { x, y, reach }) {
-  const [cosine, sine] = unit(angle), away = side * roomAlong(a, b, side * cosine, side * sine, reach);
+/** @type {(line: Line, share: number, scale: Scale) => {x: number, y: number}} */
+function pointOfLine({ at: [a, b], angle }, share, { x, y, reach }) {
+  const [cosine, sine] = unit(angle), side = Math.sign(share);
+  const away = share * roomAlong(a, b, side * cosine, side * sine, reach);
   /** @type {(pixels: number, margin: number) => number} */
   const inside = (pixels, margin) => Math.max(margin, Math.min(SIZE - margin, pixels));
   return { x: inside(x(a + away * cosine), 32), y: inside(y(b + away * sine) + 4, 14) };

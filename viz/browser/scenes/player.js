@@ -14,12 +14,13 @@ const PER_SECOND = 60; // steps
 export function player(parent, { advance, restart }) {
   const row = group(parent, "Training");
   let started = 0, done = 0, request = 0;
-  const run = button(row, "Run", "Train until the last step", () => (request ? stop() : start()), { class: "primary" });
-  button(row, "Step", "Train one step", () => {
+  // No sentences: shown below the buttons, they would cover the curves that one wants to see.
+  const run = button(row, "Run", "", () => (request ? stop() : start()), { class: "primary" });
+  button(row, "Step", "", () => {
     stop();
     advance(1);
   });
-  button(row, "Start again", "Back to the step before the first", () => {
+  button(row, "Start again", "", () => {
     stop();
     restart();
   });

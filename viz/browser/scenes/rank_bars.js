@@ -11,7 +11,7 @@ const UNIT = 20, WIDE = 62, GAP = 22, TOP = 8; // pixels
 const STEPS = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, "+": 1, "=": 1, "-": -1 };
 
 /**
- * The bars; a bar takes no more than is left of the budget.
+ * The bars; a bar takes no more than is left of the budget, and the line above them says so when one asks for more.
  *
  * @param {Element} parent
  * @param {{layers: number, budget: number}} shape
@@ -26,11 +26,18 @@ export function rankBars(parent, { layers, budget }, action) {
   const bars = Array.from({ length: layers }, (_, l) => drawBar(svg, l, budget));
   /** @type {number[]} */
   let ranks = Array(layers).fill(0);
+  let isRefused = false;
+  const rest = () => budget - ranks.reduce((sum, value) => sum + value, 0);
   /** @type {(l: number, rank: number) => void} */
   function set(l, rank) {
-    const rest = budget - ranks.reduce((sum, value) => sum + value, 0) + ranks[l];
-    const next = Math.max(0, Math.min(rank, rest));
+    const most = rest() + ranks[l], next = Math.max(0, Math.min(rank, most));
+    isRefused = Math.min(rank, budget) > most;
     if (next !== ranks[l]) action(ranks.with(l, next));
+    else writeRest();
+  }
+  function writeRest() {
+    const reason = isRefused ? ": to raise a layer, lower another one first" : "";
+    write(left, `${rest()} of ${budget} ranks left${reason}`);
   }
   /** @type {Record<string, number>} */
   const ends = { Home: 0, End: budget };
@@ -55,8 +62,7 @@ export function rankBars(parent, { layers, budget }, action) {
   /** @type {RankBars["draw"]} */
   function draw(values, notes) {
     ranks = values;
-    const rest = budget - ranks.reduce((sum, value) => sum + value, 0);
-    write(left, `${rest} of ${budget} ranks left`);
+    writeRest();
     bars.forEach((bar, l) => paintBar(bar, ranks[l], notes[l]));
   }
   return { draw };

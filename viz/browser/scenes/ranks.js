@@ -9,6 +9,7 @@ import * as networks from "./network.js";
 import { player } from "./player.js";
 import { rankBars } from "./rank_bars.js";
 import { HARD_FROM, ranksSteps, RULES, TASK_NAMES, TRIED } from "./ranks_steps.js";
+import { slider } from "./slider.js";
 
 /** @import { Line } from "../chart.js" */
 /** @import { DragChart } from "./drag_chart.js" */
@@ -37,23 +38,32 @@ export function ranksScene(parent, seed) {
   const state = { task: "large", story: 0 }, now = () => tasks[state.task];
   const root = make("div", { class: "picture" }, parent), bar = make("div", { class: "bar" }, root);
   const select = choose(bar, "Task", TASK_NAMES, state.task, (task) => change({ task }));
-  const training = player(bar, { advance, restart: () => begin(now().ranks) });
+  const training = player(bar, { advance, restart: () => move(0) });
+  const step = slider(bar, "Step", { min: 0, max: networks.STEPS, step: 1 }, (value) => move(value));
   const pair = make("div", { class: "pair" }, root), shape = { layers: networks.LAYERS, budget: networks.BUDGET };
   const bars = rankBars(make("div", {}, pair), shape, (ranks) => {
     training.stop();
     begin(ranks);
   });
-  const losses = dragChart(make("div", { class: "grow" }, pair), () => {}), table = make("div", {}, root);
+  const losses = dragChart(make("div", { class: "grow" }, pair), (value) => move(Math.round(value)));
+  const table = make("div", {}, root);
   /** @type {(ranks: number[]) => void} */
   function begin(ranks) {
     now().begin(ranks);
     redraw();
   }
+  /** @type {(at: number) => void} */
+  function move(at) {
+    training.stop();
+    now().move(at);
+    redraw();
+  }
   /** @type {(count: number) => boolean} */
   function advance(count) {
-    const isLeft = now().advance(count);
+    const { at } = now();
+    now().move(at === networks.STEPS ? count : at + count); // from the start again after the last step
     redraw();
-    return isLeft;
+    return now().at < networks.STEPS;
   }
   /** @type {(values: Partial<State>) => void} */
   function change(values) {
@@ -66,6 +76,7 @@ export function ranksScene(parent, seed) {
     const tries = now(), { scores } = tries.network;
     const notes = scores.map((score) => (state.story < SCORES_FROM ? "" : `score ${(1000 * score).toFixed(0)}`));
     bars.draw(tries.ranks, notes);
+    step.set(tries.at);
     drawLosses(losses, tries, rulesOf(state));
     drawTries(table, tries, rulesOf(state));
   }
@@ -88,8 +99,9 @@ export const triesOf = (seed) => ({ large: new Tries(seed, "large"), small: new 
 /** @type {(state: State) => ShownRule[]} */
 const rulesOf = ({ story }) => RULES.filter(({ from }) => story >= from);
 
-/** A network with one task: the allocation that is tried, its training, and the tries before. */
+/** A network with one task: the allocation that is tried, its training and the step that is shown, the tries before. */
 export class Tries {
+  at = 0;
   /** @type {number[]} */
   ranks = Array(networks.LAYERS).fill(0);
   /** @type {Try[]} */
@@ -111,23 +123,20 @@ export class Tries {
   begin(ranks) {
     this.ranks = ranks;
     this.training = networks.begin(this.network, ranks);
+    this.at = 0;
   }
 
   /**
-   * Some steps more; a training that ends is a try. Returns whether steps are left.
+   * Shows a step, and trains up to it; a training that ends is a try.
    *
-   * @type {(count: number) => boolean}
+   * @type {(at: number) => void}
    */
-  advance(count) {
-    const left = networks.STEPS - (this.training.losses.length - 1);
-    if (!left) this.begin(this.ranks);
-    for (let n = 0; n < Math.min(count, left || networks.STEPS); n++) {
-      this.training = networks.step(this.network, this.training);
-    }
-    if (this.training.losses.length <= networks.STEPS) return true;
+  move(at) {
+    this.at = Math.min(at, networks.STEPS);
+    while (this.training.losses.length <= this.at) this.training = networks.step(this.network, this.training);
+    if (this.at < networks.STEPS) return;
     const ranks = this.ranks, loss = this.training.losses[networks.STEPS];
     if (!this.finished.some((tried) => String(tried.ranks) === String(ranks))) this.finished.push({ ranks, loss });
-    return false;
   }
 
   /**
@@ -151,13 +160,14 @@ export class Tries {
 function drawLosses(picture, tries, rules) {
   /** @type {(label: string, losses: number[], color: number) => Line} */
   const line = (label, losses, color) => ({ label, term: "", points: losses.map((loss, n) => [n, loss]), color });
-  const { losses } = tries.training;
+  const losses = tries.training.losses.slice(0, tries.at + 1);
   const lines = rules.map(({ rule, name, color }) => ({ ...line(name, tries.byRule(rule).losses, color), dash: true }));
   picture.draw({
     title: "Loss of your allocation and of the rules, by step",
     lines: [...lines, line("yours", losses, OWN_COLOR)],
     x: { label: "step", min: 0, max: networks.STEPS },
     y: { label: "loss, share of the first", log: true, min: 0.01, max: 1 },
+    cursor: tries.at,
     height: 220,
   });
 }

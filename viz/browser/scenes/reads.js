@@ -1,5 +1,6 @@
 // Scene 1: what an adapter reads. A line that one turns by hand, and what it catches.
 
+import { button, group } from "../controls.js";
 import { make, write } from "../elements.js";
 import { percent } from "../text.js";
 import { dragChart } from "./drag_chart.js";
@@ -23,7 +24,9 @@ const MEASURES = [
   { key: "output", name: "of the outputs’ variance", formula: "‖W C a‖² / (aᵀ C a · tr W C Wᵀ)", from: 2 },
   { key: "gradient", name: "of the squared gradient", formula: "‖G a‖² / ‖G‖²", from: 3 },
 ];
-/** @type {{key: keyof Angles | "random", name: string, look: string, from: number, isFlipped?: boolean}[]} */
+/** @typedef {keyof Angles | "random"} MarkKey */
+/** @typedef {{key: MarkKey, name: string, look: string, from: number, isFlipped?: boolean}} Mark */
+/** @type {Mark[]} */
 const MARKS = [
   { key: "principal", name: "principal", look: "c0", from: 1 },
   { key: "wc", name: "W C", look: "c1", from: 2 },
@@ -93,10 +96,20 @@ function drawTurning(root, state) {
   /** @type {Range} */
   const range = { min: 0, max: 179, step: 1, text: (value) => `${value}°` };
   const angle = slider(bar, "Angle of a", range, (value) => turn((Math.PI * value) / 180));
+  /** @type {(mark: Mark) => void} */
+  const turnTo = ({ key }) => turn(anglesOf(state, measure(state.inputs, state.centered))[key]);
+  const followMarks = markButtons(bar, state, turnTo);
   const followMean = meanControls(bar, state, change);
   const readings = shareReadings(root, MEASURES.map((measure, color) => ({ ...measure, color })));
   const curves = dragChart(root, (value) => turn((Math.PI * value) / 180));
-  onDrag(left.svg, (event) => gripAt(state, left.locate(event)), (event, held) => {
+  /** @type {(event: PointerEvent) => "mean" | "line" | null} */
+  function grip(event) {
+    const mark = markNamed(event.target);
+    if (!mark) return gripAt(state, left.locate(event));
+    turnTo(mark);
+    return null;
+  }
+  onDrag(left.svg, grip, (event, held) => {
     const [x, y] = left.locate(event);
     if (held === "mean") return change({ inputs: { ...state.inputs, mean: clipped([x, y]) } });
     const [a, b] = centerOf(state);
@@ -105,6 +118,7 @@ function drawTurning(root, state) {
   function redraw() {
     const found = measure(state.inputs, state.centered);
     angle.set(degrees(state.angle) % 180);
+    followMarks();
     followMean();
     drawPlanes(state, found, left, right);
     right.svg.toggleAttribute("hidden", state.step < OUTPUTS_FROM);
@@ -113,6 +127,34 @@ function drawTurning(root, state) {
     drawCurves(curves, state, found);
   }
   return redraw;
+}
+
+/** @type {(state: State, found: Measured) => Record<MarkKey, number>} */
+const anglesOf = ({ inputs }, found) => ({ ...leadingAngles(found), random: inputs.random });
+
+/**
+ * A button for each mark, that turns the line to it; returns what shows those of the step.
+ *
+ * @type {(bar: Element, state: State, turnTo: (mark: Mark) => void) => () => void}
+ */
+function markButtons(bar, state, turnTo) {
+  const row = group(bar, "Turn a to");
+  row.append("Turn a to");
+  const buttons = MARKS.map((mark) => button(row, mark.name, "", () => turnTo(mark)));
+  return () => {
+    row.hidden = state.step < Math.min(...MARKS.map(({ from }) => from));
+    MARKS.forEach(({ from }, i) => buttons[i].hidden = state.step < from);
+  };
+}
+
+/**
+ * The mark whose name in the picture was pressed.
+ *
+ * @type {(target: EventTarget | null) => Mark | undefined}
+ */
+function markNamed(target) {
+  const name = target instanceof Element ? target.closest(".mark-name") : null;
+  return MARKS.find((mark) => mark.name === name?.textContent);
 }
 
 /** @type {(point: number[]) => number[]} */
@@ -165,7 +207,7 @@ function meanControls(bar, state, change) {
 function drawPlanes(state, found, left, right) {
   const { inputs, angle, step } = state, rows = inputRows(inputs), center = centerOf(state), a = unit(angle);
   const numbers = rows.map((row) => dot(a, row.map((value, i) => value - center[i])));
-  const angles = { ...leadingAngles(found), random: inputs.random };
+  const angles = anglesOf(state, found);
   const marks = MARKS.filter(({ from }) => step >= from).map((mark) => ({
     ...mark,
     at: center,

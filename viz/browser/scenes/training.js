@@ -10,7 +10,7 @@ import { largest } from "../colors.js";
 import { matrixMap } from "./matrix_map.js";
 import { player } from "./player.js";
 import { slider } from "./slider.js";
-import { DEFAULT_RATE, METHODS, RATES, STEPS, SWEPT, trainingSteps } from "./training_steps.js";
+import { DEFAULT_RATE, METHODS, RATES, STEPS, trainingSteps } from "./training_steps.js";
 
 /** @import { Option } from "../controls.js" */
 /** @import { DragChart } from "./drag_chart.js" */
@@ -169,16 +169,16 @@ function paintMaps({ needed, updates }, state) {
  * @type {(picture: DragChart, state: State) => void}
  */
 function drawSweep(picture, state) {
-  const swept = state.swept ??= METHODS.map(({ method }) => layers.lossesByRate(state.layer, method, RATES, SWEPT));
+  const swept = state.swept ??= METHODS.map(({ method }) => layers.lossesByRate(state.layer, method, RATES, STEPS));
   const lines = METHODS.map(({ name }, color) => {
     const points = RATES.map((rate, i) => [rate, swept[color][i]]).filter(([, loss]) => loss < DIVERGED);
     return { label: name, term: "", points, color, dots: true };
   });
   picture.draw({
-    title: `Loss after ${SWEPT} steps, by learning rate`,
+    title: `Loss after ${STEPS} steps, by learning rate`,
     lines,
     x: { label: "learning rate of the descent", log: true, min: RATES[0], max: RATES[RATES.length - 1] },
-    y: { label: `loss after ${SWEPT}`, min: 0, max: 1.2 },
+    y: { label: `loss after ${STEPS} steps`, min: 0, max: 1.2 },
     cursor: state.rate,
     height: 190,
   });

@@ -6,7 +6,7 @@ import * as layers from "./layer.js";
 /** @import { Layer, Method } from "./layer.js" */
 /** @import { Step } from "./story.js" */
 
-export const STEPS = 120, SWEPT = 60, DEFAULT_RATE = 0.3;
+export const STEPS = 120, DEFAULT_RATE = 0.3;
 export const RATES = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8];
 
 /** @type {{method: Method, name: string, from: number}[]} A method is shown from a step of the text on. */
@@ -32,7 +32,7 @@ export function trainingSteps(layer) {
 
 /** @type {(layer: Layer, method: Method) => number} */
 function tolerated(layer, method) {
-  const losses = layers.lossesByRate(layer, method, RATES, SWEPT);
+  const losses = layers.lossesByRate(layer, method, RATES, STEPS);
   return RATES[losses.findLastIndex((loss) => loss < TOLERATED)];
 }
 
@@ -91,7 +91,8 @@ function stepsOfAFrozenA(layer, floors) {
         "LoRA trains A too. At first B is zero, so A gets no gradient: ∂L/∂A = Bᵀ G. It moves once B has grown.",
       ],
       question: {
-        ask: "LoRA starts from the random A. After 120 steps at the same rate, is its loss below the floor of the " +
+        ask:
+          `LoRA starts from the random A. After ${STEPS} steps at the same rate, is its loss below the floor of the ` +
           "gradient’s A?",
         options: ["Yes", "No"],
         answer: () => {
@@ -136,7 +137,7 @@ function stepsOfAllMethods(layer) {
     {
       heading: "How much learning rate each tolerates",
       text: [
-        "Below are the losses after 60 steps at every rate; a line ends where the training diverges. Drag the " +
+        `Below are the losses after ${STEPS} steps at every rate; a line ends where the training diverges. Drag the ` +
         "rate: the curves above follow.",
         "With A frozen the loss is a quadratic function of B, as steep as the inputs along A are large. Full " +
         "training sees the largest inputs of all; LoRA gets steeper while A and B grow.",

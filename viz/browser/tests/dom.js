@@ -5,7 +5,7 @@ import { parseHTML } from "linkedom";
 /** @import { Content, Message } from "../traits.js" */
 /** @typedef {(content: Content) => void} Listener */
 
-const { document, Event, MutationObserver } = parseHTML("<!doctype html><html><body></body></html>");
+const { document, Element, Event, MutationObserver } = parseHTML("<!doctype html><html><body></body></html>");
 /** @type {(() => void)[]} */
 const observers = [];
 
@@ -21,6 +21,7 @@ class ResizeObserver {
 Object.assign(globalThis, {
   addEventListener: () => {},
   document,
+  Element,
   MutationObserver,
   ResizeObserver,
   cancelAnimationFrame: () => {},

@@ -30,6 +30,14 @@ Deno.test("the map has a cell for each module with its rank, and says what decid
   assert.equal(el.querySelector("[data-tab=kept]").hidden, true);
 });
 
+Deno.test("a rank by hand is compared with the nominal rank, if it is another one", () => {
+  const { model, text } = workbench();
+  model.set("selected", [2]);
+  assert.match(text(".said"), /Set by hand to 3 instead of 2;/);
+  model.set("current", { ...CURRENT, ranks: [2, 2, 2] });
+  assert.match(text(".said"), /Set by hand to 2, the nominal rank;/);
+});
+
 Deno.test("costs are those of the shapes, and what changed is counted", () => {
   const { el, text } = workbench(), [parameters, adapter] = el.querySelectorAll(".foot tbody tr");
   /** @type {(row: Element) => (string | null)[]} */

@@ -41,7 +41,8 @@ export function brief(bench, k) {
  */
 export function why(bench, k) {
   const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
-  const score = scoreText(bench, k), instead = `${rank} instead of ${current.rank}`;
+  const score = scoreText(bench, k);
+  const instead = rank === current.rank ? `${rank}, the nominal rank` : `${rank} instead of ${current.rank}`;
   if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
   const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
   const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
