@@ -113,6 +113,11 @@ def recipe_rates() -> pd.DataFrame:
     return table.sort_values(["trained", "rank", "best"], key=lambda c: c.map(place) if c.name == "trained" else c)
 
 
+def rank_text(trained: str, rank: int) -> str:
+    """Return the rank of what is trained; full fine-tuning has none."""
+    return "" if trained == "full fine-tuning" else f"{rank}"
+
+
 def middle_rate(rows: pd.DataFrame) -> float:
     """Return the median of best rates; of two in the middle the lower, since it was the best of a search."""
     return float(np.sort(rows["best"])[(len(rows) - 1) // 2])
@@ -127,8 +132,7 @@ def rates_table() -> str:
     for (trained, rank), rows in recipe_rates().groupby(["trained", "rank"], sort=False):
         low, high = rows["best"].min(), rows["best"].max()
         ends = f"{low:g} to {high:g}" if low < high else ""
-        size = "" if trained == "full fine-tuning" else f"{rank}"
-        lines.append([trained, size, f"{middle_rate(rows):g}", ends, f"{len(rows)}"])
+        lines.append([trained, rank_text(trained, rank), f"{middle_rate(rows):g}", ends, f"{len(rows)}"])
     return markdown(["what is trained", "rank", "start from", "best rates from ... to", "searches"], lines)
 
 
@@ -150,11 +154,8 @@ def draw(table: pd.DataFrame) -> Figure:
             ax.plot(search.best, height, marker, color=color, markersize=4)
     ax.set_xscale("log")
     ax.set_xlabel("learning rate")
-    names = [
-        trained.replace("`", "") + ("" if trained == "full fine-tuning" else f", rank {rank}")
-        for (trained, rank), _ in rows
-    ]
-    ax.set_yticks(range(len(rows)), names)
+    names = [", rank ".join(filter(None, (trained, rank_text(trained, rank)))) for (trained, rank), _ in rows]
+    ax.set_yticks(range(len(rows)), [name.replace("`", "") for name in names])
     ax.invert_yaxis()
     style.guide_lines(ax)
     handles = [

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ TEST_RATES = np.geomspace(1e-4, 1, 20)
 """The rising rates of the range test."""
 CHATS, REVIEWS = ("chain_sum", "family_relationships", "letter_counting", "syllogism"), ("rotten_tomatoes", "imdb")
 LORA, FROZEN = FAMILIES = ("LoRA", "frozen A")
-Batches = Iterable[Mapping[str, Tensor]]
+Batches = Sequence[Mapping[str, Tensor]]
 
 
 # --- Cells ---
@@ -202,7 +202,7 @@ def range_test(adapted: nn.Module, batches: Batches) -> list[float]:
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     losses: list[float] = []
     for step, rate in enumerate(TEST_RATES):
-        loss = adapted(**list(batches)[step % BATCHES]).loss
+        loss = adapted(**batches[step % len(batches)]).loss
         if not math.isfinite(loss.item()):
             break
         losses.append(loss.item())
