@@ -442,6 +442,59 @@ def token_recalls(skill: Mapping[str, Any]) -> dict[str, Any]:
     return {f"token {measure}": float(np.mean(shares)) for measure, shares in found.items()} | {"places": places}
 
 
+def finding() -> str:
+    """For how many learned skills in one module contributions put that module first; other pages quote it."""
+    skills = learned_skills(1)
+    return f"the right module first for {first_modules(skills, 'contribution')} of {len(skills)} learned skills"
+
+
+def token_finding() -> str:
+    """How often the tag is first, by what the modules read and by the cost of leaving it out; other pages quote it."""
+    skills = learned_skills()
+    read, cost, chance = (f"{100 * skills[f'token {measure}'].mean():.0f} %" for measure in ("read", "cost", "chance"))
+    return (
+        f"in {read} of requests by what the modules read, in {cost} by the cost of leaving it out (by chance {chance})"
+    )
+
+
+def summary() -> str:
+    """What the page begins with."""
+    rows, single, two, ten = skill_rows(), learned_skills(1), learned_skills(2), learned_skills(10)
+    trained = rows[rows["steps"] == max(STEPS)]
+    found = {
+        size: [first_modules(skills, measure) for measure in ("contribution", "cost", "update_norm")]
+        for size, skills in ((1, single), (2, two), (10, ten))
+    }
+    low, high = share_interval(single["contribution+0"].mean(), len(single), CONFIDENCE)
+    missing = [name for name in PROJECTIONS if name not in set(single["projection"])]
+    measured, planned = len(rows.groupby(["kind", "adapter", "steps"])), len(STEPS) * sum(ADAPTERS.values())
+    return (
+        f"**Contributions put {finding()}** (95 %: {low:.2f} to {high:.2f}), each of which was planted in one module. "
+        f"The cost of leaving a module out does so for {found[1][1]}, the size of the update for {found[1][2]}. "
+        f"Of {len(two)} learned skills in two modules each, contributions have {found[2][0]} of {2 * len(two)} modules "
+        f"first, costs {found[2][1]}; of {len(ten)} in ten modules each, contributions have {found[10][0]} of "
+        f"{10 * len(ten)} among the first ten, costs {found[10][1]}.\n\n"
+        f"The limit is how few were learned: {trained['is_learned'].sum()} of {len(trained)} skills in {max(STEPS)} "
+        f"steps, and of the skills in one module none in {' or '.join(f'`{name}`' for name in missing)}. "
+        f"{measured} of {planned} states, of {sum(ADAPTERS.values())} adapters after {' and '.join(map(str, STEPS))} "
+        f"steps, are measured.\n\n"
+        f"The word of the request that chose the skill comes first among the tokens {token_finding()}. So the "
+        f"tokens that a module reads are not the words that the answer depends on."
+    )
+
+
+def learned_skills(size: int | None = None) -> pd.DataFrame:
+    """Rows of the learned skills of trained adapters, of those in ``size`` modules."""
+    rows = skill_rows()
+    rows = rows[rows["is_learned"] & (rows["steps"] == max(STEPS))]
+    return rows if size is None else rows[rows["size"] == size]
+
+
+def first_modules(skills: pd.DataFrame, measure: str) -> str:
+    """How many of the modules of these skills a measure puts first."""
+    return f"{(skills[f'{measure}+0'] * skills['size']).sum():.3g}"
+
+
 def recall_table() -> str:
     """By how many modules learned a skill: to what share each measure finds them, in trained adapters."""
     rows = skill_rows()
@@ -496,8 +549,7 @@ def projection_table() -> str:
 
 def token_table() -> str:
     """Where the tag is among the tokens of a request, for learned skills of trained adapters."""
-    rows = skill_rows()
-    rows = rows[rows["is_learned"] & (rows["steps"] == max(STEPS))]
+    rows = learned_skills()
     groups = {"at the end": rows[rows["kind"] != "inside"], "inside": rows[rows["kind"] == "inside"]}
     lines = [
         [
@@ -520,7 +572,10 @@ def share_cell(shares: pd.Series) -> str:
     return f"{shares.mean():.2f} ({max(low, 0):.2f} to {high:.2f})"
 
 
-TABLES = {"recall": recall_table, "rises": rise_table, "projections": projection_table, "tokens": token_table}
+TABLES = {
+    "summary": summary, "recall": recall_table, "rises": rise_table, "projections": projection_table,
+    "tokens": token_table,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

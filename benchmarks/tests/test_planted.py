@@ -1,6 +1,7 @@
 """Planted skills: what counts as found, and whether contributions find a skill on a small model."""
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,30 @@ def test_the_page_is_that_of_what_was_measured():
     text = planted.PAGE.read_text()
     tables = fill_blocks(text, "planted", planted.TABLES)
     assert tables == text, "run python -m benchmarks.quality.planted --table"
+
+
+QUOTES = {
+    "finding": ["README.md", "docs/howto/attribution.md", "tlora/explanation/attribution.py",
+                "viz/widgets/panels/attribution.py", "docs/results/claims.md"],
+    "token_finding": ["docs/howto/attribution.md", "docs/howto/reads.md", "docs/results/claims.md"],
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not planted.STORE.exists(), reason="nothing is measured yet")
+@pytest.mark.parametrize(("claim", "path"), [(claim, path) for claim, paths in QUOTES.items() for path in paths])
+def test_every_place_quotes_what_was_measured(claim: str, path: str):
+    quoted = getattr(planted, claim)()
+    assert quoted in " ".join(Path(path).read_text().replace('"', "").split())
+
+
+@pytest.mark.skipif(not planted.STORE.exists(), reason="nothing is measured yet")
+@pytest.mark.parametrize("path", ["README.md", "docs/howto/attribution.md", "docs/results/claims.md"])
+def test_the_interval_and_the_skills_that_were_not_learned_are_quoted_too(path: str):
+    text, summary = Path(path).read_text(), planted.summary()
+    (interval,) = re.findall(r"\(95 %: [^)]+\)", summary)
+    ((learned, count),) = re.findall(r"(\d+) of (\d+) skills in", summary)
+    assert f"{planted.finding()} {interval}" in text
+    assert f"{int(count) - int(learned)} of {count} skills were not learned" in text
 
 
 def test_recall_is_the_mean_over_random_orders_of_ties():

@@ -118,7 +118,9 @@ class ExplainedAnswer:
 class Attribution(ModuleResult):
     """Which module made an answer more likely: contributions that add up, and costs of leaving parts out.
 
-    From `tlora.attribute`.
+    From `tlora.attribute`. In a test with known answers (docs/results/planted.md), contributions put the right module
+    first for 16 of 16 learned skills. The tokens that a module read say less: they are not the words that the answer
+    depends on.
 
     Attributes
     ----------

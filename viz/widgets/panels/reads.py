@@ -32,7 +32,8 @@ class ReadsPanel(Panel):
         "Which tokens the directions of the selected module respond to. z is how far a token's input lies from the "
         "mean along a direction, in standard deviations; the sign is arbitrary, so both ends are shown. Random "
         "directions have ends too: trust what stands out from theirs. A direction that reads the template can still be "
-        "one that training needs: reading is not importance."
+        "one that training needs, and an answer need not depend on the words that are read: to find out, leave a word "
+        "out of the request."
     )
     needs = ("activations",)
     needs_map = True
