@@ -211,8 +211,8 @@ def section(store: Store) -> str:
         for work, others in medians.index
     ]
     about = (
-        f"Seconds on the clock, {cores} cores, torch {version}; the median of three where one takes less than "
-        f"{SHORT:.0f} s, else one. `default` is OpenMP's own 300,000 spins, the commands of `tlora` take 1000."
+        f"Seconds on the clock, {cores} cores, torch {version}; the median where it was measured more than once. "
+        "`default` is OpenMP's own 300,000 spins, the commands of `tlora` take 1000."
     )
     heads = ["", "other processes", *medians.columns]
     return f"## What one waits for beside other processes\n\n{about}\n\n{markdown(heads, lines)}"

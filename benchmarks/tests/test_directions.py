@@ -1,5 +1,7 @@
 """The page of frozen directions is that of what is stored, and its tests are those of the hypotheses."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,3 +56,19 @@ def test_the_recipe_is_the_arm_that_falls_least_behind_of_what_lora_learns(monke
     expected = [0.125, 0.125 - by_seed.mean(), stats.sem(by_seed)]
     assert second[["mean", "behind", "error"]].tolist() == pytest.approx(expected)
     assert found.loc["wc"].isna().all()  # was not run
+
+
+def test_the_table_of_the_readme_has_the_losses_of_the_stores() -> None:
+    rows = re.findall(r"^\| .+ \| ([\d.*]+) \| ([\d.*]+) \| ([\d.*]+) \|$", Path("README.md").read_text(), re.MULTILINE)
+    shown = [[float(cell.strip("*")) for cell in row] for row in rows]
+    runs = directions.test_runs()
+    expected = []
+    for task in directions.TASKS:
+        each = runs[runs["task"] == task]
+        lora, captured = (each[each["arm"] == arm] for arm in (directions.LORA, directions.CAPTURED))
+        seeds = lora.groupby("seed")["share"].nunique()
+        complete = lora[lora["seed"].isin(seeds[seeds == seeds.max()].index)]  # ran at all rates
+        own = complete.groupby("share")["validation"].mean().idxmin()
+        at = [lora[lora["share"] == 1], lora[lora["share"] == own], captured[captured["share"] == 1]]
+        expected.append([round(arm["loss"].mean(), 2) for arm in at])
+    assert shown == expected
