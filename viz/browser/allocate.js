@@ -25,7 +25,7 @@
  * @property {boolean} [changed]
  */
 
-/** @typedef {Pick<About, "outs" | "ins">} Sizes Outputs and inputs of the modules. */
+/** @typedef {Pick<About, "outs" | "ins" | "experts">} Sizes Outputs, inputs and number of experts of the modules. */
 
 /**
  * @typedef {{rank: number, ranks: number[], scalings: Values, ideals: Values, most: number[], reasons: string[]}} Ranks
@@ -155,7 +155,7 @@ export function apportionByGain(gains, budget, low, high, costs) {
 export function allocate(rule, about) {
   const { rank, edits, scores, temperature, energies } = rule;
   const kept = scores.flatMap((_, k) => (rule.excluded.includes(k) ? [] : [k]));
-  const price = rule.budget === "ranks" ? scores.map(() => 1) : about.outs, budget = rank * total(price, ones(price));
+  const price = prices(about, rule.budget), budget = rank * total(price, ones(price));
   const [costs, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept.map((k) => column[k]));
   const low = kept.map((k, i) => edits[k] ?? floors[i]), high = kept.map((k, i) => edits[k] ?? ceilings[i]);
   if (!kept.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
@@ -181,6 +181,13 @@ export function allocate(rule, about) {
   });
   return { ...result, middles: { rank, scaling: alpha / rank } };
 }
+
+/**
+ * What one rank of each module costs: 1, or its outputs if the budget counts parameters; of all its experts.
+ *
+ * @type {(about: Sizes, budget: unknown) => number[]}
+ */
+export const prices = ({ outs, experts }, budget) => outs.map((out, k) => experts[k] * (budget === "ranks" ? 1 : out));
 
 /** @type {(values: unknown[]) => number[]} */
 const ones = (values) => values.map(() => 1);

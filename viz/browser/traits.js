@@ -45,10 +45,10 @@
 /** @typedef {{name: string, title: string, about: string, parts: Part[]}} Panel */
 
 /**
- * What stays as it is. Outputs and inputs, `outs` and `ins`, are of the modules; `most` is the largest rank of a
+ * What stays as it is. Outputs and inputs, `outs` and `ins`, are of the modules, of each of their `experts`; `most` is the largest rank of a
  * control, `peak` what training B alone and both matrices take without the adapter, in bytes.
  *
- * @typedef {Modules & {names: string[], outs: number[], ins: number[], peak?: number[] | null, tabs: Tab[],
+ * @typedef {Modules & {names: string[], outs: number[], ins: number[], experts: number[], peak?: number[] | null, tabs: Tab[],
  *   spectra: Spectrum[], by_rank: Record<string, string>, panels: Panel[], texts?: boolean,
  *   presets: Record<string, string>, most: number, steps: number, run?: number[] | null, training: Defaults,
  *   resamples?: boolean, session: string, page?: boolean}} About

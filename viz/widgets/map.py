@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.models.experts import parameter_name
 from viz.widgets.modules import ENERGY, VARIANCE
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.results import Results
@@ -57,7 +58,8 @@ def _after_training(names: Sequence[str], results: Results) -> list[dict[str, An
         needed = {"values": shorten_all(used)}
         tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", run=True, **needed))
     if results.attribution is not None:
-        added = results.attribution.to_frame().set_index("module")["contribution"].reindex(names)
+        found = results.attribution.to_frame()
+        added = found.groupby(found["module"].map(parameter_name))["contribution"].sum().reindex(names)
         shares = {"values": shorten_all(added / results.attribution.rise)}
         tabs.append(_tab("contribution", "Contribution", "of what the answers gained", "signed", **shares))
     return tabs

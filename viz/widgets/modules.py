@@ -87,7 +87,8 @@ def curves_by_rank(
         curves["neighbors"] = overlap_with_neighbors(subspaces)
     if capture is not None:
         curves["captured"] = captured_curves(capture, subspaces.kind if subspaces is not None else "", most)
-    return {what: [shorten_all(of.get(name, ()), 4) for name in names] for what, of in curves.items()}
+    rows = {what: [shorten_all(of.get(name, ()), 4) for name in names] for what, of in curves.items()}
+    return {what: row for what, row in rows.items() if any(row)}
 
 
 def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, NDArray[np.float64]]:

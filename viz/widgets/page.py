@@ -10,9 +10,10 @@ from typing import Any
 from viz.widgets.base import FOLDER, LOOK, SCRIPT
 from viz.widgets.results import Results
 
-MAP = """<p>Each cell is a linear layer of the model, and its number the rank of its adapter: how many directions of its
-input it can read. Red cells have more than a uniform allocation would give them, blue ones less, by how much the loss
-depends on the layer. Drag a cell up or down, or move a slider: the others share the rest of the budget.</p>
+MAP = """<p>Each cell is a linear layer of the model, or one parameter of all experts of a layer, and its number
+the rank of its adapter: how many directions of its input it can read. Red cells have more than a uniform
+allocation would give them, blue ones less, by how much the loss depends on the layer. Drag a cell up or
+down, or move a slider: the others share the rest of the budget.</p>
 """
 """What a page of a map says first."""
 

@@ -18,6 +18,7 @@ from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
+from tlora.models.experts import parameter_name
 from tlora.resources.estimate import ResourceEstimate
 from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment
@@ -95,6 +96,7 @@ class Results:
     def check_modules(self) -> None:
         """Refuse results of another class, or of modules that the sensitivity does not have."""
         assert self.sensitivity is not None
+        known = {parameter_name(name) for name in self.sensitivity.shapes}
         parts: dict[str, Any] = {name: getattr(self, name) for name in RESULT_CLASSES}
         parts |= {f"other[{label!r}]": one for label, one in self.others.items()}
         for name, part in parts.items():
@@ -106,7 +108,7 @@ class Results:
             if name in fields_with(OF_ADAPTER):
                 continue
             modules: Iterable[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
-            if unknown := [module for module in modules if module not in self.sensitivity.shapes]:
+            if unknown := [module for module in modules if parameter_name(module) not in known]:
                 raise ValueError(f"{name} is of another model: {unknown[0]} is not in the calibration")
 
 

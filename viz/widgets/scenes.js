@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 53994532ff99896769498a386e05c5fbd8d3294e60ccb083f50e094ba1398345
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 99c9b3e38eca0df3aa1e36a342d2fe52646ca15db73fdfbdac4a20d8f1ca939a
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -202,6 +202,8 @@ def ranks_code(ranks: Mapping[str, int], sensitivity: Sensitivity, source: str) 
     for projection in dict.fromkeys(projections[name] for name in projections if name in ranks):
         members = [name for name in projections if projections[name] == projection]
         values = {ranks.get(name) for name in members}
+        if any(sensitivity.targets[name].part == "experts" for name in members):
+            continue  # the source has each expert by its number, not their parameter
         if len(members) > 1 and len(values) == 1 and None not in values:
             parts.append(f"{{n: {values.pop()} for n, p in {source}.projections.items() if p == {projection!r}}}")
             left = {name: rank for name, rank in left.items() if name not in members}

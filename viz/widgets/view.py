@@ -77,6 +77,7 @@ def about(
         "row": [rows.index(projection) for projection in sensitivity.projections.values()],
         "outs": [d_out for d_out, _ in sensitivity.shapes.values()],
         "ins": [d_in for _, d_in in sensitivity.shapes.values()],
+        "experts": [target.experts for target in sensitivity.targets.values()],
         "peak": results.estimate
         and [training_bytes(results.estimate, Footprint(0, 0), kind) for kind in TRAINED_PARTS],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 53994532ff99896769498a386e05c5fbd8d3294e60ccb083f50e094ba1398345
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 99c9b3e38eca0df3aa1e36a342d2fe52646ca15db73fdfbdac4a20d8f1ca939a
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1918,6 +1918,127 @@ function downloadPng(bench) {
   image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture(bench));
 }
 
+// allocate.js
+function refuse() {
+  throw new RangeError("the limits cannot be met");
+}
+var total = (units, costs2) => units.reduce((sum2, count2, i) => sum2 + count2 * costs2[i], 0);
+function integers(values) {
+  const bits = values.map((value2) => new DataView(new Float64Array([value2]).buffer).getBigUint64(0, true));
+  const powers = bits.map((b) => Math.max(1, Number(b >> 52n)));
+  const least = Math.min(...powers.filter((_, i) => values[i]), 2046);
+  const fraction = (b) => b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n);
+  return { least, numerators: bits.map((b, i) => values[i] ? fraction(b) << BigInt(powers[i] - least) : 0n) };
+}
+function exactSum(values) {
+  const { least, numerators } = integers(values);
+  return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
+}
+var roundEven = (x) => Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
+function apportion(weights, budget, low, high, costs2 = ones(weights)) {
+  if (total(low, costs2) > budget) refuse();
+  budget = Math.min(budget, total(high, costs2));
+  const full = weights.map((weight, i) => weight ? high[i] : low[i]);
+  if (total(full, costs2) <= budget) [low, weights] = [full, ones(weights)];
+  const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
+  const ideal = (i) => Number(numerators[i] * rest / scale);
+  const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
+  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest;
+  const lacks = units.map((_, i) => lack(i));
+  for (let left = budget - total(units, costs2); ; ) {
+    let next = -1;
+    units.forEach((count2, i) => {
+      if (count2 < high[i] && costs2[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
+    });
+    if (next < 0) return units;
+    units[next]++;
+    left -= costs2[next];
+    lacks[next] = lack(next);
+  }
+}
+function level(numerators, budget, low, high, costs2) {
+  const [floor, ceiling, cost2] = [low, high, costs2].map((column) => column.map(BigInt));
+  const sum2 = (members, of) => members.reduce((all, i) => all + of(i), 0n);
+  let free = [...numerators.keys()], rest = BigInt(budget);
+  for (; ; ) {
+    const scale = sum2(free, (i) => numerators[i] * cost2[i]);
+    const beyond = (limit2, i) => numerators[i] * rest - limit2[i] * scale;
+    const cut = free.filter((i) => beyond(ceiling, i) > 0n), raised = free.filter((i) => beyond(floor, i) < 0n);
+    const surplus = sum2(cut, (i) => beyond(ceiling, i) * cost2[i]) + sum2(raised, (i) => beyond(floor, i) * cost2[i]);
+    if (!surplus) return { rest, scale };
+    const fixed = surplus > 0n ? cut : raised, limit = surplus > 0n ? ceiling : floor, isFixed = new Set(fixed);
+    rest -= sum2(fixed, (i) => limit[i] * cost2[i]);
+    free = free.filter((i) => !isFixed.has(i));
+  }
+}
+function apportionByGain(gains2, budget, low, high, costs2) {
+  const units = [...low], open = new Set(units.flatMap((count2, i) => count2 < high[i] ? [i] : []));
+  for (let rest = budget - total(units, costs2); rest && open.size; ) {
+    let next = -1, most = -1;
+    for (const i of open) {
+      const gain = gains2[i][units[i]] / costs2[i];
+      if (gain > most || gain === most && units[i] < units[next]) [next, most] = [i, gain];
+    }
+    if (costs2[next] <= rest) {
+      units[next]++;
+      rest -= costs2[next];
+      if (units[next] < high[next]) continue;
+    }
+    open.delete(next);
+  }
+  return units;
+}
+function allocate(rule, about) {
+  const { rank, edits, scores, temperature, energies } = rule;
+  const kept2 = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
+  const price = prices(about, rule.budget), budget = rank * total(price, ones(price));
+  const [costs2, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept2.map((k) => column[k]));
+  const low = kept2.map((k, i) => edits[k] ?? floors[i]), high = kept2.map((k, i) => edits[k] ?? ceilings[i]);
+  if (!kept2.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
+  if (total(low, costs2) > budget || budget - total(high, costs2) >= Math.max(...costs2)) refuse();
+  const powers = kept2.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : ones(kept2);
+  const gains2 = energies && kept2.map((k) => energies[k]);
+  const shares = gains2 ? apportionByGain(gains2, budget, low, high, costs2) : apportion(weights, budget, low, high, costs2);
+  const ideals = gains2 ? idealsByGain(gains2, budget, costs2, kept2, about) : idealsByScore(weights, budget, costs2);
+  const alpha = rule.alpha ?? rank, sum2 = exactSum(powers);
+  const share = (power) => Math.max(alpha, roundEven(alpha * powers.length * power / sum2));
+  const alphas = powers.map((power) => rule.adapt_scales ? share(power) : alpha);
+  const result = leftOut(rank, scores.length), byRule = nameOfRule(rule);
+  kept2.forEach((k, i) => {
+    result.most[k] = high[i];
+    if (!shares[i]) return;
+    result.ranks[k] = shares[i];
+    result.ideals[k] = ideals[i] === Infinity ? null : ideals[i];
+    result.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
+    result.reasons[k] = k in edits ? "by hand" : limitOf(shares[i], low[i], high[i], ideals[i]) ?? byRule;
+  });
+  return { ...result, middles: { rank, scaling: alpha / rank } };
+}
+var prices = ({ outs, experts }, budget) => outs.map((out, k) => experts[k] * (budget === "ranks" ? 1 : out));
+var ones = (values) => values.map(() => 1);
+var idealsByScore = (weights, budget, costs2) => {
+  const cost2 = exactSum(weights.map((weight, i) => weight * costs2[i]));
+  return weights.map((weight) => budget * weight / cost2);
+};
+function idealsByGain(gains2, budget, costs2, kept2, about) {
+  const known = gains2.map((gain) => gain.length);
+  const asked = apportionByGain(gains2, budget, gains2.map(() => 0), known, costs2);
+  const full = (k) => Math.min(about.outs[k], about.ins[k]);
+  return asked.map((units, i) => units === known[i] && known[i] < full(kept2[i]) ? Infinity : units);
+}
+function limitOf(share, low, high, ideal) {
+  if (share === high && high < ideal) return "ceiling";
+  return share === low && low > ideal ? "floor" : null;
+}
+function nameOfRule({ energies, temperature, adapt_ranks }) {
+  if (energies) return "captured";
+  return temperature && adapt_ranks ? "score" : "uniform";
+}
+function leftOut(rank, count2) {
+  const all = (value2) => Array(count2).fill(value2);
+  return { rank, ranks: all(0), scalings: all(null), ideals: all(null), most: all(0), reasons: all("left out") };
+}
+
 // workbench/sentences.js
 var REASONS = {
   score: "by its score",
@@ -1985,7 +2106,7 @@ function describeModule2(bench, k) {
 function headline({ about, current }) {
   const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
   const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
-  const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs;
+  const price = prices(about, unit);
   const spent = sum(price.map((cost2, k) => cost2 * current.ranks[k])), budget = current.rank * sum(price);
   const which = adapted.length < about.names.length ? "that is adapted " : "";
   const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
@@ -1998,8 +2119,9 @@ function changes(bench) {
   const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
   if (!moved.length) return "no rank changed";
   const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
-  const more = sum(moved.map((k) => Math.max(0, by(k)))), fewer = -sum(moved.map((k) => Math.min(0, by(k))));
-  const grown = sum(moved.map((k) => by(k) * about.outs[k]));
+  const ranks = moved.map((k) => by(k) * about.experts[k]), outs = prices(about, "parameters");
+  const more = sum(ranks.map((count2) => Math.max(0, count2))), fewer = -sum(ranks.map((count2) => Math.min(0, count2)));
+  const grown = sum(moved.map((k) => by(k) * outs[k]));
   const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
   const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
   return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
@@ -2015,8 +2137,9 @@ function costs({ about, current }) {
     return [name, text(kept2[i]), text(now[i]), percent(now[i] / kept2[i]), text(lora[i])];
   });
 }
-function sizes({ outs, ins, peak }, ranks, trainsA) {
-  const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
+function sizes({ outs, ins, experts, peak }, ranks, trainsA) {
+  const b = sum(ranks.map((rank, k) => rank * experts[k] * outs[k]));
+  const a = sum(ranks.map((rank, k) => rank * experts[k] * ins[k]));
   const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
   return [trained, adapter, 8 * trained, (peak?.[Number(trainsA)] ?? 0) + adapter + 12 * trained];
 }
@@ -2470,126 +2593,6 @@ function followPage(bench, map) {
     resized.disconnect();
     themed.disconnect();
   };
-}
-
-// allocate.js
-function refuse() {
-  throw new RangeError("the limits cannot be met");
-}
-var total = (units, costs2) => units.reduce((sum2, count2, i) => sum2 + count2 * costs2[i], 0);
-function integers(values) {
-  const bits = values.map((value2) => new DataView(new Float64Array([value2]).buffer).getBigUint64(0, true));
-  const powers = bits.map((b) => Math.max(1, Number(b >> 52n)));
-  const least = Math.min(...powers.filter((_, i) => values[i]), 2046);
-  const fraction = (b) => b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n);
-  return { least, numerators: bits.map((b, i) => values[i] ? fraction(b) << BigInt(powers[i] - least) : 0n) };
-}
-function exactSum(values) {
-  const { least, numerators } = integers(values);
-  return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
-}
-var roundEven = (x) => Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
-function apportion(weights, budget, low, high, costs2 = ones(weights)) {
-  if (total(low, costs2) > budget) refuse();
-  budget = Math.min(budget, total(high, costs2));
-  const full = weights.map((weight, i) => weight ? high[i] : low[i]);
-  if (total(full, costs2) <= budget) [low, weights] = [full, ones(weights)];
-  const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
-  const ideal = (i) => Number(numerators[i] * rest / scale);
-  const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
-  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest;
-  const lacks = units.map((_, i) => lack(i));
-  for (let left = budget - total(units, costs2); ; ) {
-    let next = -1;
-    units.forEach((count2, i) => {
-      if (count2 < high[i] && costs2[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
-    });
-    if (next < 0) return units;
-    units[next]++;
-    left -= costs2[next];
-    lacks[next] = lack(next);
-  }
-}
-function level(numerators, budget, low, high, costs2) {
-  const [floor, ceiling, cost2] = [low, high, costs2].map((column) => column.map(BigInt));
-  const sum2 = (members, of) => members.reduce((all, i) => all + of(i), 0n);
-  let free = [...numerators.keys()], rest = BigInt(budget);
-  for (; ; ) {
-    const scale = sum2(free, (i) => numerators[i] * cost2[i]);
-    const beyond = (limit2, i) => numerators[i] * rest - limit2[i] * scale;
-    const cut = free.filter((i) => beyond(ceiling, i) > 0n), raised = free.filter((i) => beyond(floor, i) < 0n);
-    const surplus = sum2(cut, (i) => beyond(ceiling, i) * cost2[i]) + sum2(raised, (i) => beyond(floor, i) * cost2[i]);
-    if (!surplus) return { rest, scale };
-    const fixed = surplus > 0n ? cut : raised, limit = surplus > 0n ? ceiling : floor, isFixed = new Set(fixed);
-    rest -= sum2(fixed, (i) => limit[i] * cost2[i]);
-    free = free.filter((i) => !isFixed.has(i));
-  }
-}
-function apportionByGain(gains2, budget, low, high, costs2) {
-  const units = [...low], open = new Set(units.flatMap((count2, i) => count2 < high[i] ? [i] : []));
-  for (let rest = budget - total(units, costs2); rest && open.size; ) {
-    let next = -1, most = -1;
-    for (const i of open) {
-      const gain = gains2[i][units[i]] / costs2[i];
-      if (gain > most || gain === most && units[i] < units[next]) [next, most] = [i, gain];
-    }
-    if (costs2[next] <= rest) {
-      units[next]++;
-      rest -= costs2[next];
-      if (units[next] < high[next]) continue;
-    }
-    open.delete(next);
-  }
-  return units;
-}
-function allocate(rule, about) {
-  const { rank, edits, scores, temperature, energies } = rule;
-  const kept2 = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
-  const price = rule.budget === "ranks" ? scores.map(() => 1) : about.outs, budget = rank * total(price, ones(price));
-  const [costs2, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept2.map((k) => column[k]));
-  const low = kept2.map((k, i) => edits[k] ?? floors[i]), high = kept2.map((k, i) => edits[k] ?? ceilings[i]);
-  if (!kept2.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
-  if (total(low, costs2) > budget || budget - total(high, costs2) >= Math.max(...costs2)) refuse();
-  const powers = kept2.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : ones(kept2);
-  const gains2 = energies && kept2.map((k) => energies[k]);
-  const shares = gains2 ? apportionByGain(gains2, budget, low, high, costs2) : apportion(weights, budget, low, high, costs2);
-  const ideals = gains2 ? idealsByGain(gains2, budget, costs2, kept2, about) : idealsByScore(weights, budget, costs2);
-  const alpha = rule.alpha ?? rank, sum2 = exactSum(powers);
-  const share = (power) => Math.max(alpha, roundEven(alpha * powers.length * power / sum2));
-  const alphas = powers.map((power) => rule.adapt_scales ? share(power) : alpha);
-  const result = leftOut(rank, scores.length), byRule = nameOfRule(rule);
-  kept2.forEach((k, i) => {
-    result.most[k] = high[i];
-    if (!shares[i]) return;
-    result.ranks[k] = shares[i];
-    result.ideals[k] = ideals[i] === Infinity ? null : ideals[i];
-    result.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
-    result.reasons[k] = k in edits ? "by hand" : limitOf(shares[i], low[i], high[i], ideals[i]) ?? byRule;
-  });
-  return { ...result, middles: { rank, scaling: alpha / rank } };
-}
-var ones = (values) => values.map(() => 1);
-var idealsByScore = (weights, budget, costs2) => {
-  const cost2 = exactSum(weights.map((weight, i) => weight * costs2[i]));
-  return weights.map((weight) => budget * weight / cost2);
-};
-function idealsByGain(gains2, budget, costs2, kept2, about) {
-  const known = gains2.map((gain) => gain.length);
-  const asked = apportionByGain(gains2, budget, gains2.map(() => 0), known, costs2);
-  const full = (k) => Math.min(about.outs[k], about.ins[k]);
-  return asked.map((units, i) => units === known[i] && known[i] < full(kept2[i]) ? Infinity : units);
-}
-function limitOf(share, low, high, ideal) {
-  if (share === high && high < ideal) return "ceiling";
-  return share === low && low > ideal ? "floor" : null;
-}
-function nameOfRule({ energies, temperature, adapt_ranks }) {
-  if (energies) return "captured";
-  return temperature && adapt_ranks ? "score" : "uniform";
-}
-function leftOut(rank, count2) {
-  const all = (value2) => Array(count2).fill(value2);
-  return { rank, ranks: all(0), scalings: all(null), ideals: all(null), most: all(0), reasons: all("left out") };
 }
 
 // offline.js

@@ -26,6 +26,7 @@ from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
+from tlora.models.experts import parameter_name
 from tlora.models.targets import Model
 from tlora.recipes import Plan, Recipe
 from tlora.resources.estimate import ResourceEstimate
@@ -91,7 +92,8 @@ class Workbench(PicturedWidget):
     Parameters
     ----------
     calibration : Calibration or Sensitivity
-        Where the scores come from.
+        Where the scores come from. PEFT holds one rank for all experts of a parameter, so that parameter is one cell:
+        its score is the mean of theirs, and one more rank costs one for each of them.
     subspaces : Subspaces, optional
         The bases that will be attached: no rank exceeds theirs, and their spectra are shown.
     model, task : optional
@@ -180,13 +182,9 @@ class Workbench(PicturedWidget):
         arguments = locals()
         check_arguments(Workbench.__init__, arguments)
         self.calibration, self.subspaces = calibration, subspaces
-        self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
+        sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
+        self.sensitivity = sensitivity.by_parameter()  # experts of a parameter have one rank, and one cell
         self.names = self.sensitivity.names
-        if expert := next((t.name for t in self.sensitivity.targets.values() if t.part == "experts"), None):
-            raise ValueError(
-                f"the workbench shows linear layers, and {expert} is an expert: calibrate with other target_modules, "
-                "or take tlora.prepare for ranks and tlora.expert_use for the experts that are used"
-            )
         self.model: Any = model
         self.task: Any = task
         if adapted is not None and (attribution is None or task is None):
@@ -273,7 +271,7 @@ class Workbench(PicturedWidget):
         parts = {name: getattr(results, name) for name in RESULT_CLASSES if name in taken}
         rank = rank if allocation is None else allocation.rank
         workbench = cls(scores_to_show(results), **parts, other=results.others, rank=rank)
-        workbench.results = results
+        workbench.results = replace(results, sensitivity=results.sensitivity and workbench.sensitivity)
         workbench._panels = workbench._make_panels()
         if allocation is not None:
             known = workbench.state.directions
@@ -768,7 +766,7 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
     """Refuse bases of other modules, or made for an allocation: they leave no rank room to grow."""
     if subspaces is None:
         return
-    if list(subspaces.shapes) != names:
+    if list(dict.fromkeys(map(parameter_name, subspaces.shapes))) != names:
         raise ValueError(
             f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of {len(names)} others: pass "
             "two results of one calibration"

@@ -13,7 +13,7 @@ CASES.forEach(({ weights, gains, budget, low, high, costs, units }, i) => {
   });
 });
 
-const ABOUT = { outs: [4, 4, 8], ins: [4, 4, 4] };
+const ABOUT = { outs: [4, 4, 8], ins: [4, 4, 4], experts: [1, 1, 1] };
 const RULE = { ...EXAMPLE, floors: [0, 0, 0] };
 
 Deno.test("ranks are in proportion to scores, and each has its reason", () => {
@@ -21,6 +21,12 @@ Deno.test("ranks are in proportion to scores, and each has its reason", () => {
   assert.deepEqual(ranks, [1, 1, 4]);
   assert.deepEqual(reasons, ["score", "score", "score"]);
   assert.deepEqual(scalings, [1, 1, 1]);
+});
+
+Deno.test("each expert of a parameter pays for its rank", () => {
+  const mixture = { ...ABOUT, experts: [1, 1, 4] };
+  const { ranks } = allocate({ ...RULE, scores: [1, 1, 1], edits: { 2: 1 } }, mixture);
+  assert.deepEqual(ranks, [4, 4, 1]); // 2 * (1 + 1 + 4) = 12 in all, of which the four experts take 4
 });
 
 Deno.test("a rank by hand and a module left out: the others share the rest", () => {

@@ -18,6 +18,7 @@ export const ABOUT = {
   row: [0, 1, 0],
   column: [0, 0, 1],
   outs: [8, 4, 8],
+  experts: [1, 1, 1],
   ins: [8, 8, 8],
   tabs: TABS,
   panels: [

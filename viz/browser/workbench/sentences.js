@@ -1,5 +1,6 @@
 // What the workbench says of a module, of the allocation, and of what changed.
 
+import { prices } from "../allocate.js";
 import { placeOf, sum } from "../modules.js";
 import { capitalized, number, percent, signedWhole, sizeText, whole } from "../text.js";
 import { change, value } from "./values.js";
@@ -113,7 +114,7 @@ export function describeModule(bench, k) {
 export function headline({ about, current }) {
   const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
   const top = current.ranks.flatMap((rank, k) => (rank === high ? [k] : [])), unit = current.controls.budget;
-  const price = unit === "ranks" ? about.outs.map(() => 1) : about.outs;
+  const price = prices(about, unit);
   const spent = sum(price.map((cost, k) => cost * current.ranks[k])), budget = current.rank * sum(price);
   const which = adapted.length < about.names.length ? "that is adapted " : "";
   const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
@@ -135,8 +136,9 @@ export function changes(bench) {
   const moved = about.names.flatMap((_, k) => (by(k) ? [k] : [])).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
   if (!moved.length) return "no rank changed";
   const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
-  const more = sum(moved.map((k) => Math.max(0, by(k)))), fewer = -sum(moved.map((k) => Math.min(0, by(k))));
-  const grown = sum(moved.map((k) => by(k) * about.outs[k]));
+  const ranks = moved.map((k) => by(k) * about.experts[k]), outs = prices(about, "parameters");
+  const more = sum(ranks.map((count) => Math.max(0, count))), fewer = -sum(ranks.map((count) => Math.min(0, count)));
+  const grown = sum(moved.map((k) => by(k) * outs[k]));
   const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
   const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
   return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ` +
@@ -166,8 +168,9 @@ export function costs({ about, current }) {
  *
  * @type {(about: About, ranks: number[], trainsA: boolean) => number[]}
  */
-function sizes({ outs, ins, peak }, ranks, trainsA) {
-  const b = sum(ranks.map((rank, k) => rank * outs[k])), a = sum(ranks.map((rank, k) => rank * ins[k]));
+function sizes({ outs, ins, experts, peak }, ranks, trainsA) {
+  const b = sum(ranks.map((rank, k) => rank * experts[k] * outs[k]));
+  const a = sum(ranks.map((rank, k) => rank * experts[k] * ins[k]));
   const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
   return [trained, adapter, 8 * trained, (peak?.[Number(trainsA)] ?? 0) + adapter + 12 * trained];
 }
