@@ -46,6 +46,7 @@ from .serving.inspect import inspect as inspect
 from .serving.survival import survival as survival
 from .explanation.direction_activations import direction_activations as direction_activations
 from .explanation.attribute import attribute as attribute
+from .explanation.compare_answers import compare_answers as compare_answers
 from .explanation.side_effects import side_effects as side_effects
 from .explanation.measure_scales import measure_scales as measure_scales
 from .explanation.interference import interference as interference

@@ -16,6 +16,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribution import Attribution
+from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.interference import Interference
 from tlora.explanation.measure_scales import Rescaling
@@ -52,6 +53,7 @@ LOADABLE: dict[str, type[Result]] = {
         Survival,
         DirectionActivations,
         Attribution,
+        AnswerTable,
         SideEffects,
         Rescaling,
         Interference,

@@ -44,6 +44,7 @@ from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribute import attribute
 from tlora.explanation.attribution import Attribution
+from tlora.explanation.compare_answers import AnswerTable, compare_answers
 from tlora.explanation.direction_activations import direction_activations
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.interference import Interference
@@ -216,6 +217,12 @@ def attribution() -> Attribution:
 
 
 @cache
+def answer_table() -> AnswerTable:
+    """Of three requests, one taken apart."""
+    return compare_answers(foreign(copy.deepcopy(base())), task(), limit=3, explain=[1], progress=False)
+
+
+@cache
 def large_contributions() -> Attribution:
     """The attribution with contributions above every cost; without its first module the answers are likelier."""
     found, samples = attribution(), []
@@ -248,6 +255,7 @@ def survival() -> Survival:
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
+    "AnswerTable": answer_table,
     "Attribution": attribution,
     "Calibration": calibration,
     "Combination": combination,

@@ -15,6 +15,7 @@ from tlora.utils.files import foreign_lora
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
 PAGE_FORMAT = ".html"
+TABLE_FORMAT = ".csv"
 
 
 def check_positive(value: float | None) -> float | None:
@@ -92,6 +93,11 @@ def check_picture(picture: Path | None) -> Path | None:
 def check_picture_or_page(path: Path | None) -> Path | None:
     """Refuse a file that is neither a picture nor a page."""
     return path if path is not None and path.suffix.lower() == PAGE_FORMAT else check_picture(path)
+
+
+def check_explanation(path: Path | None) -> Path | None:
+    """Refuse a file that is neither a picture, nor a page, nor a table."""
+    return path if path is not None and path.suffix.lower() == TABLE_FORMAT else check_picture_or_page(path)
 
 
 def check_saved_result(path: Path | None) -> Path | None:

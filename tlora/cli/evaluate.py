@@ -60,7 +60,7 @@ def evaluate(
             "folder: all are test samples then"
         ) from error
     if record:
-        _compare_with_training(adapter, task, loaded, record.meta, is_trained_on)
+        compare_with_training(adapter, task, loaded, record.meta, is_trained_on)
     bare = load_base(name, loaded, data.seed, placement, report, **where)
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
     metrics: dict[str, dict[str, float]] = {}
@@ -92,7 +92,7 @@ def _is_same_task(recorded: str, task: str) -> bool:
     return recorded == task or (Path(recorded).exists() and Path(task).exists() and Path(task).samefile(recorded))
 
 
-def _compare_with_training(adapter: str, task: str, loaded: tlora.Task, trained: Meta, is_trained_on: bool) -> None:
+def compare_with_training(adapter: str, task: str, loaded: tlora.Task, trained: Meta, is_trained_on: bool) -> None:
     """Refuse other classes than those of the training; warn if the test samples may have been trained on."""
     from tlora.tasks.load import digest_task
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import tlora
-from tlora.cli.checks import PAGE_FORMAT, PICTURE_FORMATS, check_adapter, check_model, check_picture_or_page
+from tlora.cli.answers import explain_data
+from tlora.cli.checks import (
+    PAGE_FORMAT,
+    PICTURE_FORMATS,
+    TABLE_FORMAT,
+    check_adapter,
+    check_explanation,
+    check_model,
+    check_task,
+)
 from tlora.cli.command_line import flatten_options
 from tlora.cli.loading import base_name, load_adapted, load_texts_for
 from tlora.cli.options import BaseModel, Placement, Quiet, Texts, option
@@ -19,6 +28,9 @@ from tlora.utils.text import facts_text, table_text
 
 EXTRACTED = 64
 """Rank at which a full fine-tune is explained."""
+LIMIT = 64
+"""Rows of a table of answers."""
+Rows = Literal["train", "validation", "test", "all"]
 
 
 @flatten_options
@@ -37,6 +49,28 @@ def explain(
         str | None, option("Data", "The answer to explain, or the class. Default: the adapter's own.")
     ] = None,
     text: Texts = (),  # type: ignore[assignment]
+    data: Annotated[
+        str | None,
+        option(
+            "Data",
+            "Requests for a table of answers: a file, whose rows may lack references, a folder, or the name of a task.",
+            "--data",
+            callback=check_task,
+        ),
+    ] = None,
+    split: Annotated[
+        Rows | None,
+        option(
+            "Data",
+            "Rows of --data. Default: the test samples that were held out when the adapter was trained on it, else all "
+            "of a file.",
+        ),
+    ] = None,
+    limit: Annotated[int, option("Data", "Most rows of --data, drawn at random.", min=1)] = LIMIT,
+    rows: Annotated[
+        list[int],
+        option("Data", "Row of the table, from 0, to take apart by module. May be repeated.", "--rows"),
+    ] = (),  # type: ignore[assignment]
     model: BaseModel = None,
     tuned: Annotated[
         str | None,
@@ -47,19 +81,22 @@ def explain(
         Path | None,
         option(
             "Output",
-            f"Picture to draw: {', '.join(PICTURE_FORMATS)}; or a page, {PAGE_FORMAT}.",
+            f"Picture to draw: {', '.join(PICTURE_FORMATS)}; or a page, {PAGE_FORMAT}. Of --data a table, "
+            f"{TABLE_FORMAT}, or a page on --rows.",
             "--output",
             "-o",
-            callback=check_picture_or_page,
+            callback=check_explanation,
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Which module did it, and what else did it change? Give --prompt or --text; for any LoRA adapter.
+    """Which module did it, and what else did it change? Give --prompt, --data or --text; for any LoRA adapter.
 
     With --prompt, one answer is taken apart: what base and adapter answer; what each token of the answer gained, in
     nats; what the ten largest modules contributed to that, and what leaving each of them out costs. The contributions
     of all modules add up to the gain.
+
+    With --data, base and adapter answer many requests: a table says which answers are right and which changed.
 
     With --text, the adapter is measured on text that it was not meant for: the change of the loss of each set, and the
     tokens that lost and gained most, with the modules that contributed most.
@@ -73,6 +110,8 @@ def explain(
 
     `tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
 
+    `tlora explain demo --data requests.jsonl --output answers.csv`
+
     `tlora explain demo --text prose --text code --text notes.txt --output worst.png`
 
     `tlora explain --model models/base --tuned models/tuned --prompt "2 + 2 ="`
@@ -83,13 +122,28 @@ def explain(
         raise ValueError("give an ADAPTER, or a full fine-tune by --tuned")
     if tuned is not None and model is None:
         raise ValueError("--tuned needs its base: give --model")
-    if (prompt is None) == (not text):
-        raise ValueError("give --prompt for one answer, or --text for other text")
-    if text and answer is not None:
-        raise ValueError("--answer belongs to --prompt: leave it out with --text")
+    if (prompt is not None) + (data is not None) + bool(text) != 1:
+        raise ValueError("give --prompt for one answer, --data for a table of answers, or --text for other text")
+    if prompt is None and answer is not None:
+        raise ValueError("--answer belongs to --prompt: leave it out with --text and --data")
+    if data is None and (rows or split is not None or limit != LIMIT):
+        raise ValueError("--split, --limit and --rows belong to --data: leave them out")
+    is_table = output is not None and output.suffix.lower() == TABLE_FORMAT
+    if output and (is_table if data is None else not is_table and output.suffix.lower() != PAGE_FORMAT):
+        formats = f"{TABLE_FORMAT} or {PAGE_FORMAT}" if data else f"{', '.join(PICTURE_FORMATS)} or {PAGE_FORMAT}"
+        raise ValueError(f"{output}: end its name with {formats}")
+    if data is not None and output and not is_table and not rows:
+        raise ValueError(
+            f"a page of --data shows the answers that --rows names: add --rows 0, or end it with {TABLE_FORMAT}"
+        )
+    if data is not None and tuned is not None:
+        raise ValueError("--data compares an adapter with its base: take one from --tuned by `tlora extract`")
     if output:
         check_place(output)
     report, fine_tune = Report(quiet), None
+    if data is not None:
+        explain_data(str(adapter), data, split, limit, rows, output, model, placement, report)
+        return
     folder = None if adapter is None else adapter_folder(adapter)
     name, where = (str(model), {}) if folder is None else base_name(folder, model)
     texts = load_texts_for(name, text, **where) if text else {}

@@ -31,6 +31,7 @@ from tlora.models.weights import copy_sharing_weights, model_name
 from tlora.results import Meta
 from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict
 from tlora.tasks.load import load_task
+from tlora.tasks.requests import ANSWER_LENGTH
 from tlora.tasks.task import Task, architecture_of, check_architecture
 from tlora.utils.progress import Bar, bars_for, progress_bar
 from tlora.utils.validation import check_arguments, require_choice, require_positive_int
@@ -38,8 +39,6 @@ from tlora.utils.validation import check_arguments, require_choice, require_posi
 Part = str | int | tuple[str, int]
 TOLERANCE, MOST_POINTS = 0.01, 128
 """Points are doubled until the gap is below this share of the rise, or there are this many."""
-ANSWER_LENGTH = 64
-"""Most tokens of a greedy answer to a request that comes with no task."""
 
 
 def attribute(

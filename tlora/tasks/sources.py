@@ -265,6 +265,22 @@ def read_rows(path: Path) -> list[PlacedRow]:
         raise ValueError(f"{path} is damaged, malformed or not UTF-8 text: {str(error).strip()}") from error
 
 
+def read_placed_rows(path: Path) -> list[PlacedRow]:
+    """Read all rows of a file with their places, whatever their columns, with classes by name."""
+    placed: list[PlacedRow] = []
+    if path.name.lower().endswith(".parquet"):
+        rows = read_table(path)
+        named = {name: kind.names for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
+        for number, row in enumerate(rows, start=1):
+            classes = {name: names[row[name]] for name, names in named.items() if row[name] is not None}
+            placed.append((f"{path}, sample {number}", row | classes))
+    else:
+        placed = read_rows(path)
+    if not placed:
+        raise ValueError(f"{path} has no rows: it needs at least one request")
+    return placed
+
+
 def read_table(path: Path) -> Dataset:
     """Read a Parquet file, with the class names it keeps."""
     try:

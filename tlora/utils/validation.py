@@ -43,6 +43,7 @@ MADE_BY = {
     "Interference": "tlora.interference(first, second)",
     "DirectionActivations": "tlora.direction_activations(model, ...)",
     "Attribution": "tlora.attribute(adapted, task)",
+    "AnswerTable": "tlora.compare_answers(adapted, task)",
     "SideEffects": "tlora.side_effects(adapted, texts)",
     "Rescaling": "tlora.measure_scales(adapted, task, texts)",
     "ResourceEstimate": "tlora.estimate(model)",

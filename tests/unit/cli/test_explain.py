@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib import image
 
@@ -78,9 +79,45 @@ def test_a_class_is_named_as_in_the_training():
     assert "'a' or 'b' or 'c'" in invoke("explain out --prompt 'w4 w11 w22' --answer LABEL_1").stderr
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_answers_to_the_held_out_rows_and_to_all_of_another_file():
+    done("run llama pairs.jsonl --samples 6 --rank 2 --lr 0.01 --test-samples 5 --seed 3 --output out")
+    base, tokenizer = tlora.load_model("llama")
+    task = tlora.load_task("pairs.jsonl", tokenizer, test=5, seed=3)
+    table = tlora.compare_answers(tlora.load_adapter("out", base), task, explain=[1], progress=False)
+    result = done("explain out --data pairs.jsonl --output answers.csv --quiet")
+    assert result.stdout.rstrip().endswith(f"{table.headline}.")
+    assert "5 of 5 test samples of pairs.jsonl, held out in training" in result.stdout
+    written = pd.read_csv("answers.csv", keep_default_na=False)
+    assert written["request"].tolist() == task.test["prompt"][:]
+    assert written["adapter"].tolist() == [one.adapter for one in table.answers]
+    assert written["gain"].to_numpy() == pytest.approx([one.gain for one in table.answers], abs=1e-5)
+    Path("mine.jsonl").write_text('{"prompt": "w4 w5"}\n{"prompt": "w6 w7", "completion": "w4"}\n')
+    result = done("explain out --data mine.jsonl --rows 1 --output page.html")
+    assert "2 of all 2 rows of mine.jsonl" in result.stdout
+    assert "1 row without reference" in result.stdout
+    assert '"kind":"attribution"' in Path("page.html").read_text()
+    for options, named in (("--prompt w4", "--data"), ("--rows 9", "--rows"), ("--output table.png", ".csv")):
+        refused = invoke(f"explain out --data mine.jsonl {options}")
+        assert refused.exit_code == 2
+        assert named in refused.stderr
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_texts_without_labels_get_the_classes_of_the_training():
+    done("run bert labels.jsonl --samples 6 --rank 2 --lr 0.01 --output out")
+    Path("mine.jsonl").write_text('{"text": "w4 w11 w22"}\n{"text": "w5 w12 w23", "label": "b"}\n')
+    done("explain out --data mine.jsonl --output answers.csv --quiet")
+    written = pd.read_csv("answers.csv", keep_default_na=False)
+    assert set(written["adapter"]) <= set("abc")
+    assert written["reference"].tolist() == ["", "b"]
+    assert written["adapter_right"].tolist() == ["", str(written["adapter"][1] == "b")]
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
+        ("explain llama --data nowhere.jsonl", "nowhere.jsonl"),
         ("explain llama", "adapter"),
         ("measure-scales nowhere pairs.jsonl --text code --output milder", "nowhere"),
         ("explain nowhere --prompt w4", "nowhere"),
