@@ -41,8 +41,9 @@ def explain_data(
     folder = adapter_folder(adapter)
     name, where = base_name(folder, model)
     task, split, words = _load_rows(adapter, folder, name, where, data, split, report)
-    if out := [row for row in rows if not 0 <= row < min(limit, len(task.rows(split)))]:
-        raise ValueError(f"--rows {out[0]}: there are {min(limit, len(task.rows(split)))} rows, from 0")
+    count = len(task.rows(split, limit))
+    if out := [row for row in rows if not 0 <= row < count]:
+        raise ValueError(f"--rows {out[0]}: there are {count} rows, from 0")
     with report.step(f"loading {adapter}"):
         adapted, _ = load_adapted(folder, model, placement)
     with report.step("comparing answers"):

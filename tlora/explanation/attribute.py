@@ -29,10 +29,10 @@ from tlora.models.forward import IGNORED, evaluation_mode, input_device
 from tlora.models.targets import Target, join_experts, target_modules
 from tlora.models.weights import copy_sharing_weights, model_name
 from tlora.results import Meta
-from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict
+from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, predict, with_written
 from tlora.tasks.load import load_task
 from tlora.tasks.requests import ANSWER_LENGTH
-from tlora.tasks.task import Task, architecture_of, check_architecture
+from tlora.tasks.task import Task, architecture_of, check_architecture, classes_of
 from tlora.utils.progress import Bar, bars_for, progress_bar
 from tlora.utils.validation import check_arguments, require_choice, require_positive_int
 
@@ -237,10 +237,9 @@ def request_task(
 
     ``ids`` are the tokens of the answer if the model wrote it: its text may be tokenized otherwise.
     """
-    config, writer = gated.model.config, writer or gated.peft
-    architecture = architecture_of(gated.model)
+    writer, architecture = writer or gated.peft, architecture_of(gated.model)
     if architecture == "classification":
-        classes = [str(config.id2label[index]) for index in range(config.num_labels)]
+        classes = classes_of(gated.model)
         label = 0 if answer is None else classes.index(require_choice(answer, "answer", classes))
 
         def load(label: int) -> Task:
@@ -268,10 +267,7 @@ def request_task(
         if not answer.strip():
             raise ValueError(f"the model answers nothing to {text!r}: pass the answer to explain, answer=")
     if ids:
-        prompt = row["input_ids"][: row["prompt_length"]]
-        row |= {"labels": [*ids], "answer": answer}
-        if architecture == "causal":
-            row |= {"input_ids": [*prompt, *ids], "labels": [IGNORED] * len(prompt) + [*ids]}
+        row = with_written(task, row, ids, answer)
     return replace(task, test=Dataset.from_list([row], features=task.test.features))
 
 

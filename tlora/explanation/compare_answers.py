@@ -20,9 +20,9 @@ from tlora.explanation.gated_adapter import GatedAdapter
 from tlora.models.forward import IGNORED, evaluation_mode
 from tlora.models.weights import model_name
 from tlora.results import Meta, Result
-from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, token_losses
+from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, token_losses, with_written
 from tlora.tasks.requests import load_requests
-from tlora.tasks.task import Task, architecture_of, check_architecture
+from tlora.tasks.task import Task, architecture_of, check_architecture, classes_of
 from tlora.utils.progress import progress_bar
 from tlora.utils.text import count_text, rough_duration_text
 from tlora.utils.validation import check_arguments, require_index, require_positive_int
@@ -204,8 +204,8 @@ def compare_answers(
         task = task_or_requests
         check_architecture(gated.model, task, f"task {task.name!r}")
     elif tokenizer is not None:
-        config, architecture = gated.model.config, architecture_of(gated.model)
-        classes = class_names(config) if architecture == "classification" else ()
+        architecture = architecture_of(gated.model)
+        classes = classes_of(gated.model) if architecture == "classification" else ()
         task = load_requests(list(task_or_requests), tokenizer, architecture, classes)
     else:
         raise ValueError("requests need a tokenizer: pass the one that tlora.load_model returns, tokenizer=")
@@ -226,7 +226,10 @@ def compare_answers(
         interrupted = True
     answers = _mark(task, list(rows.select(range(len(answers)))), answers)
     if attribution is not None:
-        said = [replace(one, **_said(answers[row])) for one, row in zip(attribution.samples, wanted, strict=True)]
+        said = [
+            replace(one, **_answers_and_marks(answers[row]))
+            for one, row in zip(attribution.samples, wanted, strict=True)
+        ]
         attribution = replace(attribution, samples=said)
     return AnswerTable(
         answers=answers,
@@ -235,11 +238,6 @@ def compare_answers(
         interrupted=interrupted,
         meta=Meta(model_name(gated.model), task.name, {"split": split, "limit": limit}, task.seed, len(answers)),
     )
-
-
-def class_names(config: Any) -> list[str]:
-    """The classes of a classifier by index, as its config names them."""
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
 def _answer_all(
@@ -286,13 +284,10 @@ def _write(gated: GatedAdapter, task: Task, rows: Dataset) -> tuple[list[Compare
 
 def _scored(task: Task, row: Row, ids: Sequence[int], text: str) -> Row:
     """The row with labels on its reference alone, or on what the adapter wrote."""
+    if not row["answer"].strip():
+        return with_written(task, row, ids, text)
     start = 0 if task.architecture == "seq2seq" else row["prompt_length"]
-    if row["answer"].strip():
-        return row | {"labels": [IGNORED] * start + list(row["labels"][start:])}
-    if task.architecture == "seq2seq":
-        return row | {"labels": [*ids], "answer": text}
-    prompt = row["input_ids"][:start]
-    return row | {"input_ids": [*prompt, *ids], "labels": [IGNORED] * start + [*ids], "answer": text}
+    return row | {"labels": [IGNORED] * start + list(row["labels"][start:])}
 
 
 def _gains(gated: GatedAdapter, task: Task, rows: Dataset) -> list[float]:
@@ -340,7 +335,7 @@ def _mark(task: Task, rows: list[Row], answers: list[ComparedAnswer]) -> list[Co
     ]
 
 
-def _said(one: ComparedAnswer) -> Mapping[str, Any]:
+def _answers_and_marks(one: ComparedAnswer) -> Mapping[str, Any]:
     """What an explained answer holds of the answers of both models."""
     marks = [float(mark) for mark in (one.base_right, one.adapter_right) if mark is not None]
     return {"generated": [one.base, one.adapter], "matches": marks}

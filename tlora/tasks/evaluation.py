@@ -195,6 +195,18 @@ def decode_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) ->
     return text if head.strip() else rest
 
 
+def with_written(task: Task, row: Mapping[str, Any], written: Sequence[int], answer: str) -> dict[str, Any]:
+    """The row with an answer that a model wrote in place of its own, labeled by the tokens that were written.
+
+    The text of the answer may be tokenized otherwise.
+    """
+    if task.architecture == "seq2seq":
+        return {**row, "labels": [*written], "answer": answer}
+    prompt = row["input_ids"][: row["prompt_length"]]
+    labels = [IGNORED] * len(prompt) + [*written]
+    return {**row, "input_ids": [*prompt, *written], "labels": labels, "answer": answer}
+
+
 def _generate_batch(
     model: Any, task: Task, prompts: Sequence[Sequence[int]], limit: float, bar: Bar
 ) -> list[list[int]]:

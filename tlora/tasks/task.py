@@ -36,6 +36,11 @@ def architecture_of(model: Any) -> str:
     return "seq2seq" if model.config.is_encoder_decoder else "causal"
 
 
+def classes_of(model: Any) -> list[str]:
+    """Return the classes of a classifier by index, as its config names them."""
+    return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+
+
 def check_architecture(model: Any, task: Task, name: str) -> None:
     """Refuse a task for a model of another architecture; ``name`` is what the message calls the task."""
     if task.architecture != (needed := architecture_of(model)):

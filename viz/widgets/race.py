@@ -187,7 +187,7 @@ class LiveRace:
             "basis": self.basis,
             "bar": self._bar,
             "winner": self.result.leader if self.result else "",
-            "answers": compare_answers({name: arm.answers for name, arm in self._arms.items()}),
+            "answers": answers_by_request({name: arm.answers for name, arm in self._arms.items()}),
             "arms": {name: self._arm(name) for name in self._arms},
         }
 
@@ -258,7 +258,7 @@ class LiveRace:
         self._report()
 
 
-def compare_answers(answers: Mapping[str, pd.DataFrame | None]) -> list[dict[str, Any]]:
+def answers_by_request(answers: Mapping[str, pd.DataFrame | None]) -> list[dict[str, Any]]:
     """One entry a request: its text, the right answer, and by arm what it wrote and whether the metric calls it right.
 
     Empty before an arm has answered; the metric is the first of the task.
