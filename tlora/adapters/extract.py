@@ -144,6 +144,7 @@ def extract(
             difference = weight(there[name], name).to(torch.float32, copy=True).sub_(old)
             del old
             change = _decompose(name, difference, ranks[name], inputs, seed)
+            del difference  # the next one is read before this name is given to it
             if change is not None:
                 changes[name], fingerprints[name] = change, base_print
         if not changes:
@@ -331,9 +332,9 @@ def _decompose(
 
 def _squared_norm(difference: Float[Tensor, "d_out ..."], moment: Covariance | None) -> float:
     """``tr(D M D^T)``, or without a moment the squared norm of the weights."""
+    parts = difference.split(max(1, _PART // difference[0].numel()))  # a norm in float64 takes a copy
     if moment is None:
-        return float(torch.linalg.vector_norm(difference, dtype=torch.float64)) ** 2
-    parts = difference.split(max(1, _PART // difference.shape[1]))
+        return sum(float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2 for rows in parts)
     return sum(float(((moment @ rows.mT).mT * rows).sum(dtype=torch.float64)) for rows in parts)
 
 
