@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import typer
+from docutils.nodes import make_id
 from matplotlib import pyplot
 from typer.cli import get_docs_for_click
 
@@ -145,7 +146,17 @@ def with_pictures(text: str) -> str:
         return f"{block[0]}\n![{block[1].splitlines()[-1]}](pictures/{png.name})\n"
 
     with contextlib.chdir(HERE / "gallery"):
-        return re.sub(r"^```python\n(.*?)^```\n", below, text, flags=re.M | re.S)
+        return with_cards(re.sub(r"^```python\n(.*?)^```\n", below, text, flags=re.M | re.S))
+
+
+def with_cards(text: str) -> str:
+    """The gallery's text with a card for the first picture of each section in place of the comment "cards"."""
+    cards = [
+        f":::{{grid-item-card}} {title}\n:img-top: {picture[1]}\n:link: #{make_id(title)}\n:::\n"
+        for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
+        if (picture := re.search(r"!\[.*?\]\((.*?)\)", section))
+    ]
+    return text.replace("<!-- cards -->", "\n".join(["::::{grid} 1 2 3 3\n:gutter: 2\n", *cards, "::::"]))
 
 
 def drawn(code: str, names: dict[str, Any], file: Path) -> Path | None:

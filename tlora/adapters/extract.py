@@ -332,7 +332,7 @@ def _decompose(
 
 def _squared_norm(difference: Float[Tensor, "d_out ..."], moment: Covariance | None) -> float:
     """``tr(D M D^T)``, or without a moment the squared norm of the weights."""
-    parts = difference.split(max(1, _PART // difference[0].numel()))  # a norm in float64 takes a copy
+    parts = _parts(difference)  # a norm in float64 takes a copy
     if moment is None:
         return sum(float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2 for rows in parts)
     return sum(float(((moment @ rows.mT).mT * rows).sum(dtype=torch.float64)) for rows in parts)
@@ -354,14 +354,30 @@ def _outside_changes(
         if key in held or is_within(key, fresh):
             continue
         if module in targets:
-            old, new = weight(here[module], module), weight(there[module], module)
+            old: Iterable[Tensor]
+            new: Iterable[Tensor]
+            old, new = (_parts(weight(modules[module], module)) for modules in (here, there))
         else:
-            old, new = (torch.atleast_1d(parameter(model, key)) for model in (before, after))
-        rows = max(1, _PART * len(new) // new.numel())
-        parts = zip(old.split(rows), new.split(rows), strict=True)
+            old, new = (_parts_read(model, key) for model in (before, after))
+        parts = zip(old, new, strict=True)
         if change := sum(_squared_norm(theirs.float() - ours.float(), None) for ours, theirs in parts):
             changes[key] = change
     return changes
+
+
+def _parts(matrix: Float[Tensor, "d_out ..."]) -> tuple[Tensor, ...]:
+    """The rows of a matrix, some at a time."""
+    return matrix.split(max(1, _PART // matrix[0].numel()))
+
+
+def _parts_read(model: nn.Module, key: str) -> Iterator[Tensor]:
+    """The same of a parameter, read again for each part: pages of a mapped file stay in memory as long as its tensor."""
+
+    def read() -> tuple[Tensor, ...]:
+        return _parts(torch.atleast_1d(parameter(model, key)))
+
+    for number in range(len(read())):
+        yield read()[number]
 
 
 def _config(before: Any, names: Iterable[str], saved: list[str], is_tied: bool) -> dict[str, Any]:
