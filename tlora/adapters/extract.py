@@ -371,7 +371,7 @@ def _parts(matrix: Float[Tensor, "d_out ..."]) -> tuple[Tensor, ...]:
 
 
 def _parts_read(model: nn.Module, key: str) -> Iterator[Tensor]:
-    """The same of a parameter, read again for each part: pages of a mapped file stay in memory as long as its tensor."""
+    """The same of a parameter, read again for each part: mapped pages stay in memory as long as their tensor."""
 
     def read() -> tuple[Tensor, ...]:
         return _parts(torch.atleast_1d(parameter(model, key)))
