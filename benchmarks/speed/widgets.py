@@ -108,6 +108,7 @@ def in_the_browser() -> None:
         page.wait_for_selector(".tlora .module .chart", timeout=120_000)
         page.wait_for_timeout(3000)
         page.evaluate(WATCH)
+        page.locator(".tlora").get_by_text("Rule and budget").click()
         slider = page.locator(".tlora").get_by_label("Temperature")
         centers = {k: _center(page.locator(f".tlora .cell[data-k='{k}']")) for k in range(0, 224, 11)}
 

@@ -26,6 +26,7 @@ def test_the_workbench_of_a_notebook_changes_what_the_next_cell_uses(lab: Lab) -
     lab.run_all(600)
     assert not lab.said()
     cell, use = lab.cell("viz.Workbench("), "chosen = workbench.allocation"
+    cell.get_by_text("Rule and budget").click()
     cell.get_by_role("slider", name="Rank").press("ArrowRight")
     cell.get_by_text("rank=9").wait_for()
     cell.locator(".cell").first.click()

@@ -149,7 +149,8 @@ def test_the_costs_are_those_of_the_shapes(page: Any, tmp_path: Path) -> None:
     it.set(rank=16)
     b = 32 * (4 * 4096 + 2 * 11008 + 4096)
     page.goto(it.page(tmp_path / "page.html").as_uri())
-    table = page.locator(".foot table")
+    page.get_by_text("Rule and budget").click()
+    table = page.locator(".fold table")
     assert table.locator("tr", has_text="trainable").inner_text().split("\t")[1:3] == [f"{8 * b:,}", f"{16 * b:,}"]
     sizes = [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
     assert table.locator("tr", has_text="AdamW").inner_text().replace("\xa0", " ").split("\t")[1:4] == sizes

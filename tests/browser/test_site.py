@@ -101,6 +101,7 @@ def test_the_workbench_of_the_first_page_works(browser: Browser, address: str) -
     page = browser.new_page()
     page.goto(f"{address}/index.html")
     workbench = page.frame_locator(".workbench")
+    workbench.get_by_text("Rule and budget").click()
     workbench.get_by_label("Temperature").press("Home")
     workbench.get_by_text("temperature=0.0").wait_for()
     workbench.get_by_role("tab", name="Sensitivity").click()

@@ -65,6 +65,7 @@ def test_the_page_works_without_a_kernel_and_a_network(chromium: str, tmp_path: 
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url))
         page.goto(f"file://{tmp_path / 'allocation.html'}")
+        page.get_by_text("Rule and budget").click()
         slider = page.get_by_label("Temperature")
         slider.focus()
         for step in range(20, -1, -1):

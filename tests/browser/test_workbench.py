@@ -47,6 +47,7 @@ def _start_over(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "bench" in request.fixturenames:
         it = request.getfixturevalue("bench")
+        it.open("Rule and budget")
         it.press("as published")
         it.shows(START)
         it.module(0).click()
@@ -206,12 +207,12 @@ def test_it_fits_and_can_be_read(bench: Bench, theme: str, width: int, height: i
         tab.click()
         assert page.evaluate(CONTRAST) >= 4.5, tab.inner_text()
     bench.root.get_by_role("tab", name="Rank").click()
-    bench.root.locator(".help").evaluate("help => { help.open = false; }")
     assert page.evaluate(
         "(() => { const root = document.querySelector('.tlora'); return root.scrollWidth <= root.clientWidth; })()"
     )
-    top, line = bench.root.bounding_box()["y"], bench.root.locator("code").bounding_box()
-    assert width < 1300 or line["y"] + line["height"] - top < height - 130  # JupyterLab's own bars
+    bench.root.get_by_text("Rule and budget").click()
+    top, legend = bench.root.bounding_box()["y"], bench.root.locator(".legend").first.bounding_box()
+    assert width < 1300 or legend["y"] + legend["height"] - top < height - 130  # JupyterLab's own bars
     page.screenshot(path=tmp_path / f"{theme}-{width}.png")
 
 
@@ -230,7 +231,7 @@ def test_after_a_reload_of_the_page_the_edits_are_there(bench: Bench) -> None:
 
 def test_every_word_has_its_sentence(bench: Bench) -> None:
     """By pointer and by key, in the words of the glossary."""
-    words = bench.root.locator("[data-tab], .bar > .control, .foot th, .key > span")
+    words = bench.root.locator("[data-tab], .bar > .control, .fold th, .key > span")
     texts = [word.text_content() for word in words.all()]
     assert len(texts) > 15
     sentences = [word.get_attribute("aria-description") for word in words.all()]
@@ -250,6 +251,7 @@ def test_the_session_and_the_page_are_written(bench: Bench, tmp_path: Path) -> N
     bench.drag(4, 40)
     ranks = edited({4: START[4] + 10})
     bench.shows(ranks)
+    bench.open("Save and download")
     bench.root.get_by_role("button", name="Save session").click()
     bench.root.get_by_text("viz.Workbench.load('workbench-session') opens it again").wait_for(timeout=60_000)
     with bench.page.expect_download() as download:

@@ -55,6 +55,12 @@ class Bench:
         box = self.module(k).bounding_box()
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
+    def open(self, menu: str) -> None:
+        """Open a menu by its word if it is closed."""
+        word = self.root.locator("details.fold summary", has_text=menu)
+        if word.locator("..").get_attribute("open") is None:
+            word.click()
+
     def press(self, name: str) -> None:
         self.root.get_by_role("button", name=name, exact=True).click()
 
@@ -74,12 +80,14 @@ class Bench:
 
 @contextmanager
 def built(server: str, chromium: str, name: str, *cells: str) -> Iterator[Bench]:
-    """The workbench of a notebook of these cells, whose first one shows it."""
+    """The workbench of a notebook of these cells, whose first one shows it, with the menu of its rule open."""
     with opened(server, chromium) as lab:
         lab.write(name, *cells)
         lab.run("workbench.display()", 240)
         lab.page.wait_for_selector(".tlora .cell", timeout=60_000)
-        yield Bench(lab)
+        bench = Bench(lab)
+        bench.open("Rule and budget")
+        yield bench
 
 
 def expected(**options: Any) -> list[int]:

@@ -111,3 +111,14 @@ export function copyable(parent) {
   });
   return line;
 }
+
+/**
+ * A closed menu, whose word opens it.
+ *
+ * @type {(parent: Element, word: string) => HTMLElement}
+ */
+export function fold(parent, word) {
+  const menu = make("details", { class: "fold" }, parent);
+  make("summary", {}, menu, word);
+  return make("div", {}, menu);
+}

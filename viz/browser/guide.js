@@ -1,8 +1,11 @@
-// The first minute and the keys, until the reader closes it; browsers remember that.
+// Help: what the map shows, the first minute, and the keys.
 
 import { make } from "./elements.js";
 
-const SEEN = "tlora-guide";
+const MAP =
+  "Each cell is a linear layer of the model, or one parameter of all experts of a layer, and its number the " +
+  "rank of its adapter: how many directions of its input it can read. Red cells have more than a uniform allocation " +
+  "would give them, blue ones less.";
 const START = [
   "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
   "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back.",
@@ -22,13 +25,12 @@ const KEYS = [
 ];
 
 /**
- * Draws it, open for a reader who has not closed it before if `drags`: if there is a map to drag on.
+ * Draws it; on a page without a kernel nothing trains.
  *
- * @type {(root: HTMLElement, page: boolean, drags: boolean) => void}
+ * @type {(box: HTMLElement, page: boolean) => void}
  */
-export function guide(root, page, drags) {
-  const box = make("details", { class: "help" }, root);
-  make("summary", {}, box, "Help: the first minute, and keys");
+export function guide(box, page) {
+  make("p", {}, box, MAP);
   const list = make("ol", {}, box);
   for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
   const row = make("p", {}, box, "On the map: ");
@@ -37,21 +39,4 @@ export function guide(root, page, drags) {
     row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
   });
   make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
-  box.open = drags && !stored();
-  box.addEventListener("toggle", () => store(box.open ? "" : "closed"));
-}
-
-function stored() {
-  try {
-    return localStorage.getItem(SEEN);
-  } catch {
-    return null; // a page without storage
-  }
-}
-
-/** @type {(value: string) => void} */
-function store(value) {
-  try {
-    localStorage.setItem(SEEN, value);
-  } catch { /* a page without storage */ }
 }

@@ -19,5 +19,9 @@ const isWhole = (data) => data.about.names.length > 0;
  */
 export function renderPage(data, el) {
   if (isWhole(data)) renderWorkbench({ model: offline(data), el });
-  else panelSections(make("div", { class: "tlora" }, el), data.about, {});
+  else {
+    const root = make("div", { class: "tlora" }, el);
+    make("h1", {}, root, data.about.title);
+    panelSections(root, data.about, {});
+  }
 }

@@ -48,7 +48,7 @@
  * What stays as it is. Outputs and inputs, `outs` and `ins`, are of the modules, of each of their `experts`; `most` is the largest rank of a
  * control, `peak` what training B alone and both matrices take without the adapter, in bytes.
  *
- * @typedef {Modules & {names: string[], outs: number[], ins: number[], experts: number[], peak?: number[] | null, tabs: Tab[],
+ * @typedef {Modules & {title: string, names: string[], outs: number[], ins: number[], experts: number[], peak?: number[] | null, tabs: Tab[],
  *   spectra: Spectrum[], by_rank: Record<string, string>, panels: Panel[], texts?: boolean,
  *   presets: Record<string, string>, most: number, steps: number, run?: number[] | null, training: Defaults,
  *   resamples?: boolean, session: string, page?: boolean}} About

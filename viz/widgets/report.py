@@ -87,5 +87,6 @@ def report(
         return Workbench.from_results(results).page(path, texts=True)
     with replace_file(path) as file:
         panels = panel_values(make_panels(Context(results)))
-        file.write_text(page_html(results, about={"names": [], "panels": panels}), encoding="utf-8")
+        about = {"title": results.title, "names": [], "panels": panels}
+        file.write_text(page_html(results, about=about), encoding="utf-8")
     return path

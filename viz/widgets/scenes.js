@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 99c9b3e38eca0df3aa1e36a342d2fe52646ca15db73fdfbdac4a20d8f1ca939a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7ee3a4bff71623ec85ef59570ea8c4e95a6d942230220fe061fcce7684995dcf
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

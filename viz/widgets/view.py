@@ -71,6 +71,7 @@ def about(
         sources = {results.subspaces.kind: results.subspaces, **sources}
     other = next(iter(results.others), "")
     return {
+        "title": results.title,
         "names": sensitivity.names,
         "rows": rows,
         "columns": columns,

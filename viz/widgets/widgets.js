@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 99c9b3e38eca0df3aa1e36a342d2fe52646ca15db73fdfbdac4a20d8f1ca939a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7ee3a4bff71623ec85ef59570ea8c4e95a6d942230220fe061fcce7684995dcf
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -455,52 +455,6 @@ function drawCurves(parent, { arms = {}, rows = [], columns = [], cells = [] }, 
   cellGrid(parent, { title: "Update of each module", rows, columns, cells, most, width });
 }
 
-// guide.js
-var SEEN = "tlora-guide";
-var START = [
-  "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
-  "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back."
-];
-var RANK = "Move the rank: what all modules share grows or shrinks with it.";
-var TRAIN = "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both.";
-var KEYS = [
-  ["arrows", "move"],
-  ["Shift+arrows", "select more"],
-  ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
-  ["Delete", "give the rank back to the score"],
-  ["X", "leave the module out"],
-  ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
-  ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
-  ["Escape", "select one"]
-];
-function guide(root, page, drags) {
-  const box = make("details", { class: "help" }, root);
-  make("summary", {}, box, "Help: the first minute, and keys");
-  const list = make("ol", {}, box);
-  for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
-  const row = make("p", {}, box, "On the map: ");
-  KEYS.forEach(([key, does], i) => {
-    make("kbd", {}, row, key);
-    row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
-  });
-  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
-  box.open = drags && !stored();
-  box.addEventListener("toggle", () => store(box.open ? "" : "closed"));
-}
-function stored() {
-  try {
-    return localStorage.getItem(SEEN);
-  } catch {
-    return null;
-  }
-}
-function store(value2) {
-  try {
-    localStorage.setItem(SEEN, value2);
-  } catch {
-  }
-}
-
 // controls.js
 var STEPS2 = { ArrowRight: 1, ArrowLeft: -1 };
 function button(parent, label, sentence2, action, attributes = {}) {
@@ -548,6 +502,41 @@ function copyable(parent) {
     }, 1200);
   });
   return line;
+}
+function fold(parent, word) {
+  const menu = make("details", { class: "fold" }, parent);
+  make("summary", {}, menu, word);
+  return make("div", {}, menu);
+}
+
+// guide.js
+var MAP = "Each cell is a linear layer of the model, or one parameter of all experts of a layer, and its number the rank of its adapter: how many directions of its input it can read. Red cells have more than a uniform allocation would give them, blue ones less.";
+var START = [
+  "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
+  "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back."
+];
+var RANK = "Move the rank: what all modules share grows or shrinks with it.";
+var TRAIN = "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both.";
+var KEYS = [
+  ["arrows", "move"],
+  ["Shift+arrows", "select more"],
+  ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
+  ["Delete", "give the rank back to the score"],
+  ["X", "leave the module out"],
+  ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
+  ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
+  ["Escape", "select one"]
+];
+function guide(box, page) {
+  make("p", {}, box, MAP);
+  const list = make("ol", {}, box);
+  for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
+  const row = make("p", {}, box, "On the map: ");
+  KEYS.forEach(([key, does], i) => {
+    make("kbd", {}, row, key);
+    row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
+  });
+  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
 }
 
 // table.js
@@ -690,10 +679,10 @@ function drawRamp(parent, most, words, dark) {
 var changedModules = ({ choice }) => Object.keys(choice.ranks).map(Number);
 var switchKey = (panel) => changedModules(panel).map((k) => `${k}:${panel.choice.ranks[k]}`).join();
 function answerNow({ sample, choice, known }, key) {
-  const stored2 = sample.switched[key], added = known[`${choice.sample} ${key}`];
-  return stored2 || added ? (
+  const stored = sample.switched[key], added = known[`${choice.sample} ${key}`];
+  return stored || added ? (
     /** @type {Answer} */
-    { ...stored2, ...added }
+    { ...stored, ...added }
   ) : void 0;
 }
 var isMeasured = ({ part, sample }, k) => part.live || `${k}:0` in sample.switched;
@@ -1676,6 +1665,127 @@ function drawAnswers(parent, entries, names) {
   });
 }
 
+// allocate.js
+function refuse() {
+  throw new RangeError("the limits cannot be met");
+}
+var total = (units, costs2) => units.reduce((sum2, count2, i) => sum2 + count2 * costs2[i], 0);
+function integers(values) {
+  const bits = values.map((value2) => new DataView(new Float64Array([value2]).buffer).getBigUint64(0, true));
+  const powers = bits.map((b) => Math.max(1, Number(b >> 52n)));
+  const least = Math.min(...powers.filter((_, i) => values[i]), 2046);
+  const fraction = (b) => b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n);
+  return { least, numerators: bits.map((b, i) => values[i] ? fraction(b) << BigInt(powers[i] - least) : 0n) };
+}
+function exactSum(values) {
+  const { least, numerators } = integers(values);
+  return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
+}
+var roundEven = (x) => Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
+function apportion(weights, budget, low, high, costs2 = ones(weights)) {
+  if (total(low, costs2) > budget) refuse();
+  budget = Math.min(budget, total(high, costs2));
+  const full = weights.map((weight, i) => weight ? high[i] : low[i]);
+  if (total(full, costs2) <= budget) [low, weights] = [full, ones(weights)];
+  const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
+  const ideal = (i) => Number(numerators[i] * rest / scale);
+  const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
+  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest;
+  const lacks = units.map((_, i) => lack(i));
+  for (let left = budget - total(units, costs2); ; ) {
+    let next = -1;
+    units.forEach((count2, i) => {
+      if (count2 < high[i] && costs2[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
+    });
+    if (next < 0) return units;
+    units[next]++;
+    left -= costs2[next];
+    lacks[next] = lack(next);
+  }
+}
+function level(numerators, budget, low, high, costs2) {
+  const [floor, ceiling, cost2] = [low, high, costs2].map((column) => column.map(BigInt));
+  const sum2 = (members, of) => members.reduce((all, i) => all + of(i), 0n);
+  let free = [...numerators.keys()], rest = BigInt(budget);
+  for (; ; ) {
+    const scale = sum2(free, (i) => numerators[i] * cost2[i]);
+    const beyond = (limit2, i) => numerators[i] * rest - limit2[i] * scale;
+    const cut = free.filter((i) => beyond(ceiling, i) > 0n), raised = free.filter((i) => beyond(floor, i) < 0n);
+    const surplus = sum2(cut, (i) => beyond(ceiling, i) * cost2[i]) + sum2(raised, (i) => beyond(floor, i) * cost2[i]);
+    if (!surplus) return { rest, scale };
+    const fixed = surplus > 0n ? cut : raised, limit = surplus > 0n ? ceiling : floor, isFixed = new Set(fixed);
+    rest -= sum2(fixed, (i) => limit[i] * cost2[i]);
+    free = free.filter((i) => !isFixed.has(i));
+  }
+}
+function apportionByGain(gains2, budget, low, high, costs2) {
+  const units = [...low], open = new Set(units.flatMap((count2, i) => count2 < high[i] ? [i] : []));
+  for (let rest = budget - total(units, costs2); rest && open.size; ) {
+    let next = -1, most = -1;
+    for (const i of open) {
+      const gain = gains2[i][units[i]] / costs2[i];
+      if (gain > most || gain === most && units[i] < units[next]) [next, most] = [i, gain];
+    }
+    if (costs2[next] <= rest) {
+      units[next]++;
+      rest -= costs2[next];
+      if (units[next] < high[next]) continue;
+    }
+    open.delete(next);
+  }
+  return units;
+}
+function allocate(rule, about) {
+  const { rank, edits, scores, temperature, energies } = rule;
+  const kept2 = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
+  const price = prices(about, rule.budget), budget = rank * total(price, ones(price));
+  const [costs2, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept2.map((k) => column[k]));
+  const low = kept2.map((k, i) => edits[k] ?? floors[i]), high = kept2.map((k, i) => edits[k] ?? ceilings[i]);
+  if (!kept2.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
+  if (total(low, costs2) > budget || budget - total(high, costs2) >= Math.max(...costs2)) refuse();
+  const powers = kept2.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : ones(kept2);
+  const gains2 = energies && kept2.map((k) => energies[k]);
+  const shares = gains2 ? apportionByGain(gains2, budget, low, high, costs2) : apportion(weights, budget, low, high, costs2);
+  const ideals = gains2 ? idealsByGain(gains2, budget, costs2, kept2, about) : idealsByScore(weights, budget, costs2);
+  const alpha = rule.alpha ?? rank, sum2 = exactSum(powers);
+  const share = (power) => Math.max(alpha, roundEven(alpha * powers.length * power / sum2));
+  const alphas = powers.map((power) => rule.adapt_scales ? share(power) : alpha);
+  const result = leftOut(rank, scores.length), byRule = nameOfRule(rule);
+  kept2.forEach((k, i) => {
+    result.most[k] = high[i];
+    if (!shares[i]) return;
+    result.ranks[k] = shares[i];
+    result.ideals[k] = ideals[i] === Infinity ? null : ideals[i];
+    result.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
+    result.reasons[k] = k in edits ? "by hand" : limitOf(shares[i], low[i], high[i], ideals[i]) ?? byRule;
+  });
+  return { ...result, middles: { rank, scaling: alpha / rank } };
+}
+var prices = ({ outs, experts }, budget) => outs.map((out, k) => experts[k] * (budget === "ranks" ? 1 : out));
+var ones = (values) => values.map(() => 1);
+var idealsByScore = (weights, budget, costs2) => {
+  const cost2 = exactSum(weights.map((weight, i) => weight * costs2[i]));
+  return weights.map((weight) => budget * weight / cost2);
+};
+function idealsByGain(gains2, budget, costs2, kept2, about) {
+  const known = gains2.map((gain) => gain.length);
+  const asked = apportionByGain(gains2, budget, gains2.map(() => 0), known, costs2);
+  const full = (k) => Math.min(about.outs[k], about.ins[k]);
+  return asked.map((units, i) => units === known[i] && known[i] < full(kept2[i]) ? Infinity : units);
+}
+function limitOf(share, low, high, ideal) {
+  if (share === high && high < ideal) return "ceiling";
+  return share === low && low > ideal ? "floor" : null;
+}
+function nameOfRule({ energies, temperature, adapt_ranks }) {
+  if (energies) return "captured";
+  return temperature && adapt_ranks ? "score" : "uniform";
+}
+function leftOut(rank, count2) {
+  const all = (value2) => Array(count2).fill(value2);
+  return { rank, ranks: all(0), scalings: all(null), ideals: all(null), most: all(0), reasons: all("left out") };
+}
+
 // workbench/values.js
 var change2 = ({ current }, k) => current.ranks[k] - current.kept[k];
 var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
@@ -1702,20 +1812,144 @@ function valueText(bench, tab, k) {
   return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^(-?)0/, "$1").replace("-", MINUS);
 }
 
+// workbench/sentences.js
+var REASONS = {
+  score: "by its score",
+  captured: "by the gradient that its directions capture",
+  uniform: "the same for all",
+  ceiling: "the most allowed",
+  floor: "the least allowed"
+};
+var SHOWN_ELSEWHERE = ["sensitivity", "rank", "change", "scaling"];
+var reasonOf = ({ current }, k) => REASONS[current.reasons[k]] ?? current.reasons[k];
+var kept = (bench, k) => change2(bench, k) ? ` (kept: ${bench.current.kept[k]})` : "";
+function brief(bench, k) {
+  const rank = bench.current.ranks[k];
+  if (!rank) return `Left out: no adapter${kept(bench, k)}`;
+  return `Rank ${rank}${kept(bench, k)}, ${reasonOf(bench, k)}`;
+}
+function why(bench, k) {
+  const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
+  const score = scoreText(bench, k);
+  const instead = rank === current.rank ? `${rank}, the nominal rank` : `${rank} instead of ${current.rank}`;
+  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
+  const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
+  const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
+  const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
+  const sentences = {
+    score: byRule,
+    captured: byRule,
+    uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
+    ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
+    floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
+    "by hand": `Set by hand to ${instead}${score && `; ${score}`}`
+  };
+  const sentence2 = sentences[reason] ?? `${reason}: ${instead}`;
+  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence2)}.`;
+}
+var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
+function scoreText(bench, k) {
+  const { values: scores = [] } = tabOf(bench, "sensitivity") ?? {}, score = scores[k] ?? null;
+  const middle = sum(scores.map((score2) => score2 ?? 0)) / scores.length;
+  return score === null || !middle ? "" : `score ${number(score / middle)} \xD7 the mean`;
+}
+function rangeText({ model }, k) {
+  const counts = model.get("resampled")?.[k] ?? [];
+  if (!counts.length) return "";
+  return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts[counts.length - 1][0]])].join(" to ")} on other samples`;
+}
+function describeModule2(bench, k) {
+  const { about, current } = bench, lines = [why(bench, k)];
+  const scaling = current.scalings[k];
+  if (current.ranks[k] && scaling !== null) {
+    const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
+    lines.push(`Scaling ${number(scaling)}${isByScore ? ", by the score, whatever the rank" : ""}`);
+  }
+  const { values, low, high } = tabOf(bench, "sensitivity") ?? {}, share = values?.[k] ?? null;
+  const ends2 = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
+  const interval = ends2.length ? `, 95 % interval ${ends2.join(" to ")}` : "";
+  if (share !== null) lines.push(`${percent(share)} of all scores${interval}`);
+  for (const tab of about.tabs) {
+    const v = value(bench, tab, k);
+    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
+    lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
+  }
+  return lines;
+}
+function headline({ about, current }) {
+  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
+  const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
+  const price = prices(about, unit);
+  const spent = sum(price.map((cost2, k) => cost2 * current.ranks[k])), budget = current.rank * sum(price);
+  const which = adapted.length < about.names.length ? "that is adapted " : "";
+  const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
+  const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+}
+function changes(bench) {
+  const { about, current, page } = bench;
+  const by = (k) => change2(bench, k);
+  const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
+  if (!moved.length) return "";
+  const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
+  const ranks = moved.map((k) => by(k) * about.experts[k]), outs = prices(about, "parameters");
+  const more = sum(ranks.map((count2) => Math.max(0, count2))), fewer = -sum(ranks.map((count2) => Math.min(0, count2)));
+  const grown = sum(moved.map((k) => by(k) * outs[k]));
+  const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
+  const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
+  return `Since it was kept: ${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}.`;
+}
+function costs({ about, current }) {
+  const loraRanks = current.ranks.map(() => current.rank);
+  const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const lora = sizes(about, loraRanks, true);
+  const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
+  if (about.peak) names.push("peak memory of training");
+  return names.map((name, i) => {
+    const text = i ? sizeText : whole;
+    return [name, text(kept2[i]), text(now[i]), percent(now[i] / kept2[i]), text(lora[i])];
+  });
+}
+function sizes({ outs, ins, experts, peak }, ranks, trainsA) {
+  const b = sum(ranks.map((rank, k) => rank * experts[k] * outs[k]));
+  const a = sum(ranks.map((rank, k) => rank * experts[k] * ins[k]));
+  const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
+  return [trained, adapter, 8 * trained, (peak?.[Number(trainsA)] ?? 0) + adapter + 12 * trained];
+}
+function warning({ current }) {
+  const adapted = current.ranks.filter((rank) => rank).length;
+  const full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
+  if (2 * full < adapted) return "";
+  const decides = current.is_captured ? "gradient decides" : "scores decide";
+  return `${full} of ${adapted} modules have the highest rank allowed, so the ${decides} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
+}
+
 // workbench/bar.js
 function drawControls(bench, bar) {
   const { about, page, requests } = bench;
+  const rank = drawControl(bench, bar, "rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  const steps = group(bar, "History");
+  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
+  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
+  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  const followRule = drawRule(bench, fold(bar, "Rule and budget"));
+  return () => {
+    follow(rank, bench.current.controls.rank);
+    undo.disabled = !bench.current.undo;
+    redo.disabled = !bench.current.redo;
+    followRule();
+  };
+}
+function drawRule(bench, box) {
+  const { about, page, requests } = bench, bar = make("div", { class: "bar" }, box);
   const controls = {};
   const add = (name, label, tag, attributes, options) => {
     controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
   };
+  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
   if (!page) {
     add("budget", "Budget", "select", {}, ["ranks", "parameters"]);
     add("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
-  }
-  add("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
-  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
-  if (!page) {
     add("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
     add("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
     const presets = group(bar, "Presets");
@@ -1723,14 +1957,15 @@ function drawControls(bench, bar) {
       button(presets, name, String(meaning), () => requests.ask("preset", { name }));
     }
   }
-  const steps = group(bar, "History");
-  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
-  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
-  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  const table = make("table", {}, make("div", { class: "scroll" }, box));
+  const line = copyable(make("div", { class: "copied" }, box));
   return () => {
-    for (const [name, control] of Object.entries(controls)) follow(control, bench.current.controls[name]);
-    undo.disabled = !bench.current.undo;
-    redo.disabled = !bench.current.redo;
+    const { current } = bench;
+    for (const [name, control] of Object.entries(controls)) follow(control, current.controls[name]);
+    const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
+    table.replaceChildren();
+    fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
+    write(line, current.code);
   };
 }
 function follow({ input, output, isHeld }, value2) {
@@ -1918,239 +2153,6 @@ function downloadPng(bench) {
   image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture(bench));
 }
 
-// allocate.js
-function refuse() {
-  throw new RangeError("the limits cannot be met");
-}
-var total = (units, costs2) => units.reduce((sum2, count2, i) => sum2 + count2 * costs2[i], 0);
-function integers(values) {
-  const bits = values.map((value2) => new DataView(new Float64Array([value2]).buffer).getBigUint64(0, true));
-  const powers = bits.map((b) => Math.max(1, Number(b >> 52n)));
-  const least = Math.min(...powers.filter((_, i) => values[i]), 2046);
-  const fraction = (b) => b & 0xfffffffffffffn | (b >> 52n ? 1n << 52n : 0n);
-  return { least, numerators: bits.map((b, i) => values[i] ? fraction(b) << BigInt(powers[i] - least) : 0n) };
-}
-function exactSum(values) {
-  const { least, numerators } = integers(values);
-  return Number(numerators.reduce((a, b) => a + b, 0n)) * 2 ** (least - 1075);
-}
-var roundEven = (x) => Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
-function apportion(weights, budget, low, high, costs2 = ones(weights)) {
-  if (total(low, costs2) > budget) refuse();
-  budget = Math.min(budget, total(high, costs2));
-  const full = weights.map((weight, i) => weight ? high[i] : low[i]);
-  if (total(full, costs2) <= budget) [low, weights] = [full, ones(weights)];
-  const { numerators } = integers(weights), { rest, scale } = level(numerators, budget, low, high, costs2);
-  const ideal = (i) => Number(numerators[i] * rest / scale);
-  const units = weights.map((_, i) => Math.min(Math.max(ideal(i), low[i]), high[i]));
-  const lack = (i) => BigInt(units[i]) * scale - numerators[i] * rest;
-  const lacks = units.map((_, i) => lack(i));
-  for (let left = budget - total(units, costs2); ; ) {
-    let next = -1;
-    units.forEach((count2, i) => {
-      if (count2 < high[i] && costs2[i] <= left && (next < 0 || lacks[i] < lacks[next])) next = i;
-    });
-    if (next < 0) return units;
-    units[next]++;
-    left -= costs2[next];
-    lacks[next] = lack(next);
-  }
-}
-function level(numerators, budget, low, high, costs2) {
-  const [floor, ceiling, cost2] = [low, high, costs2].map((column) => column.map(BigInt));
-  const sum2 = (members, of) => members.reduce((all, i) => all + of(i), 0n);
-  let free = [...numerators.keys()], rest = BigInt(budget);
-  for (; ; ) {
-    const scale = sum2(free, (i) => numerators[i] * cost2[i]);
-    const beyond = (limit2, i) => numerators[i] * rest - limit2[i] * scale;
-    const cut = free.filter((i) => beyond(ceiling, i) > 0n), raised = free.filter((i) => beyond(floor, i) < 0n);
-    const surplus = sum2(cut, (i) => beyond(ceiling, i) * cost2[i]) + sum2(raised, (i) => beyond(floor, i) * cost2[i]);
-    if (!surplus) return { rest, scale };
-    const fixed = surplus > 0n ? cut : raised, limit = surplus > 0n ? ceiling : floor, isFixed = new Set(fixed);
-    rest -= sum2(fixed, (i) => limit[i] * cost2[i]);
-    free = free.filter((i) => !isFixed.has(i));
-  }
-}
-function apportionByGain(gains2, budget, low, high, costs2) {
-  const units = [...low], open = new Set(units.flatMap((count2, i) => count2 < high[i] ? [i] : []));
-  for (let rest = budget - total(units, costs2); rest && open.size; ) {
-    let next = -1, most = -1;
-    for (const i of open) {
-      const gain = gains2[i][units[i]] / costs2[i];
-      if (gain > most || gain === most && units[i] < units[next]) [next, most] = [i, gain];
-    }
-    if (costs2[next] <= rest) {
-      units[next]++;
-      rest -= costs2[next];
-      if (units[next] < high[next]) continue;
-    }
-    open.delete(next);
-  }
-  return units;
-}
-function allocate(rule, about) {
-  const { rank, edits, scores, temperature, energies } = rule;
-  const kept2 = scores.flatMap((_, k) => rule.excluded.includes(k) ? [] : [k]);
-  const price = prices(about, rule.budget), budget = rank * total(price, ones(price));
-  const [costs2, floors, ceilings] = [price, rule.floors, rule.ceilings].map((column) => kept2.map((k) => column[k]));
-  const low = kept2.map((k, i) => edits[k] ?? floors[i]), high = kept2.map((k, i) => edits[k] ?? ceilings[i]);
-  if (!kept2.some((k) => scores[k]) || low.some((least, i) => least > ceilings[i])) refuse();
-  if (total(low, costs2) > budget || budget - total(high, costs2) >= Math.max(...costs2)) refuse();
-  const powers = kept2.map((k) => scores[k] ** temperature), weights = rule.adapt_ranks ? powers : ones(kept2);
-  const gains2 = energies && kept2.map((k) => energies[k]);
-  const shares = gains2 ? apportionByGain(gains2, budget, low, high, costs2) : apportion(weights, budget, low, high, costs2);
-  const ideals = gains2 ? idealsByGain(gains2, budget, costs2, kept2, about) : idealsByScore(weights, budget, costs2);
-  const alpha = rule.alpha ?? rank, sum2 = exactSum(powers);
-  const share = (power) => Math.max(alpha, roundEven(alpha * powers.length * power / sum2));
-  const alphas = powers.map((power) => rule.adapt_scales ? share(power) : alpha);
-  const result = leftOut(rank, scores.length), byRule = nameOfRule(rule);
-  kept2.forEach((k, i) => {
-    result.most[k] = high[i];
-    if (!shares[i]) return;
-    result.ranks[k] = shares[i];
-    result.ideals[k] = ideals[i] === Infinity ? null : ideals[i];
-    result.scalings[k] = alphas[i] / (rule.scaling === "allocated" ? shares[i] : rank);
-    result.reasons[k] = k in edits ? "by hand" : limitOf(shares[i], low[i], high[i], ideals[i]) ?? byRule;
-  });
-  return { ...result, middles: { rank, scaling: alpha / rank } };
-}
-var prices = ({ outs, experts }, budget) => outs.map((out, k) => experts[k] * (budget === "ranks" ? 1 : out));
-var ones = (values) => values.map(() => 1);
-var idealsByScore = (weights, budget, costs2) => {
-  const cost2 = exactSum(weights.map((weight, i) => weight * costs2[i]));
-  return weights.map((weight) => budget * weight / cost2);
-};
-function idealsByGain(gains2, budget, costs2, kept2, about) {
-  const known = gains2.map((gain) => gain.length);
-  const asked = apportionByGain(gains2, budget, gains2.map(() => 0), known, costs2);
-  const full = (k) => Math.min(about.outs[k], about.ins[k]);
-  return asked.map((units, i) => units === known[i] && known[i] < full(kept2[i]) ? Infinity : units);
-}
-function limitOf(share, low, high, ideal) {
-  if (share === high && high < ideal) return "ceiling";
-  return share === low && low > ideal ? "floor" : null;
-}
-function nameOfRule({ energies, temperature, adapt_ranks }) {
-  if (energies) return "captured";
-  return temperature && adapt_ranks ? "score" : "uniform";
-}
-function leftOut(rank, count2) {
-  const all = (value2) => Array(count2).fill(value2);
-  return { rank, ranks: all(0), scalings: all(null), ideals: all(null), most: all(0), reasons: all("left out") };
-}
-
-// workbench/sentences.js
-var REASONS = {
-  score: "by its score",
-  captured: "by the gradient that its directions capture",
-  uniform: "the same for all",
-  ceiling: "the most allowed",
-  floor: "the least allowed"
-};
-var SHOWN_ELSEWHERE = ["sensitivity", "rank", "change", "scaling"];
-var reasonOf = ({ current }, k) => REASONS[current.reasons[k]] ?? current.reasons[k];
-var kept = (bench, k) => change2(bench, k) ? ` (kept: ${bench.current.kept[k]})` : "";
-function brief(bench, k) {
-  const rank = bench.current.ranks[k];
-  if (!rank) return `Left out: no adapter${kept(bench, k)}`;
-  return `Rank ${rank}${kept(bench, k)}, ${reasonOf(bench, k)}`;
-}
-function why(bench, k) {
-  const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
-  const score = scoreText(bench, k);
-  const instead = rank === current.rank ? `${rank}, the nominal rank` : `${rank} instead of ${current.rank}`;
-  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
-  const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
-  const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
-  const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
-  const sentences = {
-    score: byRule,
-    captured: byRule,
-    uniform: `The same for every adapted module, whatever its score${score && ` (${score})`}`,
-    ceiling: `${lead}${asks}: ${rank} is the most allowed${range}`,
-    floor: `${lead}${asks}: ${rank} is the least allowed${range}`,
-    "by hand": `Set by hand to ${instead}${score && `; ${score}`}`
-  };
-  const sentence2 = sentences[reason] ?? `${reason}: ${instead}`;
-  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence2)}.`;
-}
-var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
-function scoreText(bench, k) {
-  const { values: scores = [] } = tabOf(bench, "sensitivity") ?? {}, score = scores[k] ?? null;
-  const middle = sum(scores.map((score2) => score2 ?? 0)) / scores.length;
-  return score === null || !middle ? "" : `score ${number(score / middle)} \xD7 the mean`;
-}
-function rangeText({ model }, k) {
-  const counts = model.get("resampled")?.[k] ?? [];
-  if (!counts.length) return "";
-  return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts[counts.length - 1][0]])].join(" to ")} on other samples`;
-}
-function describeModule2(bench, k) {
-  const { about, current } = bench, lines = [why(bench, k)];
-  const scaling = current.scalings[k];
-  if (current.ranks[k] && scaling !== null) {
-    const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
-    lines.push(`Scaling ${number(scaling)}${isByScore ? ", by the score, whatever the rank" : ""}`);
-  }
-  const { values, low, high } = tabOf(bench, "sensitivity") ?? {}, share = values?.[k] ?? null;
-  const ends2 = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
-  const interval = ends2.length ? `, 95 % interval ${ends2.join(" to ")}` : "";
-  if (share !== null) lines.push(`${percent(share)} of all scores${interval}`);
-  for (const tab of about.tabs) {
-    const v = value(bench, tab, k);
-    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
-    lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
-  }
-  return lines;
-}
-function headline({ about, current }) {
-  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
-  const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
-  const price = prices(about, unit);
-  const spent = sum(price.map((cost2, k) => cost2 * current.ranks[k])), budget = current.rank * sum(price);
-  const which = adapted.length < about.names.length ? "that is adapted " : "";
-  const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
-  const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
-  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
-}
-function changes(bench) {
-  const { about, current, page } = bench;
-  const by = (k) => change2(bench, k);
-  const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
-  if (!moved.length) return "no rank changed";
-  const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
-  const ranks = moved.map((k) => by(k) * about.experts[k]), outs = prices(about, "parameters");
-  const more = sum(ranks.map((count2) => Math.max(0, count2))), fewer = -sum(ranks.map((count2) => Math.min(0, count2)));
-  const grown = sum(moved.map((k) => by(k) * outs[k]));
-  const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
-  const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
-  return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
-}
-function costs({ about, current }) {
-  const loraRanks = current.ranks.map(() => current.rank);
-  const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
-  const lora = sizes(about, loraRanks, true);
-  const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
-  if (about.peak) names.push("peak memory of training");
-  return names.map((name, i) => {
-    const text = i ? sizeText : whole;
-    return [name, text(kept2[i]), text(now[i]), percent(now[i] / kept2[i]), text(lora[i])];
-  });
-}
-function sizes({ outs, ins, experts, peak }, ranks, trainsA) {
-  const b = sum(ranks.map((rank, k) => rank * experts[k] * outs[k]));
-  const a = sum(ranks.map((rank, k) => rank * experts[k] * ins[k]));
-  const trained = trainsA ? a + b : b, adapter = 4 * (a + b);
-  return [trained, adapter, 8 * trained, (peak?.[Number(trainsA)] ?? 0) + adapter + 12 * trained];
-}
-function warning({ current }) {
-  const adapted = current.ranks.filter((rank) => rank).length;
-  const full = current.ranks.filter((rank, k) => rank && rank === current.most[k]).length;
-  if (2 * full < adapted) return "";
-  const decides = current.is_captured ? "gradient decides" : "scores decide";
-  return `${full} of ${adapted} modules have the highest rank allowed, so the ${decides} little: lower the rank, or raise max_rank, and with it that of tlora.task_subspaces.`;
-}
-
 // workbench/details.js
 var OTHER_RUN = "The run was trained with other ranks than these: what it used of them is in the panels Training and Rank use, not on the map.";
 var TEXTS_ASKED = "Include the panels with the text of samples in the page?";
@@ -2170,33 +2172,26 @@ function drawSelected(bench, side) {
     charts.draw({ k, place: place2, rank: bench.current.ranks[k], counts: model.get("resampled")?.[k] });
   };
 }
-function drawAllocation(bench, foot, message) {
-  const finding = make("div", { class: "finding" }, foot), line = copyable(make("div", { class: "copied" }, foot));
-  const downloads = make("span", { class: "group" }, foot), table = make("table", {}, foot);
-  const moved = make("div", { class: "moved" }, foot);
-  drawDownloads(bench, downloads);
+function sayAllocation(bench, { finding, message, foot }) {
+  const moved = make("div", { class: "moved" }, foot), other = make("div", {}, foot);
   return () => {
     const { about, current } = bench;
+    finding.textContent = headline(bench);
     message.textContent = current.message || warning(bench);
     message.classList.toggle("note", Boolean(current.note));
-    finding.textContent = headline(bench);
-    table.replaceChildren();
-    const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
-    fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
-    moved.textContent = `Since it was kept: ${changes(bench)}.`;
-    if (about.run && !isOfRun(bench)) make("div", {}, moved, OTHER_RUN);
-    line.textContent = current.code;
+    moved.textContent = changes(bench);
+    other.textContent = about.run && !isOfRun(bench) ? OTHER_RUN : "";
   };
 }
-function drawDownloads(bench, parent) {
-  const { about, page, requests } = bench;
-  button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
-  button(parent, "PNG", "Download the map as a picture", () => downloadPng(bench));
+function drawDownloads(bench, box) {
+  const { about, page, requests } = bench, row = make("div", { class: "bar" }, box);
+  button(row, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
+  button(row, "PNG", "Download the map as a picture", () => downloadPng(bench));
   if (page) return;
-  button(parent, "Page", "Download a page that shows the map without a kernel", () => {
+  button(row, "Page", "Download a page that shows the map without a kernel", () => {
     requests.ask("page", { texts: about.texts && confirm(TEXTS_ASKED) });
   });
-  button(parent, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
+  button(row, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
 }
 
 // workbench/gestures.js
@@ -2394,24 +2389,30 @@ function paletteOf({ current }, tab, values, dark) {
     if (tab.kind === "ratio") return Math.log2(v / middle);
     return tab.kind === "percent" ? Math.sqrt(v) : v;
   }
-  const known = values.filter((v) => v !== null).map((v) => Math.abs(scaled(v)));
-  const fixed = { ratio: 3, change: current.rank };
-  const most = fixed[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  const [below, above] = spansOf(
+    tab.kind,
+    values.flatMap((v) => v === null ? [] : [scaled(v)]).filter(Number.isFinite)
+  );
   function fill2(v) {
     if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
-    const share = scaled(v) / most;
+    const share = scaled(v) / (scaled(v) > 0 ? above : below);
     return blend(ground, isDiverging ? share > 0 ? RED : BLUE : GREEN, share);
   }
   const ramp = isDiverging ? [BLUE, ground, RED] : [ground, GREEN];
-  return { fill: fill2, ramp, ends: endsOf(tab.kind, middle, most) };
+  return { fill: fill2, ramp, ends: endsOf(tab.kind, middle, below, above) };
 }
-function endsOf(kind, middle, most) {
+function spansOf(kind, values) {
+  if (kind === "ratio") return [Math.max(1, -Math.min(...values)), Math.max(1, ...values)];
+  const most = Math.max(...values.map(Math.abs), kind === "change" ? 1 : 1e-9);
+  return [most, most];
+}
+function endsOf(kind, middle, below, above) {
   return {
-    ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
-    change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`],
-    percent: ["0", percent((most / 2) ** 2), percent(most ** 2)],
-    number: ["0", "", number(most)],
-    signed: [`${MINUS}${percent(most)}`, "0", `+${percent(most)}`]
+    ratio: [number(middle / 2 ** below), number(middle), number(middle * 2 ** above)],
+    change: [`${MINUS}${above}`, "0", `+${above}`],
+    percent: ["0", percent((above / 2) ** 2), percent(above ** 2)],
+    number: ["0", "", number(above)],
+    signed: [`${MINUS}${percent(above)}`, "0", `+${percent(above)}`]
   }[kind];
 }
 function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
@@ -2507,8 +2508,10 @@ var Requests = class {
 };
 
 // workbench/workbench.js
+var LEAD = "Each cell is a module, its number the rank of its adapter. Drag a cell up or down: the others share the rest of the budget.";
 function renderWorkbench({ model, el }) {
-  const { bench, bar, message, map, side, body, foot } = drawFrame2(model, el), { about, page, requests } = bench;
+  const { bench, bar, finding, message, map, side, body, foot } = drawFrame2(model, el);
+  const { about, page, requests } = bench;
   const ask = (call, args, gesture) => requests.ask(call, args, gesture);
   const follow2 = [];
   bench.tell = () => follow2.forEach((draw) => draw(bench.current));
@@ -2521,7 +2524,7 @@ function renderWorkbench({ model, el }) {
   };
   const drawnControls = drawControls(bench, bar);
   drawTabs(bench);
-  follow2.push(drawSelected(bench, side), drawAllocation(bench, foot, message), drawnControls);
+  follow2.push(drawSelected(bench, side), sayAllocation(bench, { finding, message, foot }), drawnControls);
   if (!page) follow2.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
   model.on("msg:custom", (content) => receive(requests, content));
   const panels = make("div", { class: "panels" }, bench.root);
@@ -2540,8 +2543,11 @@ function renderWorkbench({ model, el }) {
 function drawFrame2(model, el) {
   const about = model.get("about"), page = Boolean(about.page);
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
-  const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
-  guide(root, page, Boolean(about.names.length));
+  const head = make("div", { class: "head" }, root), what = make("div", { class: "what" }, head);
+  make("h1", {}, what, about.title);
+  make("div", {}, what, LEAD);
+  const finding = make("div", { class: "finding" }, root), bar = make("div", { class: "bar" }, root);
+  const message = make("div", { class: "message", role: "status" }, root);
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
   const body = make("div", { class: "body" }, root);
   const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
@@ -2556,7 +2562,9 @@ function drawFrame2(model, el) {
   const bench = { model, el, about, page, current, focus, ...drawn, drag: null, requests, paint() {
   }, tell() {
   } };
-  return { bench, bar, message, map, side, body, foot };
+  drawDownloads(bench, fold(head, "Save and download"));
+  guide(fold(head, "Help"), page);
+  return { bench, bar, finding, message, map, side, body, foot };
 }
 function receive(requests, content) {
   if ("answer" in content) requests.answered(Boolean(content.more));
@@ -2779,7 +2787,11 @@ function offline(data) {
 var isWhole = (data) => data.about.names.length > 0;
 function renderPage(data, el) {
   if (isWhole(data)) renderWorkbench({ model: offline(data), el });
-  else panelSections(make("div", { class: "tlora" }, el), data.about, {});
+  else {
+    const root = make("div", { class: "tlora" }, el);
+    make("h1", {}, root, data.about.title);
+    panelSections(root, data.about, {});
+  }
 }
 
 // widgets.js

@@ -12,6 +12,7 @@ const TABS = [
 ];
 /** @type {About} */
 export const ABOUT = {
+  title: "task on model",
   names: ["m.0.q", "m.0.v", "m.1.q"],
   rows: ["q", "v"],
   columns: [0, 1],

@@ -39,7 +39,7 @@ Deno.test("a rank by hand is compared with the nominal rank, if it is another on
 });
 
 Deno.test("costs are those of the shapes, and what changed is counted", () => {
-  const { el, text } = workbench(), [parameters, adapter] = el.querySelectorAll(".foot tbody tr");
+  const { el, text } = workbench(), [parameters, adapter] = el.querySelectorAll(".fold tbody tr");
   /** @type {(row: Element) => (string | null)[]} */
   const cells = (row) => [...row.children].map(({ textContent }) => textContent);
   // Outputs 8, 4, 8 times the ranks; plain LoRA of rank 2 trains A too.
@@ -47,6 +47,19 @@ Deno.test("costs are those of the shapes, and what changed is counted", () => {
   assert.deepEqual(cells(adapter).slice(1, 3), ["352 bytes", "368 bytes"]);
   assert.match(text(".moved"), /2 of 3 modules changed, 1 ranks more and 1 fewer, \+4 trainable parameters/);
   assert.match(text(".finding"), /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks\.$/);
+});
+
+Deno.test("the rank and the history are seen at once, all else behind three words", () => {
+  const { el } = workbench(), folds = [...el.querySelectorAll("details.fold")];
+  /** @type {(root: Element) => string[]} */
+  const controls = (root) =>
+    [...root.querySelectorAll(".control, button")].map(({ firstChild }) => firstChild?.textContent ?? "");
+  assert.deepEqual(folds.map((fold) => fold.firstChild.textContent), ["Save and download", "Help", "Rule and budget"]);
+  assert.equal(folds.some((fold) => fold.hasAttribute("open")), false);
+  const [save, , rule] = folds.map(controls), bar = controls(el.querySelector(".tlora > .bar"));
+  assert.deepEqual(bar.slice(0, -rule.length), ["Rank", "Undo", "Redo", "Keep"]);
+  assert.deepEqual(rule, ["Temperature", "Budget", "Scaling", "min_rank", "max_rank", "uniform", "Copy"]);
+  assert.deepEqual(save, ["SVG", "PNG", "Page", "Save session, 1 kB"]);
 });
 
 Deno.test("keys and buttons send what they mean, one request at a time", () => {

@@ -1,8 +1,10 @@
-// Above the map: controls of the options, presets, history, and the tabs of what the map shows.
+// Above the map: the rank and the history, the menu of the rule and the budget, and the tabs of what the map shows.
 
-import { button, group, labeled, onArrows } from "../controls.js";
-import { make, put } from "../elements.js";
+import { button, copyable, fold, group, labeled, onArrows } from "../controls.js";
+import { make, put, write } from "../elements.js";
 import { explained } from "../explain.js";
+import { fillTable } from "../table.js";
+import { costs } from "./sentences.js";
 import { currentTab, isOffered } from "./values.js";
 
 /** @import { Attributes } from "../elements.js" */
@@ -25,19 +27,40 @@ import { currentTab, isOffered } from "./values.js";
  */
 export function drawControls(bench, bar) {
   const { about, page, requests } = bench;
+  const rank = drawControl(bench, bar, "rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  const steps = group(bar, "History");
+  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
+  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
+  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  const followRule = drawRule(bench, fold(bar, "Rule and budget"));
+  return () => {
+    follow(rank, bench.current.controls.rank);
+    undo.disabled = !bench.current.undo;
+    redo.disabled = !bench.current.redo;
+    followRule();
+  };
+}
+
+/**
+ * Draws the options, what the allocation costs and its line of Python; a page without a kernel has the temperature
+ * alone of the options.
+ *
+ * @param {Bench} bench
+ * @param {HTMLElement} box
+ * @returns {() => void} What has them follow the allocation.
+ */
+function drawRule(bench, box) {
+  const { about, page, requests } = bench, bar = make("div", { class: "bar" }, box);
   /** @type {Record<string, Control>} */
   const controls = {};
   /** @type {(name: string, label: string, tag: Tag, attributes: Attributes, options?: string[]) => void} */
   const add = (name, label, tag, attributes, options) => {
     controls[name] = drawControl(bench, bar, name, label, tag, attributes, options);
   };
+  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
   if (!page) {
     add("budget", "Budget", "select", {}, ["ranks", "parameters"]);
     add("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
-  }
-  add("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
-  add("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
-  if (!page) {
     add("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
     add("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
     const presets = group(bar, "Presets");
@@ -45,14 +68,15 @@ export function drawControls(bench, bar) {
       button(presets, name, String(meaning), () => requests.ask("preset", { name }));
     }
   }
-  const steps = group(bar, "History");
-  const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
-  const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));
-  if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
+  const table = make("table", {}, make("div", { class: "scroll" }, box));
+  const line = copyable(make("div", { class: "copied" }, box));
   return () => {
-    for (const [name, control] of Object.entries(controls)) follow(control, bench.current.controls[name]);
-    undo.disabled = !bench.current.undo;
-    redo.disabled = !bench.current.redo;
+    const { current } = bench;
+    for (const [name, control] of Object.entries(controls)) follow(control, current.controls[name]);
+    const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
+    table.replaceChildren();
+    fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
+    write(line, current.code);
   };
 }
 

@@ -1,12 +1,11 @@
-// Beside the map and below it: the selected module, what the allocation costs, its line of Python, and downloads.
+// Beside the map and around it: the selected module, what the allocation gives, and what is saved of it.
 
-import { button, copyable } from "../controls.js";
+import { button } from "../controls.js";
 import { make } from "../elements.js";
 import { moduleCharts } from "../module_charts.js";
 import { placeOf } from "../modules.js";
-import { fillTable } from "../table.js";
 import { downloadPng, downloadSvg } from "./picture.js";
-import { changes, costs, describeModule, headline, warning } from "./sentences.js";
+import { changes, describeModule, headline, warning } from "./sentences.js";
 import { isOfRun } from "./values.js";
 
 /** @import { Bench } from "./workbench.js" */
@@ -40,40 +39,34 @@ export function drawSelected(bench, side) {
 }
 
 /**
- * Draws what is said of the allocation.
+ * Has the sentences follow the allocation: what it gives, what was refused or done, and what changed since it was kept.
  *
- * @param {Bench} bench
- * @param {HTMLElement} foot
- * @param {HTMLElement} message
- * @returns {() => void} What has it follow the allocation.
+ * @type {(bench: Bench, places: {finding: Element, message: Element, foot: Element}) => () => void}
  */
-export function drawAllocation(bench, foot, message) {
-  const finding = make("div", { class: "finding" }, foot), line = copyable(make("div", { class: "copied" }, foot));
-  const downloads = make("span", { class: "group" }, foot), table = make("table", {}, foot);
-  const moved = make("div", { class: "moved" }, foot);
-  drawDownloads(bench, downloads);
+export function sayAllocation(bench, { finding, message, foot }) {
+  const moved = make("div", { class: "moved" }, foot), other = make("div", {}, foot);
   return () => {
     const { about, current } = bench;
+    finding.textContent = headline(bench);
     message.textContent = current.message || warning(bench);
     message.classList.toggle("note", Boolean(current.note));
-    finding.textContent = headline(bench);
-    table.replaceChildren();
-    const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
-    fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
-    moved.textContent = `Since it was kept: ${changes(bench)}.`;
-    if (about.run && !isOfRun(bench)) make("div", {}, moved, OTHER_RUN);
-    line.textContent = current.code;
+    moved.textContent = changes(bench);
+    other.textContent = about.run && !isOfRun(bench) ? OTHER_RUN : "";
   };
 }
 
-/** @type {(bench: Bench, parent: Element) => void} */
-function drawDownloads(bench, parent) {
-  const { about, page, requests } = bench;
-  button(parent, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
-  button(parent, "PNG", "Download the map as a picture", () => downloadPng(bench));
+/**
+ * Draws what is saved and downloaded.
+ *
+ * @type {(bench: Bench, box: Element) => void}
+ */
+export function drawDownloads(bench, box) {
+  const { about, page, requests } = bench, row = make("div", { class: "bar" }, box);
+  button(row, "SVG", "Download the map as a vector picture", () => downloadSvg(bench));
+  button(row, "PNG", "Download the map as a picture", () => downloadPng(bench));
   if (page) return;
-  button(parent, "Page", "Download a page that shows the map without a kernel", () => {
+  button(row, "Page", "Download a page that shows the map without a kernel", () => {
     requests.ask("page", { texts: about.texts && confirm(TEXTS_ASKED) });
   });
-  button(parent, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
+  button(row, `Save session, ${about.session}`, SAVED, () => requests.ask("save"));
 }

@@ -119,39 +119,51 @@ function paintCell(bench, tab, k, fill, isSelected) {
 }
 
 /**
- * The colors of a tab's values, and the texts of the ends and the middle of their ramp.
+ * The colors of a tab's values, which span those that are there, and the texts of the ends and the middle of their ramp.
  *
- * @type {(bench: Bench, tab: Tab, values: Values, dark: boolean) => Palette}
+ * @type {(bench: Pick<Bench, "current">, tab: Pick<Tab, "name" | "kind">, values: Values, dark: boolean) => Palette}
  */
-function paletteOf({ current }, tab, values, dark) {
+export function paletteOf({ current }, tab, values, dark) {
   const ground = groundOf(dark), isDiverging = DIVERGING.includes(tab.kind), middle = current.middles[tab.name] ?? 1;
   /** @type {(v: number) => number} */
   function scaled(v) {
     if (tab.kind === "ratio") return Math.log2(v / middle);
     return tab.kind === "percent" ? Math.sqrt(v) : v;
   }
-  const known = values.filter((v) => v !== null).map((v) => Math.abs(scaled(v)));
-  /** @type {Record<string, number>} */
-  const fixed = { ratio: 3, change: current.rank }; // the same for all allocations
-  const most = fixed[tab.kind] ?? (tab.curves ? 1 : Math.max(...known, 1e-9));
+  const [below, above] = spansOf(
+    tab.kind,
+    values.flatMap((v) => (v === null ? [] : [scaled(v)])).filter(Number.isFinite),
+  );
   /** @type {(v: number | null) => Color} */
   function fill(v) {
     if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
-    const share = scaled(v) / most;
+    const share = scaled(v) / (scaled(v) > 0 ? above : below);
     return blend(ground, isDiverging ? (share > 0 ? RED : BLUE) : GREEN, share);
   }
   const ramp = isDiverging ? [BLUE, ground, RED] : [ground, GREEN];
-  return { fill, ramp, ends: endsOf(tab.kind, middle, most) };
+  return { fill, ramp, ends: endsOf(tab.kind, middle, below, above) };
 }
 
-/** @type {(kind: Tab["kind"], middle: number, most: number) => string[]} */
-function endsOf(kind, middle, most) {
+/**
+ * How far the values reach below and above their middle: ratios on a scale of their own on each side, at least half and
+ * twice the middle; others as far on one side as on the other.
+ *
+ * @type {(kind: Tab["kind"], values: number[]) => [number, number]}
+ */
+function spansOf(kind, values) {
+  if (kind === "ratio") return [Math.max(1, -Math.min(...values)), Math.max(1, ...values)];
+  const most = Math.max(...values.map(Math.abs), kind === "change" ? 1 : 1e-9);
+  return [most, most];
+}
+
+/** @type {(kind: Tab["kind"], middle: number, below: number, above: number) => string[]} */
+function endsOf(kind, middle, below, above) {
   return {
-    ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
-    change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`],
-    percent: ["0", percent((most / 2) ** 2), percent(most ** 2)],
-    number: ["0", "", number(most)],
-    signed: [`${MINUS}${percent(most)}`, "0", `+${percent(most)}`],
+    ratio: [number(middle / 2 ** below), number(middle), number(middle * 2 ** above)],
+    change: [`${MINUS}${above}`, "0", `+${above}`],
+    percent: ["0", percent((above / 2) ** 2), percent(above ** 2)],
+    number: ["0", "", number(above)],
+    signed: [`${MINUS}${percent(above)}`, "0", `+${percent(above)}`],
   }[kind];
 }
 

@@ -125,7 +125,7 @@ export function headline({ about, current }) {
 }
 
 /**
- * How many modules changed since the allocation was kept, by how much, and which most.
+ * How many modules changed since the allocation was kept, by how much, and which most; empty if none did.
  *
  * @type {(bench: Bench) => string}
  */
@@ -134,16 +134,18 @@ export function changes(bench) {
   /** @type {(k: number) => number} */
   const by = (k) => change(bench, k);
   const moved = about.names.flatMap((_, k) => (by(k) ? [k] : [])).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
-  if (!moved.length) return "no rank changed";
+  if (!moved.length) return "";
   const adapted = current.ranks.filter((rank, k) => rank || current.kept[k]).length;
   const ranks = moved.map((k) => by(k) * about.experts[k]), outs = prices(about, "parameters");
   const more = sum(ranks.map((count) => Math.max(0, count))), fewer = -sum(ranks.map((count) => Math.min(0, count)));
   const grown = sum(moved.map((k) => by(k) * outs[k]));
   const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
   const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
-  return `${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ` +
+  return `Since it was kept: ${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${
+    whole(fewer)
+  } fewer, ` +
     `${signedWhole(grown)} trainable parameters${reason}; most: ${most}. ` +
-    `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}`;
+    `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}.`;
 }
 
 /**

@@ -1,13 +1,14 @@
 // The workbench in the browser: draws `about` (what stays) and `current` (the current allocation), and asks the kernel
 // for everything else. The page without a kernel runs the same code on a model that computes its answers (offline.js).
 
+import { fold } from "../controls.js";
 import { download, make } from "../elements.js";
 import { explainer } from "../explain.js";
 import { guide } from "../guide.js";
 import { panelSections, panelTabs } from "../panels/panels.js";
 import { racePanel } from "../race.js";
 import { drawControls, drawTabs, markTab, offerTabs } from "./bar.js";
-import { drawAllocation, drawSelected } from "./details.js";
+import { drawDownloads, drawSelected, sayAllocation } from "./details.js";
 import { followKeys, followPointer } from "./gestures.js";
 import { layOut, paintMap } from "./map.js";
 import { Requests } from "./requests.js";
@@ -15,6 +16,9 @@ import { currentTab } from "./values.js";
 
 /** @import { Bar, Cell } from "../grid.js" */
 /** @import { About, Ask, Content, Current, Model } from "../traits.js" */
+
+const LEAD = "Each cell is a module, its number the rank of its adapter. " +
+  "Drag a cell up or down: the others share the rest of the budget.";
 
 /**
  * A rank that is dragged: of module `k`, from height `y` and `rank`, and the `last` that was asked for.
@@ -52,7 +56,8 @@ import { currentTab } from "./values.js";
  * @returns {() => void} What has it stop following the model and the page.
  */
 export function renderWorkbench({ model, el }) {
-  const { bench, bar, message, map, side, body, foot } = drawFrame(model, el), { about, page, requests } = bench;
+  const { bench, bar, finding, message, map, side, body, foot } = drawFrame(model, el);
+  const { about, page, requests } = bench;
   /** @type {Ask} */
   const ask = (call, args, gesture) => requests.ask(call, args, gesture);
   /** @type {((current: Current) => void)[]} */
@@ -67,7 +72,7 @@ export function renderWorkbench({ model, el }) {
   };
   const drawnControls = drawControls(bench, bar);
   drawTabs(bench);
-  follow.push(drawSelected(bench, side), drawAllocation(bench, foot, message), drawnControls);
+  follow.push(drawSelected(bench, side), sayAllocation(bench, { finding, message, foot }), drawnControls);
   if (!page) follow.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
   model.on("msg:custom", (content) => receive(requests, content)); // before the panels ask for anything
   const panels = make("div", { class: "panels" }, bench.root);
@@ -94,8 +99,11 @@ function drawFrame(model, el) {
   const about = model.get("about"), page = Boolean(about.page);
   // Typing stays in here.
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
-  const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
-  guide(root, page, Boolean(about.names.length));
+  const head = make("div", { class: "head" }, root), what = make("div", { class: "what" }, head);
+  make("h1", {}, what, about.title);
+  make("div", {}, what, LEAD);
+  const finding = make("div", { class: "finding" }, root), bar = make("div", { class: "bar" }, root);
+  const message = make("div", { class: "message", role: "status" }, root);
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
   const body = make("div", { class: "body" }, root);
   const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
@@ -109,7 +117,9 @@ function drawFrame(model, el) {
   const drawn = { root, tablist, svg, legend, tip, cells: [], bars: [] };
   /** @type {Bench} */
   const bench = { model, el, about, page, current, focus, ...drawn, drag: null, requests, paint() {}, tell() {} };
-  return { bench, bar, message, map, side, body, foot };
+  drawDownloads(bench, fold(head, "Save and download"));
+  guide(fold(head, "Help"), page);
+  return { bench, bar, finding, message, map, side, body, foot };
 }
 
 /** @type {(requests: Requests, content: Content) => void} */
