@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import cycle, islice
 from pathlib import PurePath
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, ScalarFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, ScalarFormatter, StrMethodFormatter
 
 from tlora.results import Meta
 
@@ -57,6 +59,16 @@ PAPER: dict[str, Any] = {
 SEQUENTIAL: Colormap = plt.get_cmap("viridis")
 DIVERGING: Colormap = sns.color_palette("vlag", as_cmap=True)
 """Blue below, white at, red above: distinct under the common color-vision deficiencies."""
+
+COLORS = (
+    "#00785a", "#b35f00", "#7b3fb5", "#c9569e", "#6b4a2b", "#2a9d9d", "#8a8a00", "#8a8a8a", "#e0a458", "#333333",
+)  # fmt: skip
+"""Colors of lines, dark enough for their names on white. Red and blue are left to more and less, see `DIVERGING`."""
+
+NAMED, LISTED = 3, 18
+"""Most lines with their names at their ends, and most entries of a legend."""
+LINE_HEIGHT = 13
+"""Points between the names of two lines."""
 
 LONGEST = 40
 """Most characters of a label next to the axes."""
@@ -123,8 +135,8 @@ def guide_lines(ax: Axes) -> None:
 
 
 def colors(count: int) -> list[tuple[float, float, float]]:
-    """Color-blind safe colors for ``count`` lines; from the eleventh on they repeat, see `dashes`."""
-    return list(sns.color_palette("colorblind", count))
+    """Colors for ``count`` lines; from the eleventh on they repeat, see `dashes`."""
+    return [to_rgb(color) for color in islice(cycle(COLORS), count)]
 
 
 def dashes(count: int) -> list[str]:
@@ -135,6 +147,83 @@ def dashes(count: int) -> list[str]:
 def markers(count: int) -> list[str]:
     """Shapes of the points that go with `colors`, so that lines that meet stay distinct."""
     return list(islice(cycle("os^DvPX"), count))
+
+
+def ink_on(face: Sequence[float]) -> str:
+    """Black or white, whichever has the higher contrast on a color: by the luminance of WCAG 2, as in the browser."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in face[:3]]
+    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
+
+
+def name_lines(ax: Axes, names: Mapping[Any, str] | None = None, above: bool = False) -> None:
+    """Write the names of up to three lines at their ends; of more, draw a legend next to the axes.
+
+    ``names`` are those of what was drawn, by default its labels. With ``above``, for lines that end at one point, each
+    is above its line, where there is most room.
+    """
+    if names is None:
+        names = dict(zip(*ax.get_legend_handles_labels(), strict=True))
+    if len(names) > NAMED:
+        _draw_legend(ax, names)
+        return
+    lines = [getattr(drawn, "lines", [drawn])[0] for drawn in names]  # of an error bar, its line
+    look: dict[str, Any] = {
+        "fontsize": 8.5,
+        "textcoords": "offset points",
+        "annotation_clip": False,
+        "parse_math": False,
+    }
+    if above:
+        for line, name, place in zip(lines, names.values(), _roomiest(ax, lines), strict=True):
+            ax.annotate(name, place, (2, 3), color=line.get_color(), **look)
+        return
+    ax.autoscale_view()  # else the ends would be those of the limits before
+    in_axes = ax.transData + ax.transAxes.inverted()
+    ends = np.array([in_axes.transform(line.get_xydata()[-1]) for line in lines]).reshape(-1, 2)
+    height = 72 * ax.bbox.height / figure_of(ax).dpi
+    sizes = [LINE_HEIGHT * len(name.splitlines()) / height for name in names.values()]
+    look |= {"xycoords": "axes fraction", "va": "center"}
+    for line, name, x, y in zip(lines, names.values(), ends[:, 0], spread(ends[:, 1].tolist(), sizes), strict=True):
+        ax.annotate(name, (x, y), (7, 0), color=line.get_color(), **look)
+
+
+def _roomiest(ax: Axes, lines: Sequence[Any]) -> list[tuple[float, float]]:
+    """A point on each line that has most room above it and as far to the right as a name is long."""
+    low, high = ax.get_xlim()
+    across = np.linspace(low, high, 41)[1:]
+    heights = np.array([np.interp(across, *line.get_xydata().T) for line in lines])
+    window = len(across) // 3
+    places = []
+    for height in heights:
+        rest = np.where(heights > height, heights, ax.get_ylim()[1])  # what is above, at least the end of the axis
+        room = np.lib.stride_tricks.sliding_window_view(rest.min(0) - height, window).min(1)
+        best = int(room.argmax())
+        places.append((float(across[best]), float(height[best])))
+    return places
+
+
+def spread(centers: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Centers moved apart, so that what has these sizes does not overlap between 0 and 1; their order stays."""
+    moved = [float(center) for center in centers]
+    order = np.argsort(moved, kind="stable").tolist()
+    edge = 0.0
+    for i in order:
+        moved[i] = max(moved[i], edge + sizes[i] / 2)
+        edge = moved[i] + sizes[i] / 2
+    edge = 1.0
+    for i in reversed(order):
+        moved[i] = min(moved[i], edge - sizes[i] / 2)
+        edge = moved[i] - sizes[i] / 2
+    return moved
+
+
+def _draw_legend(ax: Axes, names: Mapping[Any, str]) -> None:
+    """Draw a legend next to the axes; entries that do not fit are counted."""
+    drawn, labels = list(names), list(names.values())
+    if len(drawn) > LISTED:
+        rest = len(drawn) - LISTED + 1
+        drawn, labels = [*drawn[:-rest], Patch(facecolor="none", linewidth=0)], [*labels[:-rest], f"and {rest} more"]
+    ax.legend(drawn, labels, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.9)
 
 
 def projections(frame: pd.DataFrame) -> list[str]:
@@ -152,6 +241,26 @@ def plain_numbers() -> ScalarFormatter:
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_scientific(False)
     return formatter
+
+
+def logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10 ..."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    ax.set(**{f"{which}scale": "log"})
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def loss_axis(ax: Axes, label: str) -> None:
+    """Label the y axis of the losses drawn so far: logarithmic if they span more than a factor of ten."""
+    low, high = ax.dataLim.intervaly
+    ax.set_ylabel(label)
+    ax.yaxis.set_major_formatter(plain_numbers())
+    if 0 < low < high / 10:
+        logarithmic(ax, "y")
+    guide_lines(ax)
 
 
 def layer_axis(ax: Axes, frame: pd.DataFrame, columns: bool = False) -> None:

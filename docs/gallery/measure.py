@@ -17,9 +17,9 @@ from transformers import LlamaConfig
 
 import tlora
 import viz
+from tlora.adapters.files import PREFIX
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.interference import Interference
-from tlora.training.run import PREFIX
 
 DATA = Path(__file__).parent / "data"
 MEMORY = Path(__file__).parents[1] / "memory.png"

@@ -174,6 +174,12 @@ class Race(Result):
         return "; ".join([*clauses, *(f"{name} diverged after {step} steps" for name, step in self.diverged.items())])
 
     @property
+    def verdict(self) -> str:
+        """How the leader compares with the next arm; which arms diverged if no two are left."""
+        pairs = self._pairs()
+        return self._describe(pairs[0]) if pairs else self.headline
+
+    @property
     def basis(self) -> str:
         """The steps, seeds and held-out samples behind the headline, and what its intervals are for."""
         evaluation, seeds = self._common([name for name in self.arms if name not in self.diverged])

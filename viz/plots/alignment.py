@@ -26,8 +26,6 @@ CHANCE: dict[str, Any] = {"linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 
 BEST: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2}
 RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "zorder": 1.5}
 """Look of the random kind: broad and pale, so that the line of chance is visible on it."""
-WHOLE = Normalize(0, 1)
-"""Colors of an overlap: the same in all pictures, so that pictures can be compared."""
 METHODS = {kind: facts.method for kind, facts in KINDS.items() if facts.method}
 """Methods that use directions of a kind, for the legend."""
 
@@ -47,7 +45,8 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        The axes. Colors run from 0 to 1 whatever the overlaps are; arrows at the color bar mark what chance gives.
+        The axes. Colors run from the lowest to the highest overlap, or from what chance gives if that is lower: arrows
+        at the color bar mark it.
 
     Examples
     --------
@@ -65,7 +64,9 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
     frame = alignment.to_frame()
     frame = frame.assign(percent=100 * frame["overlap"])
     ax = style.axes(ax, *heatmap.size(frame))
-    mesh = heatmap.draw(ax, frame, "overlap", cmap=style.SEQUENTIAL, norm=WHOLE)
+    shares = frame[["overlap", "random"]]
+    norm = Normalize(shares.min(axis=None), shares.max(axis=None))
+    mesh = heatmap.draw(ax, frame, "overlap", cmap=style.SEQUENTIAL, norm=norm)
     written = heatmap.write(ax, mesh, frame, "percent", "{:.0f}", style.inches(ax))
     _color_bar(ax, mesh, frame["random"], 2.4 * len(ax.get_yticks()))
     top, low = frame.loc[frame["overlap"].idxmax()], frame.loc[frame["overlap"].idxmin()]
@@ -127,8 +128,8 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     chance = table.groupby("rank")["random"].first()
     drawn += ax.plot(chance.index, chance, label="by chance", marker="_", **CHANCE, **style.ink())
     labels = [f"{label} ({METHODS[label]})" if (label := each.get_label()) in METHODS else label for each in drawn]
-    ax.legend(drawn, labels, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=2.2)
     _label(ax, ranks)
+    style.name_lines(ax, dict(zip(drawn, labels, strict=True)))
 
 
 def _label(ax: Axes, ranks: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -34,7 +36,7 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     --------
     >>> attribution = tlora.attribute(adapted, task, limit=2, points=4, progress=False)
     >>> viz.plot_attribution(attribution)
-    <Axes: title={'left': 'layer ...'}, xlabel='nats of log-probability', ylabel='module'>
+    <Axes: title={'left': 'Layer ...'}, xlabel='nats: ...', ylabel='module'>
     """
     check_arguments(plot_attribution, locals())
     explained = attribution.samples[require_index(sample, "sample", len(attribution.samples))]
@@ -42,23 +44,22 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
     ax = style.axes(ax, 8.6, 5.6)
     places = np.arange(len(top))
     bar, dot = style.colors(2)
-    ax.barh(places, top["contribution"], height=0.7, color=bar, alpha=0.55, label="contributed")
+    ax.barh(places, top["contribution"], height=0.7, color=bar, alpha=0.55)
     if not top["low"].isna().any():
         ends = [top["contribution"] - top["low"], top["high"] - top["contribution"]]
         ax.errorbar(top["contribution"], places, xerr=ends, fmt="none", linewidth=1, **style.ink(0.6))
-    ax.plot(top["cost"], places, "o", color=dot, markersize=5, label="lost if it alone is left out")
+    ax.plot(top["cost"], places, "o", color=dot, markersize=5)
     labels = [style.cut(style.place(row) if row["layer"] >= 0 else row["module"]) for _, row in top.iterrows()]
     ax.set_yticks(places, labels, parse_math=False)
     ax.set_ylim(len(top) - 0.4, -0.6)
     ax.axvline(0, linewidth=0.8, **style.ink(0.6))
-    ax.set(xlabel="nats of log-probability", ylabel="module")
-    ax.legend(loc="lower right" if top["contribution"].iloc[0] > 0 else "lower left")  # where the short bars end
+    ax.set(xlabel="nats: contributed (bar), lost if the module alone is left out (dot)", ylabel="module")
     strip = append_strip(ax)
     detail = style.sentence(
         f"tokens of the answer: red gained, blue lost, up to {style.number(strip_limit(explained.rise[0]))} nats",
         f"the contributions miss the exact difference by {style.percent(attribution.gap)}",
         style.source(attribution.meta),
     )
-    style.headline(ax, attribution.headline, detail, lift=STRIP + GAP)
+    style.headline(ax, re.sub("^layer ", "Layer ", attribution.headline), detail, lift=STRIP + GAP)
     draw_strip(strip, explained.tokens, explained.positions, explained.rise[0], style.inches(ax))
     return ax

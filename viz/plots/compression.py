@@ -46,9 +46,9 @@ def plot_compression(compression: Compression, *, ax: Axes | None = None) -> Axe
     ax.plot([after / before], [compression.error(measure)], "o", **style.ink(), zorder=5)
     style.guide_lines(ax)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel=f"parameters kept, of {before:,}", ylabel="error")
-    ax.legend(loc="upper right")
+    style.name_lines(ax, above=True)
     detail = style.sentence(f"error: share of {MEASURES[measure]} that is lost", style.source(compression.meta))
     style.headline(ax, _headline(compression, frame, measure), detail)
     return ax
@@ -61,7 +61,7 @@ def _headline(compression: Compression, frame: pd.DataFrame, measure: str) -> st
     affordable = frame[frame["parameters"] <= after].groupby("cut", sort=False)["error"].last()
     others = [f"{style.percent(error)} {_HOW[str(cut)]}" for cut, error in affordable.items() if cut != own]
     lost = style.percent(compression.error(measure))
-    return f"{style.percent(after / before)} of the parameters lose {lost}; " + " and ".join(others)
+    return f"With {style.percent(after / before)} of its parameters the adapter loses {lost}, not {' or '.join(others)}"
 
 
 _HOW = {PLAIN: "shared by the weights", UNIFORM: "with one rank for all"}

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from viz import style
 
@@ -62,7 +63,7 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
 def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, room: float) -> bool:
     """Write a column of the frame into the cells that `draw` drew if it fits into ``room`` inches, and say if it did.
 
-    The text is dark on light and light on dark cells; NaN is left out.
+    NaN is left out.
     """
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
     rows, layers = style.projections(frame), style.layers(frame)
@@ -74,10 +75,9 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
         return False
     columns = frame["layer"].map(layers.index)
     for column, row, text in zip(columns, frame["projection"].map(rows.index), texts, strict=True):
-        dark = faces[row, column, :3] @ (0.299, 0.587, 0.114) < 0.55
         look: dict[str, Any] = {
             "in_layout": False,  # they are inside the cells; the layout would take a third longer
-            "color": "white" if dark else "0.15",
+            "color": style.ink_on(faces[row, column]),
             "fontsize": 8.5 if per_character > 0.09 else 6.8 if per_character > 0.06 else 5.5,
         }
         ax.text(column, row, text, ha="center", va="center", **look)
@@ -89,6 +89,9 @@ def color_bar(ax: Axes, mesh: QuadMesh, label: str) -> None:
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=2.4 * len(ax.get_yticks()), fraction=0.05)
     bar.set_label(label)
     bar.outline.set_visible(False)
+    if isinstance(mesh.norm, LogNorm):
+        bar.ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
 
 
 def scale(values: pd.Series) -> Normalize:

@@ -24,9 +24,9 @@ def plot_race(race: Race, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        Thick lines are means over seeds, thin ones single trainings. The bar on each other arm is the interval of its
-        difference to the best arm, whose loss is the horizontal line: the best arm is ahead if the bar does not reach
-        that line. The gray strip is the margin.
+        The title compares the best arm with the next. Thick lines are means over seeds, thin ones single trainings. The
+        bar on each other arm is the interval of its difference to the best arm, whose loss is the horizontal line: the
+        best arm is ahead if the bar does not reach that line. The gray strip is the margin.
 
     Raises
     ------
@@ -41,22 +41,25 @@ def plot_race(race: Race, *, ax: Axes | None = None) -> Axes:
     'held-out loss, nats'
     """
     check_arguments(plot_race, locals())
-    ax = style.axes(ax, 7.6, 4.4)
+    ax = style.axes(ax, 8.2, 4.2)
     colors = dict(zip(race.arms, style.colors(len(race.arms)), strict=True))
+    rates = set(race.learning_rates.values())
     for arm, rows in race.to_frame().groupby("arm", sort=False):
         name = str(arm)
         for _, training in rows.groupby("seed"):
             ax.plot(training["step"], training["loss"], color=colors[name], linewidth=0.7, alpha=0.45)
         means = rows.groupby("step")["loss"].mean()
-        label = f"{style.cut(name)}: {race.parameters[name]:,} parameters, rate {race.learning_rates[name]:.2g}"
+        rate = f", rate {race.learning_rates[name]:.2g}" if len(rates) > 1 else ""
+        label = f"{style.cut(name)}\n{race.parameters[name]:,} parameters{rate}"
         ax.plot(means.index, means, "o-", color=colors[name], linewidth=1.9, markersize=4, label=label)
+    style.loss_axis(ax, "held-out loss, nats")
     _draw_intervals(ax, race, colors)
-    ax.set(xlabel="optimizer step", ylabel="held-out loss, nats")
+    ax.set_xlabel("optimizer step")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    ax.yaxis.set_major_formatter(style.plain_numbers())
-    style.guide_lines(ax)
-    ax.legend(loc="best")
-    style.headline(ax, race.headline, style.sentence(race.basis, style.source(race.meta)))
+    style.name_lines(ax)
+    rate = f"learning rate {rates.pop():.2g}" if len(rates) == 1 else ""
+    ends = ", ".join(f"{name} diverged after {step} steps" for name, step in race.diverged.items())
+    style.headline(ax, race.verdict, style.sentence(ends, race.basis, rate, style.source(race.meta)))
     return ax
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from typing import Any
 
-from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, Rescaling
+from matplotlib.axes import Axes
+
+from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, RescaledPoint, Rescaling
 from tlora.utils.validation import check_arguments
 from viz import style
 
-LABELS = {SCALE: "the whole adapter scaled", LEFT_OUT: "several parts left out", PART: "one part left out"}
+Place = tuple[float, float]
+
+LOOKS = {SCALE: "o-", LEFT_OUT: "s--", PART: "."}
+"""Looks of the whole adapter scaled, of several parts left out, and of one part left out."""
 
 
 @style.styled
@@ -26,36 +30,58 @@ def plot_rescaling(rescaling: Rescaling, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        The axes. The line is the adapter's scale, with its numbers; the dot is the best point, the dashed line the
+        The axes. The line is the adapter's scale, with its numbers; the circle is the best point, the dashed line the
         limit.
 
     Examples
     --------
     >>> texts = tlora.load_texts(tokenizer, mine=["w4 w5 w6 w7", "w8 w9"])
     >>> viz.plot_rescaling(tlora.measure_scales(adapted, task, texts, limit=0.05, progress=False))
-    <Axes: title={'left': 'scale 1: ...'}, xlabel='largest change of other text, ...', ylabel='task loss, ...'>
+    <Axes: title={'left': 'Scale ...'}, xlabel='largest change of other text, ...', ylabel='task loss, ...'>
     """
     check_arguments(plot_rescaling, locals())
     ax = style.axes(ax, 5.8, 4.0)
-    for (kind, label), color in zip(LABELS.items(), style.colors(3), strict=True):
+    for (kind, look), color in zip(LOOKS.items(), style.colors(3), strict=True):
         points = [point for point in rescaling.points if point.kind == kind]
-        x, y = [rescaling.lost(point) for point in points], [rescaling.loss(point, TASK) for point in points]
+        places = [(rescaling.lost(point), rescaling.loss(point, TASK)) for point in points]
         if points:
-            look = {SCALE: "o-", LEFT_OUT: "s--", PART: "."}[kind]
-            ax.plot(x, y, look, color=color, label=label, markersize=4, linewidth=1.4)
-        for point, at in zip(points, zip(x, y, strict=True), strict=True):
-            if kind == SCALE:
-                ax.annotate(f"{point.scale:.3g}", at, (4, 4), textcoords="offset points", fontsize=8, **style.ink(0.6))
+            ax.plot(*zip(*places, strict=True), look, color=color, markersize=4, linewidth=1.4)
+            _name(ax, kind, points, places, color)
     best = rescaling.best
     ax.plot([rescaling.lost(best)], [rescaling.loss(best, TASK)], "o", markersize=9, fillstyle="none", **style.ink())
     if rescaling.limit is not None:
         ax.axvline(rescaling.limit, linestyle="--", linewidth=0.8, **style.ink(0.6))
+        _write(ax, f"limit {rescaling.limit:g}", (rescaling.limit, 1), (3, -9), xycoords=ax.get_xaxis_transform())
     style.guide_lines(ax)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    style.logarithmic(ax, "y")
     ax.set(xlabel="largest change of other text, nats per token", ylabel="task loss, nats per token")
-    ax.legend()
     texts = ", ".join(name for name in rescaling.counts if name != TASK)
-    style.headline(ax, rescaling.headline, style.sentence(f"other text: {texts}", style.source(rescaling.meta)))
+    style.headline(ax, _headline(rescaling), style.sentence(f"other text: {texts}", style.source(rescaling.meta)))
     return ax
+
+
+def _name(ax: Axes, kind: str, points: list[RescaledPoint], places: list[Place], color: Any) -> None:
+    """Write the scales at their points, and at the other points what was left out."""
+    if kind == SCALE:
+        for point, place in zip(points, places, strict=True):
+            _write(ax, f"{'scale ' if point.scale == 1 else ''}{point.scale:.3g}", place, (4, 4), color=color)
+    elif kind == PART:
+        _write(ax, "one part left out", max(places), (5, 3), color=color)
+    else:
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7}
+        _write(ax, "several parts left out", places[len(places) // 2], (50, 12), color=color, arrowprops=line)
+
+
+def _write(ax: Axes, text: str, place: Place, offset: tuple[float, float], **look: Any) -> None:
+    ax.annotate(text, place, offset, textcoords="offset points", fontsize=8, **look)
+
+
+def _headline(rescaling: Rescaling) -> str:
+    """What the best point changes, compared with the whole adapter."""
+    whole = next(point for point in rescaling.points if point.kind == SCALE and point.scale == 1)
+    best = rescaling.best
+    points = dict.fromkeys((best, whole))
+    texts = " instead of ".join(f"{rescaling.lost(point):+.3f}" for point in points).replace("-", style.MINUS)
+    tasks = " instead of ".join(f"{rescaling.loss(point, TASK):.3f}" for point in points)
+    label = best.label[:1].upper() + best.label[1:]
+    return f"{label}: other text changes by {texts} nats per token, and the task loss is {tasks}"

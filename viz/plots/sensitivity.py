@@ -13,7 +13,7 @@ from viz.plots import heatmap
 
 @style.styled
 def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axes:
-    """Heat map of the sensitivity scores, layers across and projections down.
+    """Heat map of the sensitivity scores as shares of their sum, layers across and projections down.
 
     Parameters
     ----------
@@ -35,18 +35,19 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     check_arguments(plot_sensitivity, locals())
     any_score = any(sensitivity.scores.values())
     frame = sensitivity.to_frame()
+    frame = frame.assign(percent=100 * frame["share"].fillna(0))
     ax = style.axes(ax, *heatmap.size(frame))
-    norm = heatmap.scale(frame["score"])
-    mesh = heatmap.draw(ax, frame, "score", cmap=style.SEQUENTIAL, norm=norm)
-    shares = any_score and heatmap.write(ax, mesh, frame, "share", "{:.1%}", style.inches(ax))
-    heatmap.color_bar(ax, mesh, "score, nats" + (" (log)" if isinstance(norm, LogNorm) else ""))
+    norm = heatmap.scale(frame["percent"])
+    mesh = heatmap.draw(ax, frame, "percent", cmap=style.SEQUENTIAL, norm=norm)
+    written = any_score and heatmap.write(ax, mesh, frame, "percent", "{:.1f}", style.inches(ax))
+    heatmap.color_bar(ax, mesh, "% of all scores" + (" (log)" if isinstance(norm, LogNorm) else ""))
     top = frame.loc[frame["score"].idxmax()]
     times = style.number(top["share"] * len(frame))
     detail = style.sentence(
         f"{style.percent(top['share'])} of the total, {times} × the mean module"
         if any_score
         else "all scores are zero",
-        "cells: share of the total" if shares else "",
+        "cells: percent" if written else "",
         style.source(sensitivity.meta),
     )
     equal = int((frame["score"] == top["score"]).sum())

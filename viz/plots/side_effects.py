@@ -27,7 +27,8 @@ def plot_side_effects(effects: SideEffects, sample: int = 0, *, ax: Axes | None 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes of the bars, with 95 % intervals over texts. Bars to the right are losses that rose.
+        The axes of the bars, the set that lost most first, with 95 % intervals over texts. Bars to the right are losses
+        that rose.
 
     Examples
     --------
@@ -36,7 +37,8 @@ def plot_side_effects(effects: SideEffects, sample: int = 0, *, ax: Axes | None 
     <Axes: title={'left': 'The loss of mine changed by ...'}, xlabel='change of the loss, nats per token', ylabel='set'>
     """
     check_arguments(plot_side_effects, locals())
-    text, sets = effects.samples[require_index(sample, "sample", len(effects.samples))], effects.sets()
+    text = effects.samples[require_index(sample, "sample", len(effects.samples))]
+    sets = effects.sets().sort_values("loss_change", ascending=False)
     ax = style.axes(ax, 8.6, 0.9 + 0.4 * len(sets) + STRIP + GAP)
     places = np.arange(len(sets))
     ax.barh(places, sets["loss_change"], height=0.6, color=style.colors(1)[0], alpha=0.55)

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from tlora.calibration.spectrum import Spectrum, select_modules
 from tlora.utils.validation import check_arguments
@@ -20,8 +19,6 @@ LINES = 10
 """Most inputs that get a curve each; more are summarized by projection."""
 POINTS = 150
 """Most points of a curve: directions are drawn at even distances on the logarithmic axis."""
-MOST = 18
-"""Lines that a legend has room for."""
 
 
 @style.styled
@@ -63,7 +60,7 @@ def plot_spectrum(
     Examples
     --------
     >>> viz.plot_spectrum(calibration.spectrum())
-    <Axes: title={'left': 'Effective rank ...'}, xlabel='first directions taken', ylabel='share of the variance'>
+    <Axes: title={'left': 'Effective ranks ...'}, xlabel='first directions taken', ylabel='share of the variance'>
     """
     check_arguments(plot_spectrum, locals())
     if view not in ("variance", "eigenvalues", "effective_rank"):
@@ -101,7 +98,7 @@ def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) 
         if len(frame) > LINES:
             ax.fill_between(curve.index, curve[0.25], curve[0.75], color=color, alpha=0.13, linewidth=0)
     _label_curves(ax, spectrum, value)
-    _legend(ax)
+    style.name_lines(ax)
 
 
 def _quartiles(curves: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -124,7 +121,7 @@ def _thinned(curves: pd.DataFrame) -> pd.DataFrame:
 def _label_curves(ax: Axes, spectrum: Spectrum, value: str) -> None:
     quantity = "variance" if spectrum.kind in ("covariance", "c") else "energy"
     known = "" if all(np.isfinite(list(spectrum.traces.values()))) else " of the known directions"
-    _logarithmic(ax, "x")
+    style.logarithmic(ax, "x")
     style.guide_lines(ax)
     if value == "cumulative":
         ax.set_xlabel("first directions taken")
@@ -137,6 +134,7 @@ def _label_curves(ax: Axes, spectrum: Spectrum, value: str) -> None:
         ax.set_xlabel("direction")
         ax.set_ylabel(f"share of the {quantity}{known} in it")
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: style.percent(share)))
         ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-8))  # below is float32 rounding
 
 
@@ -149,29 +147,10 @@ def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
         look: dict[str, Any] = {"color": color, "linestyle": dash, "marker": marker, "markersize": size}
         ax.plot(rows["layer"], rows["effective_rank"], label=label, linewidth=1.2, **look)
     style.layer_axis(ax, frame)
-    _logarithmic(ax, "y")
+    style.logarithmic(ax, "y")
     style.guide_lines(ax)
     ax.set_ylabel("effective rank (directions)")
-    _legend(ax)
-
-
-def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10 ..."""
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    ax.set(**{f"{which}scale": "log"})
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _legend(ax: Axes) -> None:
-    """Draw a legend next to the axes; entries that do not fit are counted."""
-    entries, _ = ax.get_legend_handles_labels()
-    if len(entries) > MOST:
-        more = Patch(facecolor="none", linewidth=0, label=f"and {len(entries) - MOST + 1} more")
-        entries = [*entries[: MOST - 1], more]
-    ax.legend(handles=entries, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
+    style.name_lines(ax)
 
 
 def _headline(frame: pd.DataFrame) -> str:
@@ -179,8 +158,8 @@ def _headline(frame: pd.DataFrame) -> str:
     low, high = frame.loc[ranks.idxmin()], frame.loc[ranks.idxmax()]
     least, most = style.number(low["effective_rank"]), style.number(high["effective_rank"])
     if len(frame) == 1:
-        return f"Effective rank of {style.place(low)}: {least} of {low['dimension']}"
-    return f"Effective rank {least} ({style.place(low)}) to {most} ({style.place(high)})"
+        return f"The effective rank of {style.place(low)} is {least} of {low['dimension']}"
+    return f"Effective ranks range from {least} ({style.place(low)}) to {most} ({style.place(high)})"
 
 
 def _bounds(frame: pd.DataFrame) -> str:

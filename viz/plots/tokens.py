@@ -293,8 +293,7 @@ def _draw(
     boxes = [Rectangle((place.column, place.line + 0.08), place.width, 0.84) for place in places]
     ax.add_collection(PatchCollection(boxes, facecolors=colors, edgecolors="0.85", linewidths=0.4))
     for token, place, color in zip(shown, places, colors, strict=True):
-        ink = "white" if color[:3] @ (0.299, 0.587, 0.114) < 0.5 else "black"
-        _write(ax, token, place.column, place.line, size, color=ink)
+        _write(ax, token, place.column, place.line, size, color=style.ink_on(color))
 
 
 def _write(ax: Axes, text: str, column: int, line: int, size: float, **look: Any) -> None:

@@ -43,12 +43,9 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)
     _draw_before_and_after(ax, run)
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("loss, nats")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    ax.yaxis.set_major_formatter(style.plain_numbers())
-    style.guide_lines(ax)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best")
+    style.loss_axis(ax, "loss, nats")
+    style.name_lines(ax)
     ending = "stopped: not finite" if run.diverged else "interrupted" if run.interrupted else ""
     detail = f"{run.steps} steps, {run.trainable_parameters:,} parameters"
     style.headline(ax, _headline(run, history), style.sentence(detail, ending, style.source(run.meta)))
@@ -64,7 +61,7 @@ def _draw_loss(ax: Axes, history: pd.DataFrame, column: str, label: str, marker:
 
 
 def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
-    """Draw diamonds at the first and last step, each with its value."""
+    """Draw diamonds at the first and the last step."""
     points = [(step, of["loss"]) for step, of in ((0, run.before), (run.steps, run.after)) if "loss" in of]
     if points:
         look: dict[str, Any] = {
@@ -76,12 +73,6 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
         }
         label = f"{split_in_words(run)} loss, before and after"
         ax.plot(*zip(*points, strict=True), color=TEST, linestyle="none", label=label, **look)
-        ax.margins(x=0.08)
-    for step, loss in points:  # outside of the curve, which is between the two
-        side, aligned = (-8, "right") if step == 0 else (8, "left")
-        ax.annotate(
-            _digits(loss), (step, loss), (side, 0), textcoords="offset points", va="center", ha=aligned, color=TEST
-        )
 
 
 def _headline(run: TrainingRun, history: pd.DataFrame) -> str:
@@ -106,10 +97,12 @@ def split_in_words(run: TrainingRun) -> str:
 
 
 def _change(name: str, before: float, after: float) -> str:
-    """``"exact match 2.0 % → 41.5 %"``; a metric between 0 and 1 that is not a loss is a share."""
+    """``"exact match rose from 2.0 % to 41.5 %"``; a metric between 0 and 1 that is not a loss is a share."""
     share = "loss" not in name and min(before, after) >= 0 and max(before, after) <= 1
     old, new = (f"{100 * value:.1f} %" if share else _digits(value) for value in (before, after))
-    return f"{name.replace('_', ' ')} {old} → {new}"
+    how = "rose" if after > before else "fell" if after < before else "went"  # such as to a loss that is not finite
+    change = f"stayed at {old}" if old == new else f"{how} from {old} to {new}"
+    return f"{name.replace('_', ' ')} {change}"
 
 
 def _digits(value: float) -> str:

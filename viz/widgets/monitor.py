@@ -295,9 +295,7 @@ def draw_losses(ax: Axes, state: MonitorState) -> None:
             ax.plot(
                 *zip(*finite, strict=True), "o" if len(finite) == 1 else look, color=color, label=label, markersize=5
             )
-    ax.set(xlabel="optimizer step", ylabel="loss, nats", xlim=(0, max(state.planned, 1) * 1.01))
+    ax.set(xlabel="optimizer step", xlim=(0, max(state.planned, 1) * 1.01))
     ax.xaxis.set_major_locator(style.whole_numbers(style.inches(ax)))
-    ax.yaxis.set_major_formatter(style.plain_numbers())
-    style.guide_lines(ax)
-    if ax.lines:
-        ax.legend(loc="upper right")
+    style.loss_axis(ax, "loss, nats")
+    style.name_lines(ax)

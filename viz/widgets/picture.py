@@ -93,5 +93,4 @@ def _finish(ax: Axes, rank: int) -> None:
     style.guide_lines(ax)
     if rank:
         ax.axvline(rank, linewidth=1, linestyle="--", **style.ink(0.7))
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best")
+    style.name_lines(ax)

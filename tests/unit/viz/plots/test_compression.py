@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 import viz
 from tests.helpers.pictured import texts
@@ -19,11 +20,10 @@ def test_lines_are_the_curves_and_the_dot_is_the_adapter():
         np.testing.assert_allclose(line.get_xydata(), curve[["share", "error"]])
     before, after = found.parameters
     np.testing.assert_allclose(dot.get_xydata(), [(after / before, found.error())])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "shared, by the weights",
-        "shared, on the task",
-        "one rank for all",
-    ]
+    assert texts(ax)[:-1] == ["shared, by the weights", "shared, on the task", "one rank for all"]
+    for text, line in zip(ax.texts, lines, strict=False):
+        assert text.xy[1] == pytest.approx(np.interp(text.xy[0], *line.get_xydata().T))
+        assert text.get_color() == line.get_color()
 
 
 def test_the_headline_says_what_the_others_lose():
@@ -31,7 +31,7 @@ def test_the_headline_says_what_the_others_lose():
     ax = viz.plot_compression(found)
     title = " ".join(ax.get_title(loc="left").split())
     within = found.curves().query("parameters <= @found.parameters[1]").groupby("cut")["error"].last()
-    assert f"of the parameters lose {viz.style.percent(found.error())}; " in title
+    assert f"of its parameters the adapter loses {viz.style.percent(found.error())}, not " in title
     assert f"{viz.style.percent(within['plain'])} shared by the weights" in title
     assert f"{viz.style.percent(within['uniform'])} with one rank for all" in title
     assert "outputs on the task" in texts(ax)[-1]

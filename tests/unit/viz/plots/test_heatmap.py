@@ -35,7 +35,7 @@ def test_only_the_layers_that_there_are_have_columns():
     rows, columns = list(dict.fromkeys(part.projections.values())), [3, 10, 29]
     for name, score in part.scores.items():
         shown = cells(ax)[rows.index(part.projections[name]), columns.index(part.layers[name])]
-        assert shown == pytest.approx(score)
+        assert shown == pytest.approx(100 * score / sum(part.scores.values()))
 
 
 def test_texts_of_the_color_bar_do_not_meet():

@@ -13,12 +13,13 @@ from viz import style
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_sensitivity_cells_are_the_scores(model):
+def test_sensitivity_cells_are_the_shares(model):
     result = sensitivity(model)
     ax = viz.plot_sensitivity(result)
     projections, layers = MODELS[model]
     expected = [[result.scores[f"layers.{layer}.{p}"] for layer in range(layers)] for p in projections]
-    np.testing.assert_allclose(cells(ax), expected)
+    total = sum(result.scores.values())
+    np.testing.assert_allclose(cells(ax), 100 * np.array(expected) / total)
     written = [role if len(role) <= 40 else f"…{role[-39:]}" for role in projections]
     assert [label.get_text() for label in ax.get_yticklabels()] == written
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the block runs from top to bottom
@@ -36,7 +37,7 @@ def test_sensitivity_says_which_module_is_highest():
 def test_sensitivity_writes_shares_only_where_they_fit():
     result = sensitivity("2 layers")
     shares = result.to_frame()["share"]
-    assert texts(viz.plot_sensitivity(result))[:-1] == [f"{share:.1%}" for share in shares]
+    assert texts(viz.plot_sensitivity(result))[:-1] == [f"{100 * share:.1f}" for share in shares]
     assert len(texts(viz.plot_sensitivity(sensitivity("80 layers")))) == 1
 
 
@@ -48,7 +49,7 @@ def test_a_score_of_zero_has_the_lowest_color():
     mesh = ax.collections[0]
     assert isinstance(mesh.norm, LogNorm)
     assert tuple(mesh.to_rgba(mesh.get_array())[0, 0]) == style.SEQUENTIAL(0)
-    assert ax.texts[0].get_text() == "0.0%"
+    assert ax.texts[0].get_text() == "0.0"
 
 
 def test_scores_that_are_all_zero_have_no_order_and_no_shares():

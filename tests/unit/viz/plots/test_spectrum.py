@@ -64,7 +64,7 @@ def test_spectrum_of_selected_modules():
     ax = viz.plot_spectrum(result, modules=["layers.3.k_proj"])
     assert next(line.get_label() for line in ax.lines) == "layer 3 k_proj"
     rank = style.number(result.effective_rank["layers.3.k_proj"])
-    assert ax.get_title(loc="left") == f"Effective rank of layer 3 k_proj: {rank} of 40"
+    assert ax.get_title(loc="left") == f"The effective rank of layer 3 k_proj is {rank} of 40"
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():

@@ -27,14 +27,14 @@ def test_training_draws_the_history_and_the_ends():
     np.testing.assert_array_equal(lines["validation loss"].get_xdata(), [5, 10, 15, 20])
     ends = lines["test loss, before and after"].get_xydata()
     np.testing.assert_array_equal(ends, [[0, 3.21], [20, 1.19]])
-    assert ax.get_title(loc="left") == "Test loss 3.21 → 1.19, exact match 2.0 % → 41.5 %"
+    assert ax.get_title(loc="left") == "Test loss fell from 3.21 to 1.19, exact match rose from 2.0 % to 41.5 %"
 
 
 @pytest.mark.parametrize(
     ("split", "metric", "labels", "headline"),
     [
-        ("validation", "loss", ["validation loss, before and after"], "Validation loss 3.00 → 2.00"),
-        ("train", "train_loss", [], "Training loss 3.00 → 2.00"),
+        ("validation", "loss", ["validation loss, before and after"], "Validation loss fell from 3.00 to 2.00"),
+        ("train", "train_loss", [], "Training loss fell from 3.00 to 2.00"),
     ],
 )
 def test_training_says_what_was_evaluated(split, metric, labels, headline):
@@ -48,7 +48,7 @@ def test_training_without_metrics_or_evaluation():
     history = training_run().history.assign(eval_loss=np.nan)
     ax = viz.plot_training(training_run(history=history, before={}, after={}, interrupted=True))
     assert [line.get_label() for line in ax.lines] == ["training loss"]
-    assert ax.get_title(loc="left") == "Training loss 3.00 → 1.10"
+    assert ax.get_title(loc="left") == "Training loss fell from 3.00 to 1.10"
     assert "interrupted" in texts(ax)[-1]
 
 
