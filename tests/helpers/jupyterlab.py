@@ -55,6 +55,13 @@ DONE = """() => {
 }"""
 
 
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def launched(chromium: str) -> Iterator[Any]:
     """A browser of playwright."""
@@ -184,9 +191,7 @@ def served(home: Path) -> Iterator[str]:
     settings = home / "settings"
     settings.mkdir()
     (settings / "overrides.json").write_text(json.dumps(SETTINGS))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "TLORA_NOTEBOOK_STEPS": "6"}
     own |= {"PYTHONPATH": str(NOTEBOOKS.parent)}
