@@ -48,11 +48,11 @@ class ResultView(WorkbenchView):
         panels = panel_values(make_panels(Context(results)))
         super().__init__(about={"names": [], "title": results.title, "panels": panels})
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The table is always in it, so that it is there when the notebook is read or exported later."""
         table = {"text/html": self._result._repr_html_(), "text/plain": repr(self._result)}
         if not has_front_end():
-            return table
+            return table, {}
         data, metadata = super()._repr_mimebundle_() or ({}, {})
         return data | table, metadata
 
