@@ -152,7 +152,7 @@ def with_pictures(text: str) -> str:
 def with_cards(text: str) -> str:
     """The gallery's text with a card for the first picture of each section in place of the comment "cards"."""
     cards = [
-        f":::{{grid-item-card}} {title}\n:img-top: {picture[1]}\n:link: #{make_id(title)}\n:::\n"
+        f':::{{grid-item-card}} {title}\n:img-top: {picture[1]}\n:link: "#{make_id(title)}"\n:::\n'
         for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
         if (picture := re.search(r"!\[.*?\]\((.*?)\)", section))
     ]
