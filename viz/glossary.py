@@ -23,6 +23,10 @@ GLOSSARY: dict[str, str] = {
     "max_rank": "The highest rank that a module may get, at most the number of directions computed for it.",
     "effective rank": "How many directions the inputs of a module use: the participation ratio of the eigenvalues "
     "of their covariance.",
+    "expert": "One of the MLPs of a layer in a mixture; a router sends each token to a few of them.",
+    "tokens routed": "Tokens of the samples that the router sent to the expert, without masked ones.",
+    "work": "The sensitivity of an expert, summed over its weights: its share of that of all experts.",
+    "squared gradient": "The squared gradient of an expert's weights on the samples: its share of that of all experts.",
     "direction": "A vector in the input space of a module. Each row of A is one: it turns a token's input into one "
     "number.",
     "energy": "Share of ||W C||², the covariance of the inputs seen through the weight, that lies along the first "

@@ -1,6 +1,6 @@
-"""What a calibration holds with and without gradient checkpointing, next to a checkpointed training step.
+"""What a calibration and a training step hold with and without gradient checkpointing.
 
-    python -m benchmarks.speed.checkpointing                            # a few blocks of three models, on the CPU
+    python -m benchmarks.speed.checkpointing                            # a few blocks of five models, on the CPU
     python -m benchmarks.speed.checkpointing --only 0                   # one of the cases, numbered from 0
     python -m benchmarks.speed.checkpointing --device cuda --times 32   # on a GPU, with 32 times the rows
 
@@ -8,6 +8,7 @@
   are sketched. On a CPU it is counted by the profiler.
 - estimated / peak: what `tlora.estimate` says in addition to the weights, divided by it.
 - / step: the peak without the statistics, divided by that of a checkpointed training step of the same batch.
+- step: the most during a training step of that batch, with `A` frozen, and what `tlora.estimate` says divided by it.
 - seconds: of one calibration, the median over the repeats.
 """
 
@@ -26,6 +27,7 @@ from benchmarks.speed.stopwatch import now
 from tests.helpers.training_steps import (
     CASES,
     LABELS,
+    MIXTURES,
     RANK,
     TLORA,
     Case,
@@ -33,11 +35,14 @@ from tests.helpers.training_steps import (
     allocated_peak,
     random_batch,
     random_model,
+    selected,
 )
 
 SKETCH = 64
 RUNS = [
-    (case, dtype) for case in (*CASES[:2], CASES[2].times(4), CASES[3].times(4)) for dtype in ("float32", "bfloat16")
+    (case, dtype)
+    for case in (*CASES[:2], CASES[2].times(4), CASES[3].times(4), *MIXTURES)
+    for dtype in ("float32", "bfloat16")
 ]
 
 
@@ -46,12 +51,14 @@ def table(case: Case, dtype: str, arguments: argparse.Namespace) -> pd.DataFrame
     model = random_model(case, dtype, arguments.device)
     batch: dict[str, Any] = random_batch(case.rows, case.length, LABELS, case.config.vocab_size)
     batch["attention_mask"][:, 0] = 0
-    step = Stepper(model, case, TLORA, checkpointing=True).peak_bytes()
+    targets = selected(model)
+    steps = {each: Stepper(model, case, TLORA, checkpointing=each).peak_bytes() for each in (False, True)}
     lines = []
-    for checkpointing in (False, True):
+    for checkpointing, step in steps.items():
 
         def calibrate(checkpointing: bool = checkpointing) -> tlora.Calibration:
-            options = {"covariance": "sketch", "sketch_size": SKETCH, "gradient_checkpointing": checkpointing}
+            options: dict[str, Any] = {"covariance": "sketch", "sketch_size": SKETCH, "target_modules": targets}
+            options["gradient_checkpointing"] = checkpointing
             return tlora.calibrate(model, [batch], **options, progress=False)
 
         covariances = calibrate().covariances.values()
@@ -64,10 +71,11 @@ def table(case: Case, dtype: str, arguments: argparse.Namespace) -> pd.DataFrame
             times.append(now(arguments.device) - started)
         work = {"samples": case.rows, "batch_size": case.rows, "length": case.length, "labels": LABELS, "dtype": dtype}
         options = {"gradient_checkpointing": checkpointing, "gpus": int(arguments.device != "cpu")}
-        said = tlora.estimate(case.config, RANK, **work, **options, sketch_size=SKETCH).bytes
+        said = tlora.estimate(case.config, RANK, **work, **options, sketch_size=SKETCH, target_modules=targets).bytes
         estimated = said["calibration, covariances sketched"] - said["weights"]
         line = {"checkpointing": checkpointing, "peak, MB": peak / 1e6, "estimated / peak": estimated / peak}
-        lines.append(line | {"/ step": (peak - kept) / step, "seconds": statistics.median(times)})
+        line |= {"/ step": (peak - kept) / steps[True], "seconds": statistics.median(times), "step, MB": step / 1e6}
+        lines.append(line | {"estimated / step": (said["training B"] - said["weights"]) / step})
     return pd.DataFrame(lines)
 
 

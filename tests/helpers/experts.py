@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tests.helpers.models import tiny_batch
+from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.models.experts import is_expert, parameter_name
 
@@ -41,6 +44,13 @@ def tiny_mixture(family: str = "qwen3_moe", top_k: int = 2, experts: int = 4, **
             if parameter.ndim > 1:
                 parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim == 3 else 0.2)
     return model
+
+
+@cache
+def routed(experts: int = 4) -> Calibration:
+    """Of attention and experts of a tiny mixture, on three samples."""
+    batch, select = tiny_batch("llama", lengths=(7, 4, 9)), ["attention", "experts"]
+    return calibrate(tiny_mixture(experts=experts), [batch], target_modules=select, fisher=True, progress=False)
 
 
 def upcycle(dense: PreTrainedModel, experts: int = 4, top_k: int = 2) -> PreTrainedModel:

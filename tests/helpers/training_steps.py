@@ -20,10 +20,11 @@ from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import tlora
 from tlora.allocation.footprint import AS_BASE
+from tlora.models.experts import expert_modules
 from tlora.models.forward import restrict_logits
 from tlora.models.weights import copy_sharing_weights
 from tlora.resources.simulated_model import switch_checkpointing
@@ -40,15 +41,17 @@ class Case:
     sizes: dict[str, int]
     rows: int
     length: int
+    family: str = "llama"
 
     def times(self, factor: int) -> Case:
         """The same with so many times the rows."""
         return replace(self, rows=factor * self.rows)
 
     @property
-    def config(self) -> LlamaConfig:
+    def config(self) -> PretrainedConfig:
         """The model's config."""
-        return LlamaConfig(**self.sizes, vocab_size=8000, max_position_embeddings=4096, use_cache=False)
+        sizes = self.sizes | {"vocab_size": 8000, "max_position_embeddings": 4096}
+        return AutoConfig.for_model(self.family, **sizes, use_cache=False)
 
 
 def _llama(hidden: int, intermediate: int, heads: int, key_heads: int, blocks: int) -> dict[str, int]:
@@ -65,6 +68,32 @@ CASES = (
 )
 
 
+MIXTURES = (
+    Case(
+        "Qwen3-30B-A3B with 32 of 128 experts",
+        {
+            "hidden_size": 2048, "moe_intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 32,
+            "num_key_value_heads": 4, "head_dim": 128, "num_experts": 32, "num_experts_per_tok": 8,
+        },
+        rows=2, length=128, family="qwen3_moe",
+    ),
+    Case(
+        "gpt-oss-20b with 8 of 32 experts",
+        {
+            "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 3, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 8, "num_experts_per_tok": 4,
+        },
+        rows=2, length=128, family="gpt_oss",
+    ),
+)  # fmt: skip
+"""Their attention and routed experts are adapted."""
+
+
+def selected(model: Any) -> list[str] | None:
+    """The target modules of a case: of a mixture its experts too."""
+    return ["attention", "experts"] if expert_modules(model) else None
+
+
 def lora(model: Any, **options: Any) -> Any:
     """PEFT's LoRA on every linear layer of the blocks."""
     return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"), **options)
@@ -74,7 +103,8 @@ def frozen(model: Any) -> Any:
     """The adapter of `tlora.attach` with the same ranks; where A points makes no difference to what a step takes."""
     batch = random_batch(1, 8, 8, model.config.vocab_size)
     batch = {name: values.to(model.device) for name, values in batch.items()}
-    calibration = tlora.calibrate(model, [batch], covariance="sketch", sketch_size=8, progress=False)
+    options: dict[str, Any] = {"covariance": "sketch", "sketch_size": 8, "target_modules": selected(model)}
+    calibration = tlora.calibrate(model, [batch], **options, progress=False)
     allocation = tlora.allocate(calibration.sensitivity, RANK, adapt_ranks=False, adapt_scales=False)
     return tlora.attach(model, None, allocation)
 

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+
+from tests.helpers.experts import tiny_mixture
+from tests.helpers.models import tiny_tokenizer
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -52,6 +56,24 @@ def test_stores_no_errors_noise_paths_or_widget_state(notebook):
     text = json.dumps([output for output in outputs(notebook) if "image/png" not in output.get("data", {})])
     assert not re.search(r"/(tmp|home|root)/|site-packages|\\\\Users", text)
     assert not [cell for cell in code(notebook) if cell.metadata.get("execution")]
+
+
+def test_the_cells_for_a_mixture_run_on_a_tiny_one(tmp_path, monkeypatch):
+    tiny_mixture(max_position_embeddings=512).save_pretrained(tmp_path / "mixture")
+    tiny_tokenizer().save_pretrained(tmp_path / "mixture")
+    monkeypatch.setenv("TLORA_NOTEBOOK_STEPS", "6")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    cells = {cell.id: cell.source for cell in code(nbformat.read(NOTEBOOKS / "gpu_llama.ipynb", as_version=4))}
+    given = {"GIB": 2**30}
+    mixture = [name for name in cells if name.startswith("mixture")]
+    with plt.rc_context({"backend": "Agg"}):
+        for name in ("machine", "memory", *mixture):
+            exec(cells[name], given)
+            if name == "mixture-name":
+                given["MIXTURE"] = str(tmp_path / "mixture")
+    plt.close("all")
+    assert given["run"].ranks["model.layers.1.mlp.experts.down_proj"] > 0
+    assert "experts do 90 % of the work" in given["use"].headline
 
 
 def test_the_smart_home_files_are_what_their_script_writes(tmp_path):

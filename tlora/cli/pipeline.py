@@ -450,6 +450,8 @@ def results_of(plan: tlora.Plan, origin: Mapping[str, Any], report: Report) -> d
         with report.step("spectrum of the inputs"):
             spectrum = plan.calibration.spectrum()
         results |= {"sensitivity": add_origin(plan.calibration.sensitivity, origin), "spectrum": spectrum}
+        if any(target.part == "experts" for target in plan.calibration.targets.values()):
+            results["expert_use"] = tlora.expert_use(plan.calibration)
     return results
 
 

@@ -14,7 +14,7 @@ from tlora.utils.file_names import ADAPTER_CONFIG, RESULT_SUFFIX
 from tlora.utils.files import replace_file, replace_files
 from tlora.utils.text import metrics_text
 
-RESULTS = ("allocation", "sensitivity", "spectrum", "calibration", "subspaces")
+RESULTS = ("allocation", "sensitivity", "expert_use", "spectrum", "calibration", "subspaces")
 """Results that a run leaves in ``tlora/``; others there are the user's."""
 
 
@@ -51,12 +51,13 @@ def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> s
     folder = output / "pictures"
     folder.mkdir(exist_ok=True)
     with report.step("drawing"):
-        for name in ("spectrum", "sensitivity", "allocation", "training"):
+        for name in ("spectrum", "sensitivity", "expert_use", "allocation", "training"):
+            picture = folder / f"{name}.png"
             is_flat = name == "allocation" and len(set(results[name].ranks.values())) == 1  # shows nothing
-            if is_flat:
-                (folder / f"{name}.png").unlink(missing_ok=True)
-            elif name in results:
-                draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
+            if is_flat or name not in results:
+                picture.unlink(missing_ok=True)  # of an earlier run
+            else:
+                draw_into(picture, viz, getattr(viz, f"plot_{name}")(results[name]))
         page, text = output / PAGE, viz.card(output)
         if page.exists() and not page.read_bytes().rstrip().endswith(text.splitlines()[-1].encode()):
             report.say(f"{page} is not a card of tlora and stays: print(viz.card({str(output)!r})) shows the new card")

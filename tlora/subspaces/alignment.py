@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tlora.models.experts import is_expert
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.weights import SIMILARITY_THRESHOLD, fingerprint_similarity
 from tlora.numerics.linalg import nested_overlap, overlap_by_rank, principal_angles
@@ -198,14 +199,14 @@ def label_subspaces(sides: Sequence[Subspaces]) -> list[str]:
 
 
 def overlap_with_neighbors(subspaces: Subspaces) -> dict[str, Tensor]:
-    """Overlap of each module's subspace with that of the same projection in the neighboring layers.
+    """Overlap of each linear layer's subspace with that of the same projection in the neighboring layers.
 
     Overlaps of the first 1, 2, ... r directions (r,) float64 by full module name, the mean of both neighbors if there
-    are two; modules without a neighbor of their width are left out.
+    are two; modules without a neighbor of their width are left out, and so are experts, whose numbers are arbitrary.
     """
     neighbors: dict[str, list[Tensor]] = {}
     for projection in dict.fromkeys(subspaces.projections.values()):
-        members = [name for name, role in subspaces.projections.items() if role == projection]
+        members = [n for n, role in subspaces.projections.items() if role == projection and not is_expert(n)]
         for pair in pairwise(members):
             if len({subspaces.targets[name].d_in for name in pair}) == 1:
                 rank = min(len(subspaces.bases[name]) for name in pair)

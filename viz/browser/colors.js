@@ -30,6 +30,13 @@ export const isDark = (element) => luminance(rgb(getComputedStyle(element).color
 export const groundOf = (dark) => (dark ? [17, 17, 17] : [255, 255, 255]);
 
 /**
+ * The color of a cell without a value.
+ *
+ * @type {(dark: boolean) => Color}
+ */
+export const unknown = (dark) => (dark ? [58, 58, 58] : [220, 220, 220]);
+
+/**
  * Black or white, whichever has the higher contrast on a color.
  *
  * @type {(color: Color) => string}

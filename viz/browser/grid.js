@@ -3,6 +3,7 @@
 import { blend, GREEN, groundOf, inkOn, isDark } from "./colors.js";
 import { make, put } from "./elements.js";
 
+/** @import { Color } from "./colors.js" */
 /** @import { Attributes } from "./elements.js" */
 /** @import { GridCell } from "./traits.js" */
 
@@ -200,29 +201,40 @@ export function setLength(bar, share) {
 }
 
 /**
- * Cells to look at; each is [row, column, value, text], with values from 0 to `most`, or null.
+ * Cells to look at: each is [row, column, value, text], with values from 0 to `most` or null, or those of a `fill`.
+ * Rows are `height` pixels high.
  *
- * @type {(parent: Element, grid: {title: string, rows: string[], columns: number[], cells: GridCell[], most:
- *   number, width?: number}) => SVGSVGElement}
+ * @typedef {{title: string, rows: string[], columns: number[], cells: GridCell[], most?: number,
+ *   fill?: (value: number | null) => Color, width?: number, height?: number}} Cells
+ * @type {(parent: Element, grid: Cells) => SVGSVGElement}
  */
-export function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
-  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, h = 17;
+export function cellGrid(
+  parent,
+  { title, rows, columns, cells, most = 1, fill: colorOf, width = 560, height: h = 17 },
+) {
+  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10;
   const w = Math.min(26, (width - left) / columns.length), every = Math.ceil(18 / w), ground = groundOf(isDark(parent));
-  const size = { width: left + w * columns.length, height: h * rows.length + 18 };
-  const svg = make("svg", { class: "chart", role: "img", ...size, "aria-label": title }, parent);
+  const isFine = h < 8, gap = isFine ? 0 : 1, top = Math.max(0, 6 - h / 2); // half a label above the first row
+  const apart = [1, 2, 5, 10].find((rows) => rows * h >= 12) ?? 20;
+  const size = { width: left + w * columns.length, height: top + h * rows.length + 18 };
+  const view = { ...size, viewBox: `0 0 ${size.width} ${size.height}` };
+  const svg = make("svg", { class: "chart", role: "img", ...view, "aria-label": title }, parent);
+  const fillOf = colorOf ?? ((value) => blend(ground, GREEN, value === null || !most ? 0 : value / most));
   /** @type {(x: number, y: number, anchor: string, text: string | number) => SVGTextElement} */
   const tick = (x, y, anchor, text) =>
     make("text", { svg: true, class: "tick", x, y, "text-anchor": anchor }, svg, text);
-  rows.forEach((name, j) => tick(left - 6, h * j + 12, "end", name.slice(-22)));
+  rows.forEach((name, j) => {
+    if (j % apart === 0) tick(left - 6, top + h * (j + 0.5) + 3.5, "end", name.slice(-22));
+  });
   columns.forEach((name, i) => {
-    if (i % every === 0) tick(left + w * (i + 0.5), h * rows.length + 13, "middle", name);
+    if (i % every === 0) tick(left + w * (i + 0.5), top + h * rows.length + 13, "middle", name);
   });
   for (const [row, column, value, text] of cells) {
-    const fill = blend(ground, GREEN, value === null || !most ? 0 : value / most);
-    const at = { x: left + w * column + 0.5, y: h * row + 0.5, width: w - 1, height: h - 1 };
-    make("rect", { class: "grid", ...at, fill: `rgb(${fill})` }, svg);
+    const fill = fillOf(value);
+    const at = { x: left + w * column + gap / 2, y: top + h * row + gap / 2, width: w - gap, height: h - gap };
+    make("rect", { class: isFine ? "grid fine" : "grid", ...at, fill: `rgb(${fill})` }, svg);
     if (!text || w <= 15) continue;
-    const middle = { x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle" };
+    const middle = { x: left + w * (column + 0.5), y: top + h * row + 12, "text-anchor": "middle" };
     make("text", { svg: true, ...middle, "font-size": 9, fill: inkOn(fill) }, svg, text);
   }
   return svg;

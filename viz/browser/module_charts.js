@@ -14,6 +14,7 @@ import { capitalized, percent } from "./text.js";
 
 /** @type {Record<string, number>} */
 const COLORS = { energy: 0, variance: 1 };
+const RANGES = "What they hold on average (dashed: least and most of an expert), and how many hold";
 
 /**
  * A module: its number, place and rank, and the counts of its resampled ranks as [rank, count] in ascending order.
@@ -63,13 +64,28 @@ function drawSpectrum(root, about, spectrum, { k, place, rank }) {
   /** @type {(values: "sums" | "each") => Line[]} */
   const lines = (values) => [
     ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
-    ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) })),
+    ...measures.map((measure) => ({
+      label: averaged(about, k, measure),
+      term: measure,
+      color: COLORS[measure],
+      points: points(measure, mine, values),
+    })),
   ];
+  /** @type {(measure: string) => Line[]} */
+  const range = (measure) => {
+    const { at, ends } = spectrum.curves[measure];
+    return ends[mine].map((end) => ({
+      color: COLORS[measure],
+      thin: true,
+      dash: true,
+      points: at[mine].map((direction, n) => [direction, end[n]]),
+    }));
+  };
   const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1) ?? 1));
   const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
   chart(root, {
     title: `Cumulative shares of the directions of ${place}`,
-    lines: lines("sums"),
+    lines: [...lines("sums"), ...measures.flatMap(range)],
     cursor,
     height: 158,
     x: { ...x, label: "first directions taken" },
@@ -86,7 +102,7 @@ function drawSpectrum(root, about, spectrum, { k, place, rank }) {
     y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...shares)) },
   });
   drawTable(root, {
-    caption: "What they hold, and how many hold",
+    caption: about.experts[k] > 1 ? RANGES : "What they hold, and how many hold",
     head: ["", `first\u00a0${rank}`, "90\u00a0%", "95\u00a0%", "99\u00a0%"],
     rows: measures.map((measure) => [measure, ...heldAndNeeded(spectrum.curves[measure], mine, rank)]),
   });
@@ -99,9 +115,18 @@ function drawSpectrum(root, about, spectrum, { k, place, rank }) {
  */
 function heldAndNeeded(curve, i, rank) {
   const last = curve.at[i].findLastIndex((direction) => direction <= rank); // the last that is drawn within the rank
-  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`);
-  return [rank ? percent(last < 0 ? 0 : curve.sums[i][last]) : "", ...needed];
+  /** @type {(sums: number[]) => string} */
+  const held = (sums) => percent(last < 0 ? 0 : sums[last]);
+  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`), [low, high] = curve.ends[i];
+  return [rank ? held(curve.sums[i]) + (low ? ` (${held(low)} to ${held(high)})` : "") : "", ...needed];
 }
+
+/**
+ * The words of a curve: for a cell of experts it is their mean.
+ *
+ * @type {(about: About, k: number, words: string) => string}
+ */
+const averaged = ({ experts }, k, words) => (experts[k] > 1 ? `${words}, mean of ${experts[k]} experts` : words);
 
 /** @type {(root: Element, about: About, module: Module) => void} */
 function drawShares(root, about, { k, place, rank }) {

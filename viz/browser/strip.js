@@ -1,8 +1,9 @@
 // Text as a strip of tokens, each on the color of its value, of *Side effects* and *Reads*. The answer of
 // *Attribution*, whose tokens are cards with numbers below, is `panels/attribution/answer.js`.
 
-import { BLUE, RED, tint } from "./colors.js";
+import { BLUE, groundOf, RED, tint } from "./colors.js";
 import { make } from "./elements.js";
+import { drawColors } from "./ramp.js";
 import { isSpecial, signedNumber, visible } from "./text.js";
 
 /** @type {(text: string) => string} */
@@ -61,9 +62,6 @@ export function drawStrip(parent, tokens, dark) {
  * @type {(parent: Element, most: number, words: string, dark: boolean) => void}
  */
 export function drawRamp(parent, most, words, dark) {
-  const ramp = `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))`;
-  const legend = make("div", { class: "legend" }, parent);
-  make("span", {}, legend, signedNumber(-most));
-  make("span", { class: "ramp", style: ramp }, legend, "0");
-  make("span", {}, legend, `${signedNumber(most)} (${words})`);
+  const legend = make("div", { class: "legend" }, parent), ends = [signedNumber(-most), "0", signedNumber(most)];
+  drawColors(legend, [BLUE, groundOf(dark), RED], ends, words);
 }

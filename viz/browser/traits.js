@@ -30,9 +30,10 @@
 
 /**
  * Shares of directions by curve: the directions `at` which they are drawn, `each` of them, their `sums`, and how many
- * directions are `needed` for 90, 95 and 99 percent.
+ * directions are `needed` for 90, 95 and 99 percent. A curve of experts is their mean, and its `ends` are the least and
+ * the largest of their sums; of a linear layer there are none.
  *
- * @typedef {{at: number[][], each: number[][], sums: number[][], needed: Values[]}} Curves
+ * @typedef {{at: number[][], each: number[][], sums: number[][], needed: Values[], ends: number[][][]}} Curves
  */
 
 /**

@@ -18,6 +18,7 @@ from tlora.utils.defaults import KINDS
 from tlora.utils.text import range_text
 from tlora.utils.validation import check_arguments
 from viz import style
+from viz.experts import join_experts
 from viz.plots import heatmap
 
 Aligned = Alignment | GradientCapture
@@ -61,7 +62,7 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
 
 
 def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
-    frame = alignment.to_frame()
+    frame = join_experts(alignment.to_frame())
     frame = frame.assign(percent=100 * frame["overlap"])
     ax = style.axes(ax, *heatmap.size(frame))
     shares = frame[["overlap", "random"]]
@@ -76,6 +77,7 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
         f"{style.percent(low['overlap'])} ({style.place(low)}) to {style.percent(top['overlap'])} ({style.place(top)})",
         f"by chance {range_text(frame['random'], style.percent)}",
         "cells: percent" if written else "",
+        "experts: means over a parameter" if len(frame) < len(alignment.names) else "",
         style.source(alignment.meta),
     )
     style.headline(ax, f"{first} and {second} overlap by {mean} on average at rank {alignment.rank}", detail)

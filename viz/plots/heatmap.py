@@ -1,4 +1,4 @@
-"""Heat map of one number a module: layers across, projections down."""
+"""Heat map of one number per module: layers across, projections down; all experts of a parameter are one cell."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     Returns
     -------
     matplotlib.axes.Axes
-        The axes. The colors are logarithmic if scores span more than a factor of ten.
+        The axes. The colors are logarithmic if scores span more than a factor of ten. All experts of a parameter are
+        one cell, with their mean.
 
     Examples
     --------
@@ -33,6 +34,7 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     <Axes: title={'left': 'The loss is most sensitive to ...'}, xlabel='layer', ylabel='projection'>
     """
     check_arguments(plot_sensitivity, locals())
+    modules, sensitivity = len(sensitivity.names), sensitivity.by_parameter()
     any_score = any(sensitivity.scores.values())
     frame = sensitivity.to_frame()
     frame = frame.assign(percent=100 * frame["share"].fillna(0))
@@ -48,6 +50,7 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
         if any_score
         else "all scores are zero",
         "cells: percent" if written else "",
+        "experts: means over a parameter" if len(frame) < modules else "",
         style.source(sensitivity.meta),
     )
     equal = int((frame["score"] == top["score"]).sum())

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from tlora.calibration.spectrum import Spectrum, select_modules
+from tlora.models.experts import is_expert, parameter_name
 from tlora.utils.validation import check_arguments
 from viz import style
 
@@ -31,7 +32,8 @@ def plot_spectrum(
 ) -> Axes:
     """Curves of the spectra: one for each input up to ten of them, else median and middle half of each projection.
 
-    Modules that read the same input have the same spectrum and are drawn once.
+    Modules that read the same input have the same spectrum and are drawn once. Experts of a parameter are one
+    projection, and the effective rank over the layers is the median of theirs.
 
     Parameters
     ----------
@@ -72,18 +74,26 @@ def plot_spectrum(
     else:
         _draw_curves(ax, spectrum, frame, "cumulative" if view == "variance" else "share")
     summed_up = view != "effective_rank" and len(frame) > LINES
-    bands = "lines: median over layers, bands: middle half" if summed_up else ""
+    over = "layers and experts" if any(map(is_expert, frame["module"])) else "layers"
+    bands = f"lines: median over {over}, bands: middle half" if summed_up else ""
     style.headline(ax, _headline(frame), style.sentence(bands, _bounds(frame), _source(spectrum)))
     return ax
 
 
 def _inputs(spectrum: Spectrum, modules: Iterable[str] | None) -> pd.DataFrame:
-    """The rows to draw, one for each input, with a ``label`` that names all projections that read it."""
+    """The rows to draw, one for each input, with a ``label`` that names all projections that read it.
+
+    Many inputs are drawn by projection, those of all experts of a parameter as one; of experts that read no tokens
+    there is nothing to draw.
+    """
     frame = spectrum.to_frame()
     if modules is not None:
         frame = frame[frame["module"].isin(select_modules(spectrum, modules))]
     labels = frame.groupby("input")["projection"].agg(style.join_labels)
-    return frame.drop_duplicates("input").assign(label=lambda rows: rows["input"].map(labels))
+    frame = frame.drop_duplicates("input").assign(label=lambda rows: rows["input"].map(labels))
+    read = ~frame["module"].map(is_expert) | (frame["effective_rank"] > 0)
+    frame = frame[read] if read.any() else frame
+    return frame.assign(label=frame["label"].map(parameter_name)) if len(frame) > LINES else frame
 
 
 def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) -> None:
@@ -143,9 +153,9 @@ def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
     size = 4.5 if frame["layer"].nunique() <= 40 else 3
     n = len(labels)
     for label, color, dash, marker in zip(labels, style.colors(n), style.dashes(n), style.markers(n), strict=True):
-        rows = frame[frame["label"] == label]
+        ranks = frame[frame["label"] == label].groupby("layer")["effective_rank"].median()
         look: dict[str, Any] = {"color": color, "linestyle": dash, "marker": marker, "markersize": size}
-        ax.plot(rows["layer"], rows["effective_rank"], label=label, linewidth=1.2, **look)
+        ax.plot(ranks.index, ranks, label=label, linewidth=1.2, **look)
     style.layer_axis(ax, frame)
     style.logarithmic(ax, "y")
     style.guide_lines(ax)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.experts import parameter_name
+from viz.experts import means_by_parameter
 from viz.widgets.modules import ENERGY, VARIANCE
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.results import Results
@@ -35,9 +38,11 @@ def map_tabs(
         _tab("change", "Change", "ranks more or fewer than kept", "change", of="change"),
         _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", of="scalings"),
     ]
-    if results.spectrum is not None and results.spectrum.names == sensitivity.names:
-        ranks = shorten_all(list(results.spectrum.effective_rank.values()))
-        tabs.append(_tab("effective", "Effective rank", "effective rank of the inputs", "number", values=ranks))
+    if results.spectrum is not None:
+        ranks = means_by_parameter({name: [rank] for name, rank in results.spectrum.effective_rank.items()})
+        if list(ranks) == sensitivity.names:
+            shown = {"values": shorten_all(np.concatenate(list(ranks.values())))}
+            tabs.append(_tab("effective", "Effective rank", "effective rank of the inputs", "number", **shown))
     for name, values in curves.items():
         title, unit = CURVES[name]
         tabs.append(_tab(name, title, unit.format(next(iter(results.others), "")), "percent", curves=values))

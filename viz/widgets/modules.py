@@ -1,19 +1,21 @@
-"""What is known of a single module: its spectra by kind of subspace, and shares by rank."""
+"""What is known of a single module: its spectra by kind of subspace, and shares by rank; of experts their mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, count_directions
 from tlora.subspaces.alignment import overlap_with_neighbors
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import KINDS, Kind
+from viz.experts import means_by_parameter, members_by_parameter, stack_known
 from viz.widgets.panels.parts import shorten_all
 
 ENERGY, VARIANCE = "energy", "variance"
@@ -50,24 +52,35 @@ def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
     """What the browser draws of one kind of subspace: its curves, and by module the ``index`` of its curve.
 
     Modules that read the same input share a curve: ``at`` (directions, from 1), ``each`` and ``sums`` (shares) and
-    ``needed`` (directions for `LEVELS`).
+    ``needed`` (directions for `LEVELS`). The curve of experts is their mean, and ``ends`` are the least and the largest
+    of their sums; of a linear layer there are none.
     """
-    shares = module_shares(source)
     inputs = source.inputs if isinstance(source, Spectrum) else {name: name for name in source.names}
-    own = list(dict.fromkeys(inputs.values()))
+    groups = [tuple(inputs[name] for name in members) for members in members_by_parameter(source.names).values()]
+    own = list(dict.fromkeys(groups))
     curves: dict[str, Any] = {}
-    for what, values in shares.items():
-        at = {name: drawn_directions(len(values[name])) for name in own}
-        sums = {name: np.cumsum(values[name]) for name in own}
-        curves[what] = {
-            "at": [at[name].tolist() for name in own],
-            "each": [shorten_all(values[name][at[name] - 1]) for name in own],
-            "sums": [shorten_all(sums[name][at[name] - 1], 4) for name in own],
-            "needed": [shorten_all([count_directions(sums[name], level) for level in LEVELS], 6) for name in own],
-        }
-    meaning = describe_kind(source.kind)
-    index = [own.index(inputs[name]) for name in source.names]
-    return {"label": label, "meaning": meaning, "index": index, "curves": curves}
+    for what, shares in module_shares(source).items():
+        curve: dict[str, list[Any]] = {name: [] for name in ("at", "each", "sums", "needed", "ends")}
+        for members in own:
+            known = stack_known([shares[name] for name in members])
+            values, sums = known.mean(0), np.cumsum(known, axis=1)
+            at = drawn_directions(len(values))
+            drawn = sums[:, at - 1]
+            total = np.cumsum(values)
+            ends = [drawn.min(0), drawn.max(0)] if len(members) > 1 else []
+            curve["at"].append(at.tolist())
+            curve["each"].append(shorten_all(values[at - 1]))
+            curve["sums"].append(shorten_all(total[at - 1], 4))
+            curve["needed"].append(shorten_all([count_directions(total, level) for level in LEVELS], 6))
+            curve["ends"].append([shorten_all(end, 4) for end in ends])
+        curves[what] = curve
+    index = [own.index(group) for group in groups]
+    return {"label": label, "meaning": describe_kind(source.kind), "index": index, "curves": curves}
+
+
+def is_of_map(names: Iterable[str], sensitivity: Sensitivity) -> bool:
+    """Whether these are all modules of the map, in its order."""
+    return list(members_by_parameter(names)) == sensitivity.names
 
 
 def drawn_directions(count: int) -> NDArray[np.intp]:
@@ -83,7 +96,7 @@ def curves_by_rank(
     curves: dict[str, Mapping[str, Any]] = {}
     if subspaces is not None:
         for what, values in module_shares(subspaces).items():
-            curves[what] = {name: shares.cumsum() for name, shares in values.items()}
+            curves[what] = {name: shares.cumsum() for name, shares in means_by_parameter(values).items()}
         curves["neighbors"] = overlap_with_neighbors(subspaces)
     if capture is not None:
         curves["captured"] = captured_curves(capture, subspaces.kind if subspaces is not None else "", most)
@@ -92,11 +105,17 @@ def curves_by_rank(
 
 
 def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, NDArray[np.float64]]:
-    """Share of the gradient by rank from 1 on: linear between measured ranks, none beyond the last."""
-    frame = capture.to_frame()
-    frame = frame[frame["kind"] == (kind if kind in capture.kinds else capture.kinds[0])]
+    """Share of the gradient by rank from 1 on: linear between measured ranks, none beyond the last.
+
+    That of experts is the share of the squared gradient of all experts of a parameter together.
+    """
+    place = capture.kinds.index(kind) if kind in capture.kinds else 0
+    captured, total = capture.captured[:, :, place].double().sum(0).numpy(), capture.total.double().sum(0).numpy()
+    columns = {name: column for column, name in enumerate(capture.names)}
     ranks = np.arange(1, min(most, capture.ranks[-1]) + 1)
-    return {
-        str(name): np.interp(ranks, [0, *of["rank"]], [0.0, *of["captured"]])
-        for name, of in frame.groupby("module", sort=False)
-    }
+    curves = {}
+    for name, members in members_by_parameter(capture.names).items():
+        these = [columns[member] for member in members]
+        shares = captured[these].sum(0) / (total[these].sum() or math.nan)
+        curves[name] = np.interp(ranks, [0, *capture.ranks], [0.0, *shares])
+    return curves

@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
 from tlora.allocation.allocation import Allocation
 from tlora.subspaces.alignment import Alignment
 from viz import style
+from viz.experts import join_experts
 from viz.plots import heatmap
 from viz.plots.alignment import plot_alignment
 from viz.plots.allocation import allocation_size, draw_outline, plot_allocation
@@ -37,7 +38,7 @@ def draw_workbench(
     width, height = allocation_size(allocation)
     lower = 0.0
     if pair is not None:
-        lower = heatmap.size(pair[0].to_frame())[1]
+        lower = heatmap.size(join_experts(pair[0].to_frame()))[1]
     elif about["spectra"] and selected:
         lower = MODULE_HEIGHT
     figure = style.Paper(figsize=(width, height + lower), facecolor="white", layout="constrained")

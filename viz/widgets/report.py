@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tlora.calibration.expert_use import ExpertUse
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
@@ -25,7 +26,7 @@ FILE = "report.html"
 
 
 def report(
-    folder: str | os.PathLike[str] | AnswerTable | Attribution | SideEffects | Rescaling,
+    folder: str | os.PathLike[str] | ExpertUse | AnswerTable | Attribution | SideEffects | Rescaling,
     output: str | os.PathLike[str] | None = None,
     *,
     activations: DirectionActivations | None = None,
@@ -41,7 +42,7 @@ def report(
 
     Parameters
     ----------
-    folder : path-like, AnswerTable, Attribution, SideEffects or Rescaling
+    folder : path-like, ExpertUse, AnswerTable, Attribution, SideEffects or Rescaling
         The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it; or one of these results, for a page on it
         alone.
     output : path-like, optional
@@ -81,7 +82,7 @@ def report(
     check_arguments(report, arguments)
     more: dict[str, Any] = {name: arguments[name] for name in RESULT_CLASSES if name in arguments}
     if isinstance(folder, Result):
-        more |= {name: folder for name in more if isinstance(folder, RESULT_CLASSES[name])}
+        more |= {name: folder for name, kind in RESULT_CLASSES.items() if isinstance(folder, kind)}
         results, path = Results(**more), Path(FILE)
     else:
         results, path = replace(load_results(folder), **more), Path(folder, FILE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
 from types import NoneType
@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from tlora.allocation.allocation import Allocation
+from tlora.calibration.expert_use import ExpertUse
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution
@@ -19,7 +20,7 @@ from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
-from tlora.models.experts import parameter_name
+from tlora.models.experts import expert_names, parameter_name
 from tlora.resources.estimate import ResourceEstimate
 from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment
@@ -42,6 +43,7 @@ class Results:
     """
 
     sensitivity: Sensitivity | None = field(default=None, metadata=IN_FOLDER)
+    expert_use: ExpertUse | None = field(default=None, metadata=IN_FOLDER)
     spectrum: Spectrum | None = field(default=None, metadata=IN_FOLDER)
     subspaces: Subspaces | None = None
     alignment: Alignment | None = field(default=None, metadata=IN_FOLDER)
@@ -103,7 +105,10 @@ class Results:
     def check_modules(self) -> None:
         """Refuse results of another class, or of modules that the sensitivity does not have."""
         assert self.sensitivity is not None
-        known = {parameter_name(name) for name in self.sensitivity.shapes}
+        known = set(module_names(self.sensitivity))
+        for name, target in self.sensitivity.targets.items():
+            if target.part == "experts":
+                known.update(expert_names(name.rpartition(".")[0], target.experts))
         parts: dict[str, Any] = {name: getattr(self, name) for name in RESULT_CLASSES}
         parts |= {f"other[{label!r}]": one for label, one in self.others.items()}
         for name, part in parts.items():
@@ -114,8 +119,7 @@ class Results:
                 raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
             if name in fields_with(OF_ADAPTER):
                 continue
-            modules: Iterable[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
-            if unknown := [module for module in modules if parameter_name(module) not in known]:
+            if unknown := [module for module in module_names(part) if module not in known]:
                 raise ValueError(f"{name} is of another model: {unknown[0]} is not in the calibration")
 
 
@@ -123,6 +127,13 @@ RESULT_CLASSES: dict[str, Any] = {
     name: get_args(hint)[0] for name, hint in get_type_hints(Results).items() if NoneType in get_args(hint)
 }
 """Class of each result, by the name of its field and of its file."""
+
+
+def module_names(result: Any) -> list[str]:
+    """The modules that a result is of; of experts the parameter, and of their use each with its number."""
+    if isinstance(result, ExpertUse):
+        return [f"{module}[{expert}]" for module, expert in zip(result.modules, result.experts, strict=True)]
+    return list(map(parameter_name, result.ranks if isinstance(result, TrainingRun) else result.shapes))
 
 
 def fields_with(trait: Mapping[str, bool]) -> list[str]:

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 70f34c3e1a2a36ef99a6507398a5ebba3b1f6ff1f6aece1c7b4624baab04b8e0
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 76748c30e0e04e42b47801a92451f8b2d149a64de5cb93f24f1ebf354adf9deb
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -37,6 +37,10 @@ var glossary_default = {
   min_rank: "The lowest rank that a module may get; with 0, modules with low scores get no adapter.",
   max_rank: "The highest rank that a module may get, at most the number of directions computed for it.",
   "effective rank": "How many directions the inputs of a module use: the participation ratio of the eigenvalues of their covariance.",
+  expert: "One of the MLPs of a layer in a mixture; a router sends each token to a few of them.",
+  "tokens routed": "Tokens of the samples that the router sent to the expert, without masked ones.",
+  work: "The sensitivity of an expert, summed over its weights: its share of that of all experts.",
+  "squared gradient": "The squared gradient of an expert's weights on the samples: its share of that of all experts.",
   direction: "A vector in the input space of a module. Each row of A is one: it turns a token's input into one number.",
   energy: "Share of ||W C||\xB2, the covariance of the inputs seen through the weight, that lies along the first directions, of those that were computed. A high share does not say that training needs more of them.",
   variance: "Share of the variance of a module's inputs that lies along the first directions.",

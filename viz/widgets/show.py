@@ -6,6 +6,7 @@ from typing import Any
 
 from IPython.display import display
 
+from tlora.calibration.expert_use import ExpertUse
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.measure_scales import Rescaling
@@ -19,7 +20,7 @@ from viz.widgets.results import RESULT_CLASSES, Results
 from viz.widgets.view import WorkbenchView
 
 
-def show(result: AnswerTable | Attribution | SideEffects | Rescaling) -> None:
+def show(result: ExpertUse | AnswerTable | Attribution | SideEffects | Rescaling) -> None:
     """Show the panels of one result in a notebook: those of the workbench, without its map.
 
     No kernel is needed once they are shown. `report` writes the same to a page. Without a front end, such as in a
@@ -27,8 +28,9 @@ def show(result: AnswerTable | Attribution | SideEffects | Rescaling) -> None:
 
     Parameters
     ----------
-    result : AnswerTable, Attribution, SideEffects or Rescaling
-        From `tlora.compare_answers`, `tlora.attribute`, `tlora.side_effects` or `tlora.measure_scales`.
+    result : ExpertUse, AnswerTable, Attribution, SideEffects or Rescaling
+        From `tlora.expert_use`, `tlora.compare_answers`, `tlora.attribute`, `tlora.side_effects` or
+        `tlora.measure_scales`.
 
     Examples
     --------

@@ -17,7 +17,7 @@ from tlora.subspaces.subspaces import Subspaces
 from viz import style
 from viz.widgets.base import LOOK, SCRIPT, for_widget
 from viz.widgets.map import map_tabs
-from viz.widgets.modules import spectra
+from viz.widgets.modules import is_of_map, spectra
 from viz.widgets.panels import registry
 from viz.widgets.panels.allocation import training_bytes
 from viz.widgets.panels.panel import Panel
@@ -83,7 +83,7 @@ def about(
         and [training_bytes(results.estimate, Footprint(0, 0), kind) for kind in TRAINED_PARTS],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
         "tabs": map_tabs(sensitivity, results, curves, training is not None),
-        "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
+        "spectra": [spectra(label, one) for label, one in sources.items() if one and is_of_map(one.names, sensitivity)],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
         "panels": registry.panel_values(panels),
         "texts": any(getattr(results, name) for name in fields_with(TEXTS)),

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 70f34c3e1a2a36ef99a6507398a5ebba3b1f6ff1f6aece1c7b4624baab04b8e0
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 76748c30e0e04e42b47801a92451f8b2d149a64de5cb93f24f1ebf354adf9deb
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -42,6 +42,10 @@ var glossary_default = {
   min_rank: "The lowest rank that a module may get; with 0, modules with low scores get no adapter.",
   max_rank: "The highest rank that a module may get, at most the number of directions computed for it.",
   "effective rank": "How many directions the inputs of a module use: the participation ratio of the eigenvalues of their covariance.",
+  expert: "One of the MLPs of a layer in a mixture; a router sends each token to a few of them.",
+  "tokens routed": "Tokens of the samples that the router sent to the expert, without masked ones.",
+  work: "The sensitivity of an expert, summed over its weights: its share of that of all experts.",
+  "squared gradient": "The squared gradient of an expert's weights on the samples: its share of that of all experts.",
   direction: "A vector in the input space of a module. Each row of A is one: it turns a token's input into one number.",
   energy: "Share of ||W C||\xB2, the covariance of the inputs seen through the weight, that lies along the first directions, of those that were computed. A high share does not say that training needs more of them.",
   variance: "Share of the variance of a module's inputs that lies along the first directions.",
@@ -300,6 +304,7 @@ function luminance(color) {
 }
 var isDark = (element) => luminance(rgb(getComputedStyle(element).color || "rgb(0, 0, 0)")) > 0.4;
 var groundOf = (dark) => dark ? [17, 17, 17] : [255, 255, 255];
+var unknown = (dark) => dark ? [58, 58, 58] : [220, 220, 220];
 var inkOn = (color) => luminance(color) > 0.179 ? "#000" : "#fff";
 var blend = (ground, hue, share) => ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(share))));
 function tint(share, dark) {
@@ -331,8 +336,8 @@ function neighbor(modules, from, [right, down]) {
   return k;
 }
 var cross = (w, h) => `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`;
-function bandHeight(modules, { top, gaps = [] }, below) {
-  return top + modules.rows.length * HEIGHT + (gaps.at(-1) ?? 0) + below;
+function bandHeight(modules, { top: top2, gaps = [] }, below) {
+  return top2 + modules.rows.length * HEIGHT + (gaps.at(-1) ?? 0) + below;
 }
 function moduleGrid(svg, modules, shape, words) {
   const grid = { svg, modules, shape, words, cells: [], bars: [] };
@@ -387,22 +392,28 @@ function setLength(bar, share) {
   put(bar.rect, bar.which === "column" ? "height" : "width", length);
   if (bar.which === "column") put(bar.rect, "y", bar.base - length);
 }
-function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
-  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, h = 17;
+function cellGrid(parent, { title, rows, columns, cells, most = 1, fill: colorOf, width = 560, height: h = 17 }) {
+  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10;
   const w = Math.min(26, (width - left) / columns.length), every = Math.ceil(18 / w), ground = groundOf(isDark(parent));
-  const size = { width: left + w * columns.length, height: h * rows.length + 18 };
-  const svg = make("svg", { class: "chart", role: "img", ...size, "aria-label": title }, parent);
+  const isFine = h < 8, gap = isFine ? 0 : 1, top2 = Math.max(0, 6 - h / 2);
+  const apart = [1, 2, 5, 10].find((rows2) => rows2 * h >= 12) ?? 20;
+  const size = { width: left + w * columns.length, height: top2 + h * rows.length + 18 };
+  const view = { ...size, viewBox: `0 0 ${size.width} ${size.height}` };
+  const svg = make("svg", { class: "chart", role: "img", ...view, "aria-label": title }, parent);
+  const fillOf = colorOf ?? ((value2) => blend(ground, GREEN, value2 === null || !most ? 0 : value2 / most));
   const tick = (x, y, anchor, text) => make("text", { svg: true, class: "tick", x, y, "text-anchor": anchor }, svg, text);
-  rows.forEach((name, j) => tick(left - 6, h * j + 12, "end", name.slice(-22)));
+  rows.forEach((name, j) => {
+    if (j % apart === 0) tick(left - 6, top2 + h * (j + 0.5) + 3.5, "end", name.slice(-22));
+  });
   columns.forEach((name, i) => {
-    if (i % every === 0) tick(left + w * (i + 0.5), h * rows.length + 13, "middle", name);
+    if (i % every === 0) tick(left + w * (i + 0.5), top2 + h * rows.length + 13, "middle", name);
   });
   for (const [row, column, value2, text] of cells) {
-    const fill2 = blend(ground, GREEN, value2 === null || !most ? 0 : value2 / most);
-    const at = { x: left + w * column + 0.5, y: h * row + 0.5, width: w - 1, height: h - 1 };
-    make("rect", { class: "grid", ...at, fill: `rgb(${fill2})` }, svg);
+    const fill2 = fillOf(value2);
+    const at = { x: left + w * column + gap / 2, y: top2 + h * row + gap / 2, width: w - gap, height: h - gap };
+    make("rect", { class: isFine ? "grid fine" : "grid", ...at, fill: `rgb(${fill2})` }, svg);
     if (!text || w <= 15) continue;
-    const middle = { x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle" };
+    const middle = { x: left + w * (column + 0.5), y: top2 + h * row + 12, "text-anchor": "middle" };
     make("text", { svg: true, ...middle, "font-size": 9, fill: inkOn(fill2) }, svg, text);
   }
   return svg;
@@ -422,7 +433,7 @@ function renderMonitor({ model, el }) {
   const status = make("div", { class: "status" }, root), curves = make("div", {}, root);
   explainer(root);
   stop.addEventListener("click", () => model.send({ call: "stop" }));
-  function follow2() {
+  function follow3() {
     const button2 = model.get("button");
     label.textContent = button2.label;
     stop.disabled = button2.disabled;
@@ -436,9 +447,9 @@ function renderMonitor({ model, el }) {
     curves.replaceChildren();
     if (state.arms) drawCurves(curves, state, Math.max(320, Math.min(820, el.clientWidth || 640)));
   }
-  model.on("change:button", follow2);
+  model.on("change:button", follow3);
   model.on("change:state", draw);
-  follow2();
+  follow3();
   draw();
 }
 function drawNote(note, { status }) {
@@ -577,10 +588,10 @@ function drawPair(parent, about, pair, rank) {
   const chance = (r) => mean(known.map((k) => r * pair.chance[k][0]));
   const overlap = (k) => pair.overlaps[k][rank - 1];
   const sides = pair.sides.join(" and ");
-  const top = known.reduce((best2, k) => overlap(k) > overlap(best2) ? k : best2, known[0]);
+  const top2 = known.reduce((best2, k) => overlap(k) > overlap(best2) ? k : best2, known[0]);
   const first = rank === 1 ? "direction overlaps" : `${rank} directions overlap`;
   const finding = `first ${first} by ${percent(means(rank))}, by chance ${percent(chance(rank))}`;
-  const most = `most in ${placeOf(about, top)}, ${percent(overlap(top))}`;
+  const most = `most in ${placeOf(about, top2)}, ${percent(overlap(top2))}`;
   make("p", { class: "finding" }, parent, `${sides}: ${finding}; ${most}`);
   const side = make("div", { class: "pair" }, parent), map = make("div", {}, side), curve = make("div", {}, side);
   make("div", { class: "key" }, map, "Overlap of each module, percent: projections down, layers across");
@@ -617,6 +628,14 @@ function drawProjections(parent, about, pair, rank, known) {
   });
 }
 
+// ramp.js
+function drawColors(legend, colors, [low, middle, high], words) {
+  const gradient = colors.map((color) => `rgb(${color})`);
+  make("span", {}, legend, low);
+  make("span", { class: "ramp", style: `background: linear-gradient(to right, ${gradient})` }, legend, middle);
+  make("span", {}, legend, `${high} (${words})`);
+}
+
 // strip.js
 var tokenClass = (text) => `token${isSpecial(text) ? " special" : ""}`;
 function plainToken(parent, text) {
@@ -640,11 +659,8 @@ function drawStrip(parent, tokens, dark) {
   }
 }
 function drawRamp(parent, most, words, dark) {
-  const ramp = `background: linear-gradient(to right, rgb(${BLUE}), ${tint(0, dark).fill}, rgb(${RED}))`;
-  const legend = make("div", { class: "legend" }, parent);
-  make("span", {}, legend, signedNumber(-most));
-  make("span", { class: "ramp", style: ramp }, legend, "0");
-  make("span", {}, legend, `${signedNumber(most)} (${words})`);
+  const legend = make("div", { class: "legend" }, parent), ends2 = [signedNumber(-most), "0", signedNumber(most)];
+  drawColors(legend, [BLUE, groundOf(dark), RED], ends2, words);
 }
 
 // panels/answer_table/conversation.js
@@ -813,7 +829,7 @@ function drawRow2({ choice, body, most }, row) {
   cell("changed").textContent = row.changed ? "yes" : "no";
   drawGain(cell("gain, nats"), row.gain, most);
   let opened = null;
-  function follow2() {
+  function follow3() {
     const isOpen = choice.open.has(row.row);
     put(opener, "aria-expanded", isOpen);
     line.classList.toggle("open", isOpen);
@@ -822,9 +838,9 @@ function drawRow2({ choice, body, most }, row) {
   }
   line.addEventListener("click", () => {
     if (!choice.open.delete(row.row)) choice.open.add(row.row);
-    follow2();
+    follow3();
   });
-  follow2();
+  follow3();
 }
 function drawAnswer(parent, text, right) {
   drawMark(parent, right);
@@ -1033,8 +1049,8 @@ function paintMap(panel, legend) {
   legend.replaceChildren();
   const token = choice.token === null ? "the whole answer" : quoted(sample.tokens[sample.positions[choice.token]]);
   const isAllMeasured = part.names.every((_, k) => isMeasured(panel, k));
-  const unknown = isAllMeasured ? "" : "; dashed: leaving it out is not measured here";
-  drawRamp(legend, most, `nats of ${MEASURES[choice.measure]} contributed to ${token}; bars: sums${unknown}`, dark);
+  const unknown2 = isAllMeasured ? "" : "; dashed: leaving it out is not measured here";
+  drawRamp(legend, most, `nats of ${MEASURES[choice.measure]} contributed to ${token}; bars: sums${unknown2}`, dark);
 }
 function paintCell(panel, k, value2, most, color) {
   const { part, choice, sample, known, focus } = panel, cell = panel.cells[k];
@@ -1170,23 +1186,23 @@ function drawFrame(panel) {
   return frame;
 }
 function drawForm({ root, ask }, model) {
-  const form = make("form", { class: "bar" }, root);
-  const field = (label) => make("input", { type: "text" }, labeled(form, label));
+  const form2 = make("form", { class: "bar" }, root);
+  const field = (label) => make("input", { type: "text" }, labeled(form2, label));
   const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
-  const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
-  form.addEventListener("submit", (event) => {
+  const send = make("button", { type: "submit" }, form2, "Take apart"), said = make("span", { role: "status" }, form2);
+  form2.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!request.value.trim()) return;
     ask?.("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
   });
-  function follow2() {
+  function follow3() {
     const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
     send.disabled = running;
     said.replaceChildren(...running || !samples.length ? [words] : []);
     if (running && bar) drawBar(make("div", {}, said), bar);
   }
-  follow2();
-  return follow2;
+  follow3();
+  return follow3;
 }
 var samplesOf = ({ part, model }) => [...part.samples, ...model?.get("explained")?.samples ?? []];
 function drawSample(panel, { select: select2, answer }) {
@@ -1245,9 +1261,9 @@ function turn(panel, modules, rank) {
 function followModel(panel, frame, model) {
   const { root, choice, known } = panel;
   let wasOnPage = false;
-  function follow2() {
+  function follow3() {
     if (!root.isConnected && wasOnPage) {
-      for (const event of EVENTS) model.off?.(event, follow2);
+      for (const event of EVENTS) model.off?.(event, follow3);
       return;
     }
     wasOnPage = root.isConnected;
@@ -1262,7 +1278,7 @@ function followModel(panel, frame, model) {
     panel.paint();
     if (key === switchKey(panel) && sample === choice.sample) regenerate(panel);
   }
-  for (const event of EVENTS) model.on(event, follow2);
+  for (const event of EVENTS) model.on(event, follow3);
 }
 
 // panels/effects.js
@@ -1310,6 +1326,136 @@ function count(shown, found, { of, samples }) {
   const rest = of > samples.length ? ` Of the ${of} texts, the worst ${samples.length} are here.` : "";
   const words = "texts, the worst first; the number is the change of the loss, nats per token.";
   return `${shown.length} of ${found.length} ${words}${rest}`;
+}
+
+// panels/experts.js
+var HIGHEST = 560;
+var WIDEST = 760;
+var PLACES = "experts down, layers across";
+var LABEL2 = "Experts down, layers across. Arrow keys move from expert to expert";
+function expertsPart(parent, part, { about, model }) {
+  const choice = part.choice ??= { name: part.measures[0].name, at: null };
+  const root = make("div", { class: "experts" }, parent), bar = make("div", { class: "bar" }, root);
+  const said = make("div", { class: "finding", "aria-live": "polite" }, root), legend = make("div", {}, root);
+  const map = make("div", { tabindex: 0, role: "group", "aria-label": LABEL2 }, root);
+  const buttons = group(bar, "What the map of the experts shows");
+  let cells = [];
+  const measures = () => model ? [...part.measures, ...ranksOf(part, about, model.get("current").ranks)] : part.measures;
+  const shown = () => measures().find(({ name }) => name === choice.name) ?? part.measures[0];
+  const switches = measures().map(({ name, about: words }) => {
+    const show = () => {
+      choice.name = name;
+      draw();
+    };
+    return button(buttons, capitalized(name), words, show, { "data-measure": name });
+  });
+  function draw() {
+    for (const one of switches) put(one, "aria-pressed", one.dataset.measure === choice.name);
+    map.replaceChildren();
+    legend.replaceChildren();
+    cells = drawMap2(map, legend, part, shown());
+    point(choice.at ?? top(shown()));
+  }
+  function point(at) {
+    map.querySelector(".on")?.classList.remove("on");
+    cells[at].classList.add("on");
+    said.textContent = describe2(part, measures(), at);
+  }
+  function pick(at) {
+    choice.at = at;
+    point(at);
+  }
+  map.addEventListener("pointermove", ({ target }) => {
+    const at = cells.indexOf(
+      /** @type {Element} */
+      target
+    );
+    if (at >= 0) pick(at);
+  });
+  map.addEventListener("keydown", (event) => {
+    const move = MOVES[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const at = beside(part, choice.at ?? top(shown()), move);
+    if (at >= 0) pick(at);
+  });
+  follow(root, model, part, draw);
+  draw();
+}
+function follow(root, model, part, draw) {
+  if (!model || !part.parameters.flat().length) return;
+  function changed() {
+    if (root.isConnected) draw();
+    else model?.off?.("change:current", changed);
+  }
+  model.on("change:current", changed);
+}
+function top({ values }) {
+  const sizes2 = values.map((value2) => Math.abs(value2 ?? 0));
+  return sizes2.indexOf(Math.max(...sizes2));
+}
+function ranksOf({ parameters, column }, { rows, row }, ranks) {
+  if (!parameters.flat().length) return [];
+  const held = parameters.map((modules) => sum(modules.map((k) => ranks[k])));
+  const names = [...new Set(parameters.flat().map((k) => rows[row[k]].replace(/^.*\./, "")))].join(" and ");
+  const about = `Ranks of ${names} together. PEFT holds one rank for all experts of a parameter.`;
+  const values = column.map((place2) => held[place2]);
+  return [{ name: "rank", about, unit: `ranks of ${names} together`, kind: "count", values }];
+}
+function beside({ column, expert }, at, [right, down]) {
+  return column.findIndex((place2, n) => place2 === column[at] + right && expert[n] === expert[at] + down);
+}
+function form({ kind }, value2) {
+  if (value2 === null || value2 === void 0) return "\u2013";
+  return kind === "count" ? whole(Math.round(value2)) : kind === "percent" ? percent(value2) : sign(value2) + number(Math.abs(100 * value2));
+}
+function describe2({ layers, column, expert }, measures, at) {
+  const numbers2 = measures.map((measure) => {
+    const { name, kind, values, low, high } = measure, hasInterval = (low?.[at] ?? null) !== null;
+    const interval = hasInterval ? ` (${form(measure, low?.[at])} to ${form(measure, high?.[at])})` : "";
+    return `${name} ${form(measure, values[at])}${kind === "points" ? " points" : ""}${interval}`;
+  });
+  return `Layer ${layers[column[at]]} expert ${expert[at]}: ${numbers2.join(", ")}.`;
+}
+function drawMap2(map, legend, { layers, column, expert }, measure) {
+  const { kind, values, low, high } = measure, dark = isDark(map), ground = groundOf(dark), isSigned = kind === "points";
+  const most = Math.abs(values[top(measure)] ?? 0) || 1, count2 = Math.max(...expert) + 1;
+  const cells = values.map((value2, n) => [expert[n], column[n], isSigned ? value2 : value2 || null, ""]);
+  const svg = cellGrid(map, {
+    title: `Experts by layer: ${measure.name}`,
+    rows: expert.slice(0, count2).map((_, n) => String(n)),
+    columns: layers,
+    cells,
+    fill: (value2) => {
+      if (value2 === null) return unknown(dark);
+      return blend(ground, !isSigned ? GREEN : value2 > 0 ? RED : BLUE, Math.sqrt(Math.abs(value2) / most));
+    },
+    width: Math.min(WIDEST, map.clientWidth || WIDEST),
+    height: Math.max(3, Math.min(17, HIGHEST / count2))
+  });
+  const drawn = [...svg.querySelectorAll("rect")], box = make("div", { class: "legend" }, legend);
+  if (isSigned) {
+    drawColors(
+      box,
+      [BLUE, ground, RED],
+      [-most, 0, most].map((end) => form(measure, end)),
+      `${measure.unit}; ${PLACES}; dots: the interval excludes zero`
+    );
+    drawn.forEach((cell, n) => ((low?.[n] ?? 0) > 0 || (high?.[n] ?? 0) < 0) && drawDot(svg, cell));
+    return drawn;
+  }
+  const none = cells.some(([, , value2]) => value2 === null) ? `; gray: ${form(measure, 0)}` : "";
+  drawColors(
+    box,
+    [ground, GREEN],
+    [0, most / 4, most].map((end) => form(measure, end)),
+    `${measure.unit}; ${PLACES}${none}`
+  );
+  return drawn;
+}
+function drawDot(svg, cell) {
+  const [x, y, w, h] = ["x", "y", "width", "height"].map((name) => Number(cell.getAttribute(name)));
+  make("circle", { class: "clear", cx: x + w / 2, cy: y + h / 2, r: Math.min(w, h, 10) / 5 }, svg);
 }
 
 // panels/readings.js
@@ -1382,9 +1528,9 @@ function readsPart(parent, part, { about, model: known, ask }) {
     if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
   let wasOnPage = false;
-  function follow2() {
+  function follow3() {
     if (!root.isConnected && wasOnPage) {
-      for (const event of EVENTS2) model.off?.(event, follow2);
+      for (const event of EVENTS2) model.off?.(event, follow3);
       return;
     }
     wasOnPage = root.isConnected;
@@ -1395,9 +1541,9 @@ function readsPart(parent, part, { about, model: known, ask }) {
     }
     draw();
   }
-  for (const event of EVENTS2) model.on(event, follow2);
+  for (const event of EVENTS2) model.on(event, follow3);
   root.addEventListener("keydown", (event) => moveFocus(root, event));
-  follow2();
+  follow3();
 }
 var focusOn = (root, selector, options) => (
   /** @type {HTMLElement | null} */
@@ -1622,9 +1768,9 @@ function drawPoint(parent, { label, without, rows }) {
   drawTable(parent, { caption, head: ["set", "loss", "change", "95 % interval over texts"], rows });
 }
 function conclude2(points, { at, limit }) {
-  const point = points[at], top = best(points, limit);
-  const other = top === null ? "no point is within the limit" : `within the limit, ${points[top].label} is best, with a task loss of ${number(points[top].task)}`;
-  const judgment = top === at ? "the lowest task loss within the limit" : other;
+  const point = points[at], top2 = best(points, limit);
+  const other = top2 === null ? "no point is within the limit" : `within the limit, ${points[top2].label} is best, with a task loss of ${number(points[top2].task)}`;
+  const judgment = top2 === at ? "the lowest task loss within the limit" : other;
   const losses = `task loss ${number(point.task)}, other text at most ${signedNumber(point.lost, 3)} nats per token`;
   return `${capitalized(point.label)}: ${losses}; ${judgment}.`;
 }
@@ -1640,7 +1786,8 @@ var KINDS = {
   answer_table: answerTablePart,
   attribution: attributionPart,
   effects: effectsPart,
-  rescaling: rescalingPart
+  rescaling: rescalingPart,
+  experts: expertsPart
 };
 var ANSWERS = { ...readsAnswers };
 function drawCode(parent, { caption, code }) {
@@ -1772,14 +1919,14 @@ function racePanel(parent, { about, model, ask, width }) {
     sayPlan(panel, race, about.training);
     sayWhetherReady(panel, race, isRunning());
   }
-  function follow2() {
+  function follow3() {
     sayWhatIsShown(panel, race, training());
     sayWhetherReady(panel, race, isRunning());
     followTraining(panel, training(), ask, width);
   }
   panel.root.addEventListener("input", () => tell({ race }));
-  model.on("change:training", follow2);
-  follow2();
+  model.on("change:training", follow3);
+  follow3();
   return tell;
 }
 function drawPanel(parent, defaults) {
@@ -2067,7 +2214,10 @@ function rangeText({ model }, k) {
   return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts[counts.length - 1][0]])].join(" to ")} on other samples`;
 }
 function describeModule2(bench, k) {
-  const { about, current } = bench, lines = [why(bench, k)];
+  const { about, current } = bench, lines = [why(bench, k)], count2 = about.experts[k];
+  if (count2 > 1) {
+    lines.push(`One rank for all ${count2} experts of the parameter; shares and curves are means over them`);
+  }
   const scaling = current.scalings[k];
   if (current.ranks[k] && scaling !== null) {
     const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
@@ -2086,11 +2236,11 @@ function describeModule2(bench, k) {
 }
 function headline({ about, current }) {
   const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
-  const top = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
+  const top2 = current.ranks.flatMap((rank, k) => rank === high ? [k] : []), unit = current.controls.budget;
   const price = prices(about, unit);
   const spent = sum(price.map((cost2, k) => cost2 * current.ranks[k])), budget = current.rank * sum(price);
   const which = adapted.length < about.names.length ? "that is adapted " : "";
-  const most = top.length > 1 ? `${top.length} modules` : placeOf(about, top[0]);
+  const most = top2.length > 1 ? `${top2.length} modules` : placeOf(about, top2[0]);
   const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
   return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
 }
@@ -2142,7 +2292,7 @@ function drawControls(bench, bar) {
   if (!page) button(steps, "Keep", "Count changes from here on", () => requests.ask("keep"));
   const followRule = drawRule(bench, fold(bar, "Rule and budget"));
   return () => {
-    follow(rank, bench.current.controls.rank);
+    follow2(rank, bench.current.controls.rank);
     undo.disabled = !bench.current.undo;
     redo.disabled = !bench.current.redo;
     followRule();
@@ -2169,14 +2319,14 @@ function drawRule(bench, box) {
   const line = copyable(make("div", { class: "copied" }, box));
   return () => {
     const { current } = bench;
-    for (const [name, control] of Object.entries(controls)) follow(control, current.controls[name]);
+    for (const [name, control] of Object.entries(controls)) follow2(control, current.controls[name]);
     const head = ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`];
     table.replaceChildren();
     fillTable(table, { head, rows: costs(bench), term: (name) => name.replace(/^LoRA.*/, "lora") });
     write(line, current.code);
   };
 }
-function follow({ input, output, isHeld }, value2) {
+function follow2({ input, output, isHeld }, value2) {
   if (isHeld) return;
   input.disabled = value2 === null;
   input.value = String(value2 ?? "");
@@ -2236,6 +2386,7 @@ function offerTabs(bench) {
 
 // module_charts.js
 var COLORS = { energy: 0, variance: 1 };
+var RANGES = "What they hold on average (dashed: least and most of an expert), and how many hold";
 function moduleCharts(about) {
   const root = make("div", { class: "module" });
   let chosen = 0;
@@ -2267,13 +2418,27 @@ function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
   };
   const lines = (values) => [
     ...others.map((i) => ({ gray: true, points: points(measures[0], i, values) })),
-    ...measures.map((measure) => ({ label: measure, color: COLORS[measure], points: points(measure, mine, values) }))
+    ...measures.map((measure) => ({
+      label: averaged(about, k, measure),
+      term: measure,
+      color: COLORS[measure],
+      points: points(measure, mine, values)
+    }))
   ];
+  const range = (measure) => {
+    const { at, ends: ends2 } = spectrum.curves[measure];
+    return ends2[mine].map((end) => ({
+      color: COLORS[measure],
+      thin: true,
+      dash: true,
+      points: at[mine].map((direction, n) => [direction, end[n]])
+    }));
+  };
   const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1) ?? 1));
   const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
   chart(root, {
     title: `Cumulative shares of the directions of ${place2}`,
-    lines: lines("sums"),
+    lines: [...lines("sums"), ...measures.flatMap(range)],
     cursor,
     height: 158,
     x: { ...x, label: "first directions taken" },
@@ -2290,16 +2455,18 @@ function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
     y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...shares)) }
   });
   drawTable(root, {
-    caption: "What they hold, and how many hold",
+    caption: about.experts[k] > 1 ? RANGES : "What they hold, and how many hold",
     head: ["", `first\xA0${rank}`, "90\xA0%", "95\xA0%", "99\xA0%"],
     rows: measures.map((measure) => [measure, ...heldAndNeeded(spectrum.curves[measure], mine, rank)])
   });
 }
 function heldAndNeeded(curve, i, rank) {
   const last = curve.at[i].findLastIndex((direction) => direction <= rank);
-  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`);
-  return [rank ? percent(last < 0 ? 0 : curve.sums[i][last]) : "", ...needed];
+  const held = (sums) => percent(last < 0 ? 0 : sums[last]);
+  const needed = curve.needed[i].map((n) => n ?? `over ${curve.at[i].at(-1)}`), [low, high] = curve.ends[i];
+  return [rank ? held(curve.sums[i]) + (low ? ` (${held(low)} to ${held(high)})` : "") : "", ...needed];
 }
+var averaged = ({ experts }, k, words) => experts[k] > 1 ? `${words}, mean of ${experts[k]} experts` : words;
 function drawShares(root, about, { k, place: place2, rank }) {
   const lines = Object.entries(about.by_rank).map(([name, label], i) => {
     const shares = about.tabs.find((tab) => tab.name === name)?.curves?.[k] ?? [];
@@ -2520,9 +2687,9 @@ function walk2(bench, move, extends_) {
 
 // workbench/map.js
 var NARROWEST = 14;
-var WIDEST = 34;
+var WIDEST2 = 34;
 var DIVERGING = ["ratio", "change", "signed"];
-var LABEL2 = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out";
+var LABEL3 = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out";
 var WORDS3 = {
   layer: (layer) => [layer, `layer ${layer}`],
   column: (name) => `Select ${name}`,
@@ -2547,7 +2714,7 @@ function layOut(bench, width) {
     height: shape.bands * bandHeight(about, shape, 20),
     role: "grid",
     "aria-multiselectable": "true",
-    "aria-label": LABEL2
+    "aria-label": LABEL3
   };
   for (const [name, setting] of Object.entries(attributes)) put(svg, name, setting);
   Object.assign(bench, moduleGrid(svg, about, shape, WORDS3));
@@ -2556,7 +2723,7 @@ function shapeOf({ rows, columns }, wide) {
   const longest = Math.max(...rows.map((row) => row.length)), right = 46;
   const left = Math.min(LETTER * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
   const bands = Math.ceil(columns.length * NARROWEST / room);
-  const w = Math.min(WIDEST, room / Math.ceil(columns.length / bands));
+  const w = Math.min(WIDEST2, room / Math.ceil(columns.length / bands));
   const stack = (row) => row.includes(".") ? row.split(".")[0] : "";
   const gaps = [0];
   for (let j = 1; j < rows.length; j++) gaps.push(gaps[j - 1] + (stack(rows[j]) === stack(rows[j - 1]) ? 0 : 8));
@@ -2602,7 +2769,7 @@ function paletteOf({ current }, tab, values, dark) {
     values.flatMap((v) => v === null ? [] : [scaled(v)]).filter(Number.isFinite)
   );
   function fill2(v) {
-    if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
+    if (v === null) return unknown(dark);
     const share = scaled(v) / (scaled(v) > 0 ? above : below);
     return blend(ground, isDiverging ? share > 0 ? RED : BLUE : GREEN, share);
   }
@@ -2625,11 +2792,8 @@ function endsOf(kind, middle, below, above) {
 }
 function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
   legend.replaceChildren();
-  make("span", {}, legend, ends2[0]);
-  const gradient = ramp.map((color) => `rgb(${color})`);
-  make("span", { class: "ramp", style: `background: linear-gradient(to right, ${gradient})` }, legend, ends2[1]);
   const bars = ["change", "signed"].includes(tab.kind) ? "mean size" : "means";
-  make("span", {}, legend, `${ends2[2]} (${tab.unit}; bars: ${bars})`);
+  drawColors(legend, ramp, ends2, `${tab.unit}; bars: ${bars}`);
   for (const [sign2, meaning, reason] of SIGNS3) {
     if (!current.reasons.includes(reason)) continue;
     const entry = make("span", { class: "entry" }, legend);
@@ -2721,8 +2885,8 @@ function renderWorkbench({ model, el }) {
   const { bench, bar, finding, message, map, side, body, foot } = drawFrame2(model, el);
   const { about, page, requests } = bench;
   const ask = (call, args, gesture) => requests.ask(call, args, gesture);
-  const follow2 = [];
-  bench.tell = () => follow2.forEach((draw) => draw(bench.current));
+  const follow3 = [];
+  bench.tell = () => follow3.forEach((draw) => draw(bench.current));
   bench.paint = () => {
     if (!bench.cells.length) return;
     paintMap2(bench);
@@ -2732,12 +2896,12 @@ function renderWorkbench({ model, el }) {
   };
   const drawnControls = drawControls(bench, bar);
   drawTabs(bench);
-  follow2.push(drawSelected(bench, side), sayAllocation(bench, { finding, message, foot }), drawnControls);
-  if (!page) follow2.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
+  follow3.push(drawSelected(bench, side), sayAllocation(bench, { finding, message, foot }), drawnControls);
+  if (!page) follow3.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
   model.on("msg:custom", (content) => receive(requests, content));
   const panels = make("div", { class: "panels" }, bench.root);
-  if (about.panels.length && page) follow2.push(panelSections(panels, about, bench.current, model, ask));
-  else if (about.panels.length) follow2.push(panelTabs(panels, about, model, ask));
+  if (about.panels.length && page) follow3.push(panelSections(panels, about, bench.current, model, ask));
+  else if (about.panels.length) follow3.push(panelTabs(panels, about, model, ask));
   followPointer2(bench);
   followKeys2(bench);
   followModel2(bench);

@@ -19,6 +19,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.allocation.options import AllocationOptions, change_options
 from tlora.allocation.stability import resample_ranks
 from tlora.calibration.calibration import Calibration
+from tlora.calibration.expert_use import ExpertUse
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
@@ -27,7 +28,6 @@ from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
-from tlora.models.experts import parameter_name
 from tlora.models.targets import Model
 from tlora.recipes import Plan, Recipe
 from tlora.resources.estimate import ResourceEstimate
@@ -42,6 +42,7 @@ from tlora.utils.files import replace_file
 from tlora.utils.front_end import has_front_end
 from tlora.utils.text import size_text
 from tlora.utils.validation import check_arguments
+from viz.experts import means_by_parameter, members_by_parameter
 from viz.plots.allocation import allocation_headline
 from viz.widgets import view
 from viz.widgets.base import PicturedWidget
@@ -94,7 +95,7 @@ class Workbench(PicturedWidget):
     ----------
     calibration : Calibration or Sensitivity
         Where the scores come from. PEFT holds one rank for all experts of a parameter, so that parameter is one cell:
-        its score is the mean of theirs, and one more rank costs one for each of them.
+        its score, spectrum and curves are means over them, and one more rank costs one for each of them.
     subspaces : Subspaces, optional
         The bases that will be attached: no rank exceeds theirs, and their spectra are shown.
     model, task : optional
@@ -105,6 +106,8 @@ class Workbench(PicturedWidget):
         the last two while its ranks are those of the run.
     capture : GradientCapture, optional
         Of held-out samples. The map shows the kind of the subspaces, or the first kind.
+    expert_use : ExpertUse, optional
+        From `tlora.expert_use`, of the experts of this calibration: which of them the samples use, and how much.
     activations : DirectionActivations, optional
         From `tlora.direction_activations`: the tokens that the directions of the selected module read.
     answers : AnswerTable, optional
@@ -171,6 +174,7 @@ class Workbench(PicturedWidget):
         task: Task | None = None,
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
+        expert_use: ExpertUse | None = None,
         activations: DirectionActivations | None = None,
         answers: AnswerTable | None = None,
         attribution: Attribution | None = None,
@@ -720,7 +724,7 @@ class Workbench(PicturedWidget):
         """Shares by rank from 1 on of every module, by the name of the tab."""
         curves = curves_by_rank(self.names, self.subspaces, self.results.capture, self.most)
         if self.subspaces is not None and self.alignments:
-            overlaps = self.alignments[0].overlaps
+            overlaps = means_by_parameter(self.alignments[0].overlaps)
             curves["overlap"] = [shorten_all(overlaps.get(name, ())) for name in self.names]
         return curves
 
@@ -771,7 +775,7 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
     """Refuse bases of other modules, or made for an allocation: they leave no rank room to grow."""
     if subspaces is None:
         return
-    if list(dict.fromkeys(map(parameter_name, subspaces.shapes))) != names:
+    if list(members_by_parameter(subspaces.shapes)) != names:
         raise ValueError(
             f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of {len(names)} others: pass "
             "two results of one calibration"

@@ -22,8 +22,12 @@ from transformers import (
 )
 
 import tlora
+import viz
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
+from tests.helpers.experts import tiny_mixture
 from tests.helpers.jobs import PAIRS
+from tests.helpers.models import tiny_tokenizer
+from tests.helpers.reported import panel_names
 from tests.helpers.results import same
 from tlora.calibration.covariance import SketchedCovariance
 from tlora.calibration.spectrum import Spectrum
@@ -287,6 +291,21 @@ def test_pictures_and_a_model_card_are_left(monkeypatch):
     assert plt.get_fignums() == before
     done(f"{RUN} {QUICK} --recipe lora --overwrite --output out")  # all ranks are the same
     assert {path.name for path in Path("out/pictures").iterdir()} == pictures.keys() - {"allocation.png"}
+
+
+def test_pictures_of_a_mixture_have_a_row_per_parameter_and_a_map_of_its_experts(monkeypatch):
+    monkeypatch.setattr(pipeline, "draw_pictures", DRAW_PICTURES)
+    tiny_mixture(experts=16, num_hidden_layers=8).save_pretrained("mixture")
+    tiny_tokenizer().save_pretrained("mixture")
+    modules = "--target-modules attention --target-modules experts"
+    done(f"{RUN.replace('llama', 'mixture')} {QUICK} {modules} --output out")
+    heights = {path.stem: len(plt.imread(path)) for path in Path("out/pictures").iterdir()}
+    assert heights.keys() == {"spectrum", "sensitivity", "expert_use", "allocation", "training"}
+    assert max(heights.values()) <= 150 * 6.5
+    assert "experts" in panel_names(viz.report("out"))
+    done(f"{RUN} {QUICK} --overwrite --output out")
+    assert not Path("out/pictures/expert_use.png").exists()
+    assert "experts" not in panel_names(viz.report("out"))
 
 
 def test_a_page_with_text_of_samples_is_left_only_if_asked_for():

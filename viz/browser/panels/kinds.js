@@ -7,6 +7,7 @@ import { alignmentPart } from "./alignment.js";
 import { answerTablePart } from "./answer_table/answer_table.js";
 import { attributionPart } from "./attribution/attribution.js";
 import { effectsPart } from "./effects.js";
+import { expertsPart } from "./experts.js";
 import { readsAnswers, readsPart } from "./reads.js";
 import { rescalingPart } from "./rescaling.js";
 
@@ -32,6 +33,7 @@ export const KINDS = {
   attribution: attributionPart,
   effects: effectsPart,
   rescaling: rescalingPart,
+  experts: expertsPart,
 };
 
 /**

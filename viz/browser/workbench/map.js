@@ -1,10 +1,11 @@
 // The map of the allocation: cells of modules, their colors, and what the colors mean.
 
-import { blend, BLUE, GREEN, groundOf, inkOn, isDark, RED } from "../colors.js";
+import { blend, BLUE, GREEN, groundOf, inkOn, isDark, RED, unknown } from "../colors.js";
 import { make, put, write } from "../elements.js";
 import { explained } from "../explain.js";
 import { bandHeight, cross, LETTER, membersOf, moduleGrid, setLength } from "../grid.js";
 import { mean, placeOf } from "../modules.js";
+import { drawColors } from "../ramp.js";
 import { MINUS, number, percent } from "../text.js";
 import { reasonOf } from "./sentences.js";
 import { currentTab, value, valueText } from "./values.js";
@@ -136,7 +137,7 @@ export function paletteOf({ current }, tab, values, dark) {
   );
   /** @type {(v: number | null) => Color} */
   function fill(v) {
-    if (v === null) return dark ? [58, 58, 58] : [220, 220, 220];
+    if (v === null) return unknown(dark);
     const share = scaled(v) / (scaled(v) > 0 ? above : below);
     return blend(ground, isDiverging ? (share > 0 ? RED : BLUE) : GREEN, share);
   }
@@ -170,11 +171,8 @@ function endsOf(kind, middle, below, above) {
 /** @type {(bench: Bench, tab: Tab, palette: Palette) => void} */
 function drawLegend({ legend, current }, tab, { ramp, ends }) {
   legend.replaceChildren();
-  make("span", {}, legend, ends[0]);
-  const gradient = ramp.map((color) => `rgb(${color})`);
-  make("span", { class: "ramp", style: `background: linear-gradient(to right, ${gradient})` }, legend, ends[1]);
   const bars = ["change", "signed"].includes(tab.kind) ? "mean size" : "means";
-  make("span", {}, legend, `${ends[2]} (${tab.unit}; bars: ${bars})`);
+  drawColors(legend, ramp, ends, `${tab.unit}; bars: ${bars}`);
   for (const [sign, meaning, reason] of SIGNS) {
     if (!current.reasons.includes(reason)) continue;
     const entry = make("span", { class: "entry" }, legend);

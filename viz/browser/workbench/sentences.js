@@ -88,7 +88,10 @@ function rangeText({ model }, k) {
  * @type {(bench: Bench, k: number) => string[]}
  */
 export function describeModule(bench, k) {
-  const { about, current } = bench, lines = [why(bench, k)];
+  const { about, current } = bench, lines = [why(bench, k)], count = about.experts[k];
+  if (count > 1) {
+    lines.push(`One rank for all ${count} experts of the parameter; shares and curves are means over them`);
+  }
   const scaling = current.scalings[k];
   if (current.ranks[k] && scaling !== null) {
     const isByScore = current.controls.scaling === "nominal" && scaling !== 1;

@@ -10,6 +10,7 @@ import numpy as np
 
 from tlora.subspaces.alignment import Alignment, align
 from tlora.subspaces.subspaces import Subspaces
+from viz.experts import means_by_parameter
 from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import Part, shorten_all
 
@@ -43,15 +44,16 @@ def align_pairs(sides: Mapping[str, Subspaces]) -> list[Alignment]:
 
 
 def pair_values(alignment: Alignment, names: Sequence[str]) -> dict[str, Any]:
-    """What the browser draws of one pair: overlaps by rank, chance at rank 1, and three angles, in degrees."""
+    """What the browser draws of one pair: overlaps by rank, chance at rank 1, three angles in degrees.
+
+    Those of experts are means over a parameter.
+    """
     degrees = {name: np.rad2deg(angles.numpy()) for name, angles in alignment.angles.items()}
-    ends = {name: [values[0], np.median(values), values[-1]] for name, values in degrees.items()}
-    return {
-        "sides": list(alignment.sides),
-        "rank": alignment.rank,
-        "overlaps": [shorten_all(alignment.overlaps.get(name, ())) for name in names],
-        "chance": [
-            shorten_all([1 / alignment.targets[name].d_in] if name in alignment.targets else []) for name in names
-        ],
-        "angles": [shorten_all(ends.get(name, ())) for name in names],
+    values: dict[str, Mapping[str, Any]] = {
+        "overlaps": alignment.overlaps,
+        "chance": {name: [1 / target.d_in] for name, target in alignment.targets.items()},
+        "angles": {name: [angles[0], np.median(angles), angles[-1]] for name, angles in degrees.items()},
     }
+    means = {what: means_by_parameter(of) for what, of in values.items()}
+    by_name = {what: [shorten_all(of.get(name, ())) for name in names] for what, of in means.items()}
+    return {"sides": list(alignment.sides), "rank": alignment.rank} | by_name

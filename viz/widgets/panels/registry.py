@@ -12,6 +12,7 @@ from viz.widgets.panels.attribution import AttributionPanel
 from viz.widgets.panels.capture import CapturePanel
 from viz.widgets.panels.data import DataPanel
 from viz.widgets.panels.effects import EffectsPanel
+from viz.widgets.panels.experts import ExpertsPanel
 from viz.widgets.panels.panel import Context, Panel
 from viz.widgets.panels.rank_use import RankUsePanel
 from viz.widgets.panels.reads import ReadsPanel
@@ -21,8 +22,8 @@ from viz.widgets.panels.spectra import SpectraPanel
 from viz.widgets.panels.training import TrainingPanel
 
 PANELS: tuple[type[Panel], ...] = (
-    DataPanel, SpectraPanel, AlignmentPanel, CapturePanel, ReadsPanel, SensitivityPanel, AllocationPanel, TrainingPanel,
-    RankUsePanel, AnswerTablePanel, AttributionPanel, EffectsPanel, ReproducePanel,
+    DataPanel, SpectraPanel, AlignmentPanel, CapturePanel, ReadsPanel, SensitivityPanel, ExpertsPanel, AllocationPanel,
+    TrainingPanel, RankUsePanel, AnswerTablePanel, AttributionPanel, EffectsPanel, ReproducePanel,
 )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+import tlora
 import viz
+from tests.helpers.experts import routed, tiny_mixture
 from tests.helpers.pictured import META, MODELS, alignment, allocation, cells, sensitivity
 from tlora.calibration.sensitivity import Sensitivity
 
@@ -21,6 +23,20 @@ def test_each_cell_is_as_wide_and_high_as_its_place(plot, model):
     projections, layers = MODELS[model]
     assert corners[:, 0, 1].tolist() == [i - 0.5 for i in range(len(projections) + 1)]
     assert corners[0, :, 0].tolist() == [i - 0.5 for i in range(layers + 1)]
+
+
+def test_all_experts_of_a_parameter_are_one_cell_with_their_mean():
+    calibration = routed()
+    kinds = [tlora.task_subspaces(tiny_mixture(), calibration, max_rank=2, kind=k, progress=False) for k in ("c", "wc")]
+    scores, overlaps = calibration.sensitivity.scores, tlora.align(*kinds, rank=2).overlap
+    for ax, values in (
+        (viz.plot_sensitivity(calibration.sensitivity), scores),
+        (viz.plot_alignment(tlora.align(*kinds, rank=2)), overlaps),
+    ):
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+        assert labels[4:] == ["experts.gate_up_proj", "experts.down_proj"]
+        experts = [[values[f"model.layers.{n}.mlp.experts.down_proj[{e}]"] for e in range(4)] for n in (0, 1)]
+        np.testing.assert_allclose(cells(ax)[5], np.mean(experts, axis=1), rtol=1e-5)
 
 
 def test_only_the_layers_that_there_are_have_columns():

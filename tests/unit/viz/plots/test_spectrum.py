@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import viz
+from tests.helpers.experts import routed
 from tests.helpers.pictured import META, spectrum, texts
 from tests.helpers.targets import named, target
 from tlora.calibration.spectrum import Spectrum
@@ -49,6 +50,22 @@ def test_many_inputs_are_summed_up_by_projection():
     shares = [v / v.sum() for n, v in result.eigenvalues.items() if n.endswith("down_proj")]
     np.testing.assert_allclose(lines["down_proj"].get_ydata(), np.median(shares, axis=0), rtol=1e-5)
     assert len(ax.collections) == 5  # the bands
+
+
+@pytest.mark.parametrize("view", ["variance", "effective_rank"])
+def test_all_experts_of_a_parameter_are_one_line_without_those_that_read_nothing(view):
+    result = routed(experts=16).spectrum()
+    assert 0 in result.effective_rank.values()
+    ax = viz.plot_spectrum(result, view=view)
+    lines = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["q_proj, k_proj, v_proj", "o_proj", "experts.gate_up_proj", "experts.down_proj"]
+    if view == "effective_rank":
+        by_layer = [
+            [r for n, r in result.effective_rank.items() if f"layers.{layer}.mlp.experts.down_proj" in n and r]
+            for layer in (0, 1)
+        ]
+        np.testing.assert_allclose(lines["experts.down_proj"].get_ydata(), [np.median(ranks) for ranks in by_layer])
+    assert not ax.get_title(loc="left").startswith("Effective rank 0 ")
 
 
 def test_effective_ranks_over_layers():

@@ -6,22 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tlora
 import viz
-from tests.helpers.experts import tiny_mixture
+from tests.helpers.experts import routed, tiny_mixture
 from tests.helpers.models import tiny_batch
 
 DOWN = [f"model.layers.{layer}.mlp.experts.down_proj" for layer in (0, 1)]
-
-
-@cache
-def routed() -> Any:
-    """Three samples of attention and experts."""
-    batch = tiny_batch("llama", lengths=(7, 4, 9))
-    select = ["attention", "experts"]
-    return tlora.calibrate(tiny_mixture(), [batch], target_modules=select, fisher=True, progress=False)
 
 
 @cache
@@ -58,3 +51,53 @@ def test_scores_of_a_parameter_are_the_mean_of_its_experts() -> None:
     for name in DOWN:
         expected = sum(scores[f"{name}[{expert}]"] for expert in range(4)) / 4
         assert it.sensitivity.scores[name] == pytest.approx(expected)
+
+
+def test_curves_of_a_parameter_are_the_means_of_its_experts_with_their_range() -> None:
+    made, most = directions(), 4
+    it = viz.Workbench(routed(), made, rank=2)
+    about = it.widget.about
+    (found,) = [one for one in about["spectra"] if one["label"] == "fisher"]
+    tab = next(tab for tab in about["tabs"] if tab["name"] == "variance")
+    for name in DOWN:
+        sums = np.array(
+            [made.row_variance[f"{name}[{n}]"][:most].cumsum(0).numpy() / made.traces[f"{name}[{n}]"] for n in range(4)]
+        )
+        k = it.names.index(name)
+        curves, mine = found["curves"]["variance"], found["index"][k]
+        np.testing.assert_allclose(curves["sums"][mine], sums.mean(0), rtol=1e-3)
+        np.testing.assert_allclose(curves["ends"][mine], [sums.min(0), sums.max(0)], rtol=1e-2)
+        np.testing.assert_allclose(tab["curves"][k], sums.mean(0), rtol=1e-3)
+    attention = next(k for k, name in enumerate(it.names) if name.endswith("q_proj"))
+    assert found["curves"]["variance"]["ends"][found["index"][attention]] == []
+
+
+def test_an_expert_without_tokens_is_no_part_of_the_mean() -> None:
+    calibration = routed(experts=16)
+    spectrum = calibration.spectrum()
+    it = viz.Workbench(calibration, spectrum=spectrum, rank=2)
+    tab = next(tab for tab in it.widget.about["tabs"] if tab["name"] == "effective")
+    for name in DOWN:
+        ranks = [spectrum.effective_rank[f"{name}[{n}]"] for n in range(16)]
+        assert 0 in ranks
+        assert tab["values"][it.names.index(name)] == pytest.approx(np.mean([r for r in ranks if r]), rel=1e-2)
+
+
+def test_what_a_parameter_captures_is_of_the_gradient_of_all_its_experts() -> None:
+    batch = tiny_batch("llama", lengths=(5, 8), seed=1)
+    kinds = {"fisher": directions()}
+    capture = tlora.gradient_capture(tiny_mixture(), [batch], kinds, ranks=(1, 4), resamples=10, progress=False)
+    it = viz.Workbench(routed(), directions(), capture=capture, rank=2)
+    tab = next(tab for tab in it.widget.about["tabs"] if tab["name"] == "captured")
+    columns = [capture.names.index(f"{DOWN[1]}[{n}]") for n in range(4)]
+    shares = capture.captured[:, columns, 0].double().sum((0, 1)) / capture.total[:, columns].double().sum()
+    shown = tab["curves"][it.names.index(DOWN[1])]
+    assert [shown[0], shown[3]] == pytest.approx(shares.tolist(), rel=1e-3)
+
+
+def test_overlaps_of_a_parameter_are_the_means_of_its_experts() -> None:
+    other = tlora.task_subspaces(tiny_mixture(), routed(), max_rank=4, kind="random", progress=False)
+    it = viz.Workbench(routed(), directions(), other=other, rank=2)
+    tab = next(tab for tab in it.widget.about["tabs"] if tab["name"] == "overlap")
+    overlaps = [it.alignments[0].overlaps[f"{DOWN[0]}[{n}]"].tolist() for n in range(4)]
+    np.testing.assert_allclose(tab["curves"][it.names.index(DOWN[0])], np.mean(overlaps, 0), rtol=1e-2)
