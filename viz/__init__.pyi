@@ -19,5 +19,6 @@ from .widgets.workbench import Workbench as Workbench
 from .widgets.explore import explore as explore
 from .widgets.monitor import TrainingMonitor as TrainingMonitor
 from .widgets.report import report as report
+from .widgets.show import show as show
 from .widgets.scenes import scenes as scenes
 from .card import card as card

@@ -58,6 +58,8 @@ GLOSSARY: dict[str, str] = {
     "loss": "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, "
     "in nats. Lower is better.",
     "nats": "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+    "gain": "By how much the adapter raises the log-probability of the reference, in nats; without a reference, that "
+    "of its own answer. A bar is red if it rose, blue if it fell.",
     "gain of a token": "By how much the adapter raises the log-probability, or the log-odds, of a token of "
     "the answer, in nats.",
     "probability in the base": "The probability that the model gives to a token without the adapter.",
@@ -78,7 +80,7 @@ SAME = {
     "validation": "held-out loss", "loss, nats": "loss", "validation loss": "held-out loss", "resampled": "resamples",
     "rank from resampled scores": "resamples", "overlap, next layers": "neighbors", "new, of kept": "new",
     "update, kept": "update", "update, new": "update", "update, uniform": "update",
-    "mean of all modules": "overlap",
+    "mean of all modules": "overlap", "gain, nats": "gain",
 }  # fmt: skip
 """Other labels of the same words."""
 

@@ -44,7 +44,7 @@ from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribute import attribute
 from tlora.explanation.attribution import Attribution
-from tlora.explanation.compare_answers import AnswerTable, compare_answers
+from tlora.explanation.compare_answers import AnswerTable, ComparedAnswer, compare_answers
 from tlora.explanation.direction_activations import direction_activations
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.interference import Interference
@@ -220,6 +220,18 @@ def attribution() -> Attribution:
 def answer_table() -> AnswerTable:
     """Of three requests, one taken apart."""
     return compare_answers(foreign(copy.deepcopy(base())), task(), limit=3, explain=[1], progress=False)
+
+
+@cache
+def many_answers() -> AnswerTable:
+    """Twelve requests with every pair of marks, one of them without a reference; one is taken apart."""
+    marks = [(False, True), (True, False), (True, True), (False, False)] * 3
+    answers = [
+        ComparedAnswer(f"request {n}", f"r{n}", f"b{n}", f"a{n}" if n else "b0", *marks[n], (n - 4) / 2)
+        for n in range(12)
+    ]
+    answers[5] = dataclasses.replace(answers[5], reference=None, base_right=None, adapter_right=None)
+    return dataclasses.replace(answer_table(), answers=answers)
 
 
 @cache

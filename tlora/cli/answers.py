@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import tlora
-from tlora.cli.checks import TABLE_FORMAT
+from tlora.cli.checks import PAGE_FORMAT, TABLE_FORMAT
 from tlora.cli.evaluate import compare_with_training, is_split_here, recorded_data
 from tlora.cli.loading import base_name, load_adapted, load_data
 from tlora.cli.options import Placement
@@ -35,7 +35,7 @@ def explain_data(
     placement: Placement,
     report: Report,
 ) -> None:
-    """Print the table, and write it, or the page of its rows that are taken apart."""
+    """Print the table, and write it to a table or a page."""
     from tlora.adapters.hub import adapter_folder
 
     folder = adapter_folder(adapter)
@@ -50,10 +50,11 @@ def explain_data(
         table = tlora.compare_answers(adapted, task, split=split, limit=limit, explain=rows, progress=report.progress)
     _print_rows(table)
     said = {"rows": f"{len(table.answers)} of {words}"}
-    if output is not None and _write(table, output):
+    if output is not None:
+        _write(table, output)
         said["saved"] = str(output)
     typer.echo(f"{facts_text(said)}\n")
-    typer.echo(f"{table.headline}{'; interrupted' if table.interrupted else ''}.")
+    typer.echo(f"{table.headline}.")
 
 
 def _load_rows(
@@ -98,8 +99,7 @@ def _load_file(folder: Path, name: str, where: dict[str, Any], data: str, report
 
 def _print_rows(table: AnswerTable) -> None:
     """Print the rows that are newly wrong, newly right and changed first."""
-    order = [*table.newly_wrong, *table.newly_right, *(n for n, one in enumerate(table.answers) if one.changed)]
-    order = list(dict.fromkeys([*order, *range(len(table.answers))]))
+    order = table.reading_order
     lines = [["row", "request", "base", "", "adapter", "", "reference", "gain"]]
     for row in order[:SHOWN]:
         one = table.answers[row]
@@ -107,7 +107,7 @@ def _print_rows(table: AnswerTable) -> None:
         lines.append([str(row), _cut(one.request, end=True), *said, _cut(one.reference or ""), f"{one.gain:+.2f}"])
     typer.echo(f"{table_text(lines)}\n")
     if len(order) > SHOWN:
-        typer.echo(f"{len(order) - SHOWN} more rows: --output answers{TABLE_FORMAT} writes all\n")
+        typer.echo(f"{len(order) - SHOWN} more rows: --output answers{PAGE_FORMAT} or answers{TABLE_FORMAT} has all\n")
 
 
 def _mark(right: bool | None) -> str:
@@ -122,13 +122,9 @@ def _cut(text: str, end: bool = False) -> str:
     return f"…{line[1 - WIDTH :]}" if end else f"{line[: WIDTH - 1]}…"
 
 
-def _write(table: AnswerTable, output: Path) -> bool:
-    """Write the table, or the page of what was taken apart; whether there is something to write."""
+def _write(table: AnswerTable, output: Path) -> None:
     if output.suffix.lower() == TABLE_FORMAT:
         with replace_file(output) as fresh:
             table.to_frame().to_csv(fresh, index=False)
-    elif table.attribution is None:
-        return False
     else:
-        load_viz().report(table.attribution, output)
-    return True
+        load_viz().report(table, output)

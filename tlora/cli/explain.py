@@ -81,8 +81,8 @@ def explain(
         Path | None,
         option(
             "Output",
-            f"Picture to draw: {', '.join(PICTURE_FORMATS)}; or a page, {PAGE_FORMAT}. Of --data a table, "
-            f"{TABLE_FORMAT}, or a page on --rows.",
+            f"Picture to draw: {', '.join(PICTURE_FORMATS)}; or a page, {PAGE_FORMAT}. Of --data a page, or a table, "
+            f"{TABLE_FORMAT}.",
             "--output",
             "-o",
             callback=check_explanation,
@@ -96,7 +96,8 @@ def explain(
     nats; what the ten largest modules contributed to that, and what leaving each of them out costs. The contributions
     of all modules add up to the gain.
 
-    With --data, base and adapter answer many requests: a table says which answers are right and which changed.
+    With --data, base and adapter answer many requests: a table says which answers are right and which changed. As a
+    page it can be sorted and filtered, and a row opens as a conversation; --rows says what each of its tokens gained.
 
     With --text, the adapter is measured on text that it was not meant for: the change of the loss of each set, and the
     tokens that lost and gained most, with the modules that contributed most.
@@ -110,7 +111,7 @@ def explain(
 
     `tlora explain owner/somebodys-adapter --prompt "2 + 2 =" --answer "4" --output answer.png`
 
-    `tlora explain demo --data requests.jsonl --output answers.csv`
+    `tlora explain demo --data requests.jsonl --output answers.html`
 
     `tlora explain demo --text prose --text code --text notes.txt --output worst.png`
 
@@ -132,14 +133,12 @@ def explain(
     if output and (is_table if data is None else not is_table and output.suffix.lower() != PAGE_FORMAT):
         formats = f"{TABLE_FORMAT} or {PAGE_FORMAT}" if data else f"{', '.join(PICTURE_FORMATS)} or {PAGE_FORMAT}"
         raise ValueError(f"{output}: end its name with {formats}")
-    if data is not None and output and not is_table and not rows:
-        raise ValueError(
-            f"a page of --data shows the answers that --rows names: add --rows 0, or end it with {TABLE_FORMAT}"
-        )
     if data is not None and tuned is not None:
         raise ValueError("--data compares an adapter with its base: take one from --tuned by `tlora extract`")
     if output:
         check_place(output)
+        if not is_table:
+            load_viz()  # or it names the extra that is missing, before the work
     report, fine_tune = Report(quiet), None
     if data is not None:
         explain_data(str(adapter), data, split, limit, rows, output, model, placement, report)

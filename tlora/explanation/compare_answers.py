@@ -125,21 +125,28 @@ class AnswerTable(Result):
         return [n for n, one in enumerate(self.answers) if one.base_right and one.adapter_right is False]
 
     @property
+    def reading_order(self) -> list[int]:
+        """Rows in the order to read them: newly wrong, newly right, otherwise changed, then the rest."""
+        changed = [n for n, one in enumerate(self.answers) if one.changed]
+        return list(dict.fromkeys([*self.newly_wrong, *self.newly_right, *changed, *range(len(self.answers))]))
+
+    @property
     def headline(self) -> str:
-        """The totals: answers that are right, those of the base, and how many changed."""
+        """The totals: answers that are right, how many were before, how many changed, and whether it was stopped."""
         marked = [one for one in self.answers if one.adapter_right is not None]
         changed = sum(one.changed for one in self.answers)
+        ending = "; interrupted" if self.interrupted else ""
         if not marked:
             gain = np.mean([one.gain for one in self.answers])
-            return f"{changed} of {count_text(len(self.answers), 'answer')} changed, mean gain {gain:+.2f} nats"
+            return f"{changed} of {count_text(len(self.answers), 'answer')} changed, mean gain {gain:+.2f} nats{ending}"
         right, before = (sum(bool(getattr(one, name)) for one in marked) for name in ("adapter_right", "base_right"))
         rest = len(self.answers) - len(marked)
         without = f"; {count_text(rest, 'row')} without reference" if rest else ""
         changes = f"{count_text(changed, 'answer')} changed{without}"
-        return f"{right} of {len(marked)} right, base {before}; {changes}"
+        return f"{right} of {len(marked)} right, {before} before; {changes}{ending}"
 
     def _summary(self) -> str:
-        return f"{self.headline}{', interrupted' if self.interrupted else ''}"
+        return self.headline
 
 
 def compare_answers(

@@ -1,8 +1,7 @@
 // The page without a kernel.
 
-import { make } from "./elements.js";
 import { offline } from "./offline.js";
-import { panelSections } from "./panels/panels.js";
+import { renderPanels } from "./panels/panels.js";
 import { renderWorkbench } from "./workbench/workbench.js";
 
 /** @import { Data } from "./offline.js" */
@@ -19,9 +18,5 @@ const isWhole = (data) => data.about.names.length > 0;
  */
 export function renderPage(data, el) {
   if (isWhole(data)) renderWorkbench({ model: offline(data), el });
-  else {
-    const root = make("div", { class: "tlora" }, el);
-    make("h1", {}, root, data.about.title);
-    panelSections(root, data.about, {});
-  }
+  else renderPanels(data.about, el);
 }

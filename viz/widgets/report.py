@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlora.explanation.attribution import Attribution
+from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
@@ -15,19 +16,19 @@ from tlora.results import Result
 from tlora.utils.files import replace_file
 from tlora.utils.validation import check_arguments
 from viz.widgets.page import page_html
-from viz.widgets.panels.panel import Context
-from viz.widgets.panels.registry import make_panels, panel_values
 from viz.widgets.results import RESULT_CLASSES, Results, load_results
+from viz.widgets.view import about_alone
 from viz.widgets.workbench import Workbench
 
 FILE = "report.html"
 
 
 def report(
-    folder: str | os.PathLike[str] | Attribution | SideEffects | Rescaling,
+    folder: str | os.PathLike[str] | AnswerTable | Attribution | SideEffects | Rescaling,
     output: str | os.PathLike[str] | None = None,
     *,
     activations: DirectionActivations | None = None,
+    answers: AnswerTable | None = None,
     attribution: Attribution | None = None,
     effects: SideEffects | None = None,
     rescaling: Rescaling | None = None,
@@ -39,13 +40,16 @@ def report(
 
     Parameters
     ----------
-    folder : path-like, Attribution, SideEffects or Rescaling
+    folder : path-like, AnswerTable, Attribution, SideEffects or Rescaling
         The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it; or one of these results, for a page on it
         alone.
     output : path-like, optional
         File to write; ``report.html`` in the folder by default. An earlier file is replaced.
     activations : DirectionActivations, optional
         From `tlora.direction_activations` on the base model: adds the panel Reads, which holds the text of samples.
+    answers : AnswerTable, optional
+        From `tlora.compare_answers`: adds the panel Answers, which holds the text of samples, and Attribution if rows
+        were taken apart.
     attribution : Attribution, optional
         From `tlora.attribute` on the adapted model: adds the panel Attribution, which holds the text of samples.
     effects : SideEffects, optional
@@ -86,7 +90,5 @@ def report(
     if results.sensitivity or results.allocation:
         return Workbench.from_results(results).page(path, texts=True)
     with replace_file(path) as file:
-        panels = panel_values(make_panels(Context(results)))
-        about = {"title": results.title, "names": [], "panels": panels}
-        file.write_text(page_html(results, about=about), encoding="utf-8")
+        file.write_text(page_html(results, about=about_alone(results)), encoding="utf-8")
     return path

@@ -15,6 +15,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.explanation.attribution import Attribution
+from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
@@ -37,6 +38,7 @@ class Results:
     """One result of each kind, in the order of the pipeline; None if unknown.
 
     ``others`` are subspaces to compare, by label; ``folder`` is the adapter's folder as the reader of a page knows it.
+    Without an ``attribution`` it is that of the rows which the ``answers`` have taken apart.
     """
 
     sensitivity: Sensitivity | None = field(default=None, metadata=IN_FOLDER)
@@ -48,11 +50,16 @@ class Results:
     allocation: Allocation | None = field(default=None, metadata=IN_FOLDER)
     run: TrainingRun | None = field(default=None, metadata=IN_FOLDER)
     estimate: ResourceEstimate | None = None
+    answers: AnswerTable | None = field(default=None, metadata=OF_ADAPTER | TEXTS)
     attribution: Attribution | None = field(default=None, metadata=OF_ADAPTER | TEXTS)
     effects: SideEffects | None = field(default=None, metadata=OF_ADAPTER | TEXTS)
     rescaling: Rescaling | None = field(default=None, metadata=OF_ADAPTER)
     others: Mapping[str, Subspaces] = field(default_factory=dict)
     folder: str = "adapter"
+
+    def __post_init__(self) -> None:
+        if self.attribution is None and self.answers is not None:
+            object.__setattr__(self, "attribution", self.answers.attribution)
 
     @property
     def metas(self) -> dict[str, Meta]:

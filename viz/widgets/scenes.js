@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7ee3a4bff71623ec85ef59570ea8c4e95a6d942230220fe061fcce7684995dcf
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 70f34c3e1a2a36ef99a6507398a5ebba3b1f6ff1f6aece1c7b4624baab04b8e0
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -66,6 +66,7 @@ var glossary_default = {
   "peak memory of training": "Estimated upper bound of the memory that a training step needs.",
   loss: "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, in nats. Lower is better.",
   nats: "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+  gain: "By how much the adapter raises the log-probability of the reference, in nats; without a reference, that of its own answer. A bar is red if it rose, blue if it fell.",
   "gain of a token": "By how much the adapter raises the log-probability, or the log-odds, of a token of the answer, in nats.",
   "probability in the base": "The probability that the model gives to a token without the adapter.",
   "probability with the adapter": "The probability that the model gives to a token with the adapter.",
@@ -88,7 +89,8 @@ var glossary_default = {
   "update, kept": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
   "update, new": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
   "update, uniform": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
-  "mean of all modules": "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal."
+  "mean of all modules": "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal.",
+  "gain, nats": "By how much the adapter raises the log-probability of the reference, in nats; without a reference, that of its own answer. A bar is red if it rose, blue if it fell."
 };
 
 // explain.js

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 7ee3a4bff71623ec85ef59570ea8c4e95a6d942230220fe061fcce7684995dcf
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 70f34c3e1a2a36ef99a6507398a5ebba3b1f6ff1f6aece1c7b4624baab04b8e0
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -71,6 +71,7 @@ var glossary_default = {
   "peak memory of training": "Estimated upper bound of the memory that a training step needs.",
   loss: "How surprised the model is by a right answer: minus the logarithm of its probability, a mean over tokens, in nats. Lower is better.",
   nats: "Unit of the loss, with natural logarithms. 0.7 nats less means twice the probability for each token.",
+  gain: "By how much the adapter raises the log-probability of the reference, in nats; without a reference, that of its own answer. A bar is red if it rose, blue if it fell.",
   "gain of a token": "By how much the adapter raises the log-probability, or the log-odds, of a token of the answer, in nats.",
   "probability in the base": "The probability that the model gives to a token without the adapter.",
   "probability with the adapter": "The probability that the model gives to a token with the adapter.",
@@ -93,7 +94,8 @@ var glossary_default = {
   "update, kept": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
   "update, new": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
   "update, uniform": "Norm of what training added to a module, s B A, divided by the norm of its weight.",
-  "mean of all modules": "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal."
+  "mean of all modules": "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal.",
+  "gain, nats": "By how much the adapter raises the log-probability of the reference, in nats; without a reference, that of its own answer. A bar is red if it rose, blue if it fell."
 };
 
 // explain.js
@@ -509,36 +511,6 @@ function fold(parent, word) {
   return make("div", {}, menu);
 }
 
-// guide.js
-var MAP = "Each cell is a linear layer of the model, or one parameter of all experts of a layer, and its number the rank of its adapter: how many directions of its input it can read. Red cells have more than a uniform allocation would give them, blue ones less.";
-var START = [
-  "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
-  "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back."
-];
-var RANK = "Move the rank: what all modules share grows or shrinks with it.";
-var TRAIN = "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both.";
-var KEYS = [
-  ["arrows", "move"],
-  ["Shift+arrows", "select more"],
-  ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
-  ["Delete", "give the rank back to the score"],
-  ["X", "leave the module out"],
-  ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
-  ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
-  ["Escape", "select one"]
-];
-function guide(box, page) {
-  make("p", {}, box, MAP);
-  const list = make("ol", {}, box);
-  for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
-  const row = make("p", {}, box, "On the map: ");
-  KEYS.forEach(([key, does], i) => {
-    make("kbd", {}, row, key);
-    row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
-  });
-  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
-}
-
 // table.js
 function fillTable(table, { head, rows, look = () => ({}), term = (name) => name }) {
   if (head.length) {
@@ -675,6 +647,205 @@ function drawRamp(parent, most, words, dark) {
   make("span", {}, legend, `${signedNumber(most)} (${words})`);
 }
 
+// panels/answer_table/conversation.js
+var SIGNS2 = { right: "\u2713", wrong: "\u2717" };
+function drawMark(parent, right) {
+  if (right === null) return;
+  const word = right ? "right" : "wrong";
+  make("span", { class: `mark ${word}`, role: "img", "aria-label": word, title: word }, parent, SIGNS2[word]);
+}
+function drawConversation(parent, row) {
+  const box = make("div", { class: "conversation" }, parent), turns = make("div", { class: "turns" }, box);
+  drawTurn(turns, "request", row.request, null);
+  drawTurn(turns, "base", row.base, row.base_right);
+  drawTurn(turns, "adapter", row.adapter, row.adapter_right);
+  if (row.reference !== null) drawTurn(turns, "reference", row.reference, null);
+  const gained2 = make("div", { class: "gained" }, box);
+  if (row.tokens) drawTokens(gained2, row, row.tokens);
+  else sayHow(gained2, row);
+}
+function drawTurn(parent, speaker, text, right) {
+  const turn2 = make("div", { class: `turn ${speaker}` }, parent), name = make("div", { class: "speaker" }, turn2, speaker);
+  drawMark(name, right);
+  make("div", { class: "said" }, turn2, text || "(nothing)");
+}
+function drawTokens(parent, { reference, gain }, tokens) {
+  const whose = reference === null ? "the adapter's answer" : "the reference";
+  make("p", {}, parent, `What each token of ${whose} gained, ${nats(gain)} nats together:`);
+  const chips = make("div", { class: "chips" }, parent), most = largest(tokens.map(([, gain2]) => gain2));
+  for (const [token, gain2] of tokens) {
+    const chip = make("span", { class: "chip" }, chips);
+    coloredToken(chip, token, gain2 / most, isDark(parent));
+    make("span", { class: "nats" }, chip, nats(gain2));
+  }
+  make("p", { class: "note" }, parent, "Which modules did it: panel Attribution.");
+}
+function sayHow(parent, { row }) {
+  const line = make("p", { class: "note" }, parent, "To see what each token gained, and by which modules, add ");
+  make("code", {}, line, `--rows ${row}`);
+  line.append(" to ");
+  make("code", {}, line, "tlora explain --data");
+  line.append(", or ");
+  make("code", {}, line, `explain=[${row}]`);
+  line.append(" to ");
+  make("code", {}, line, "tlora.compare_answers");
+  line.append(".");
+}
+
+// panels/answer_table/rows.js
+var FILTERS = {
+  "all": { sentence: "All rows", keeps: () => true },
+  "newly right": {
+    sentence: "Right with the adapter, wrong before",
+    keeps: (row) => row.adapter_right === true && row.base_right === false
+  },
+  "newly wrong": {
+    sentence: "Wrong with the adapter, right before",
+    keeps: (row) => row.adapter_right === false && row.base_right === true
+  },
+  "changed": { sentence: "The adapter's answer is not the base's", keeps: (row) => row.changed },
+  "wrong": { sentence: "Wrong with the adapter", keeps: (row) => row.adapter_right === false }
+};
+var markKey = (right) => right === null ? 2 : Number(right);
+var COLUMNS = {
+  "row": ({ row }) => [row],
+  "request": ({ request }) => [request],
+  "base": ({ base, base_right }) => [markKey(base_right), base],
+  "adapter": ({ adapter, adapter_right }) => [markKey(adapter_right), adapter],
+  "reference": ({ reference }) => [Number(reference === null), reference ?? ""],
+  "changed": ({ changed }) => [Number(!changed)],
+  "gain, nats": ({ gain }) => [gain]
+};
+function compare(a, b) {
+  for (const [i, left] of a.entries()) {
+    const right = b[i];
+    const order = typeof left === "number" ? left - Number(right) : left.localeCompare(String(right), "en", NUMERIC);
+    if (order) return order;
+  }
+  return 0;
+}
+var NUMERIC = { numeric: true };
+function chosenRows(rows, { filter, column, descending }) {
+  const kept2 = rows.filter(FILTERS[filter].keeps);
+  if (column === null) return kept2;
+  const key = COLUMNS[column], sign2 = descending ? -1 : 1;
+  return kept2.sort((a, b) => sign2 * compare(key(a), key(b)));
+}
+function filterCounts(rows) {
+  const isMarked = rows.some(({ adapter_right }) => adapter_right !== null);
+  const names = Object.keys(FILTERS).filter((name) => isMarked || name === "all" || name === "changed");
+  return names.map((name) => [name, rows.filter(FILTERS[name].keeps).length]);
+}
+
+// panels/answer_table/answer_table.js
+var LISTED = 8;
+var LONGEST = 160;
+var ROLES = { table: "table", group: "rowgroup", row: "row", head: "columnheader", name: "rowheader", cell: "cell" };
+function answerTablePart(parent, part) {
+  const choice = part.choice ??= { filter: "all", column: null, descending: false, isWhole: false, open: /* @__PURE__ */ new Set() };
+  make("p", { class: "finding" }, parent, part.sentence);
+  const filters = group(make("div", { class: "bar" }, parent), "Rows");
+  const table = make("table", { role: ROLES.table, "aria-label": "Answers" }, parent);
+  const head = make("tr", { role: ROLES.row }, make("thead", { role: ROLES.group }, table));
+  const body = make("tbody", { role: ROLES.group }, table), foot = make("div", { class: "key", role: "status" }, parent);
+  const most = largest(part.rows.map(({ gain }) => gain));
+  const panel = { part, choice, heads: /* @__PURE__ */ new Map(), body, foot, most };
+  drawFilters(panel, filters);
+  drawHeads(panel, head);
+  drawRows(panel);
+}
+function drawFilters(panel, filters) {
+  const { part, choice } = panel;
+  const buttons = filterCounts(part.rows).map(([name, count2]) => {
+    const filter = button(filters, `${name} ${count2}`, FILTERS[name].sentence, () => {
+      Object.assign(choice, { filter: name, isWhole: false });
+      press3();
+      drawRows(panel);
+    });
+    filter.disabled = !count2;
+    return { name, filter };
+  });
+  const press3 = () => buttons.forEach(({ name, filter }) => put(filter, "aria-pressed", name === choice.filter));
+  press3();
+  onArrows(filters);
+}
+function drawHeads(panel, head) {
+  const { choice } = panel;
+  for (const column of Object.keys(COLUMNS)) {
+    const cell = make("th", { role: ROLES.head, scope: "col", class: classOf(column) }, head);
+    const sort = button(cell, column, "", () => {
+      const descending = choice.column === column && !choice.descending;
+      Object.assign(choice, { column, descending });
+      drawRows(panel);
+    });
+    explained(sort, column);
+    panel.heads.set(column, cell);
+  }
+}
+var classOf = (column) => column.split(",")[0];
+function drawRows(panel) {
+  const { part, choice, heads, body, foot } = panel, found = chosenRows(part.rows, choice);
+  const shown = choice.isWhole ? found : found.slice(0, LISTED), hidden = found.length - shown.length;
+  for (const [column, cell] of heads) {
+    put(cell, "aria-sort", column !== choice.column ? "none" : choice.descending ? "descending" : "ascending");
+  }
+  body.replaceChildren();
+  for (const row of shown) drawRow2(panel, row);
+  foot.replaceChildren(`${shown.length} of ${found.length} rows`);
+  if (!hidden) return;
+  button(foot, `Show ${hidden} more`, "", () => {
+    choice.isWhole = true;
+    drawRows(panel);
+    body.querySelectorAll("th button")[LISTED]?.focus();
+  });
+}
+function drawRow2({ choice, body, most }, row) {
+  const line = make("tr", { role: ROLES.row, class: "answers-row" }, body);
+  const cell = (column, tag = "td", role = ROLES.cell) => make(tag, { role, class: classOf(column), "data-label": column }, line);
+  cell("row").textContent = String(row.row);
+  const name = cell("request", "th", ROLES.name);
+  name.setAttribute("scope", "row");
+  const opener = make("button", { type: "button" }, name);
+  make("span", { class: "clamped" }, opener, shortened(row.request, true));
+  drawAnswer(cell("base"), row.base, row.base_right);
+  drawAnswer(cell("adapter"), row.adapter, row.adapter_right);
+  drawAnswer(cell("reference"), row.reference ?? "", null);
+  cell("changed").textContent = row.changed ? "yes" : "no";
+  drawGain(cell("gain, nats"), row.gain, most);
+  let opened = null;
+  function follow2() {
+    const isOpen = choice.open.has(row.row);
+    put(opener, "aria-expanded", isOpen);
+    line.classList.toggle("open", isOpen);
+    opened?.remove();
+    opened = isOpen ? drawOpened(line, row) : null;
+  }
+  line.addEventListener("click", () => {
+    if (!choice.open.delete(row.row)) choice.open.add(row.row);
+    follow2();
+  });
+  follow2();
+}
+function drawAnswer(parent, text, right) {
+  drawMark(parent, right);
+  make("span", { class: "clamped" }, parent, shortened(text));
+}
+function drawGain(parent, gain, most) {
+  make("span", {}, parent, nats(gain));
+  const look = { class: gain < 0 ? "share less" : "share more", style: `width: ${100 * Math.abs(gain) / most}%` };
+  make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
+}
+function drawOpened(line, row) {
+  const opened = make("tr", { role: ROLES.row, class: "opened" });
+  line.after(opened);
+  drawConversation(make("td", { role: ROLES.cell, colspan: Object.keys(COLUMNS).length }, opened), row);
+  return opened;
+}
+function shortened(text, end = false) {
+  if (text.length <= LONGEST) return text;
+  return end ? `\u2026${text.slice(1 - LONGEST)}` : `${text.slice(0, LONGEST - 1)}\u2026`;
+}
+
 // panels/attribution/contributions.js
 var changedModules = ({ choice }) => Object.keys(choice.ranks).map(Number);
 var switchKey = (panel) => changedModules(panel).map((k) => `${k}:${panel.choice.ranks[k]}`).join();
@@ -722,7 +893,7 @@ function answerElements(root) {
   onArrows(cards);
   return { request, cards };
 }
-function drawAnswer({ request, cards }, panel) {
+function drawAnswer2({ request, cards }, panel) {
   const { sample, choice } = panel, inAnswer = new Set(sample.positions);
   request.replaceChildren();
   cards.replaceChildren();
@@ -1024,7 +1195,7 @@ function drawSample(panel, { select: select2, answer }) {
   panel.sample = samples[choice.sample];
   const options = samples.map(({ prompt }, n) => [n, `${n + 1}: ${prompt.slice(-60)}`]);
   fillOptions(select2, options, choice.sample);
-  drawAnswer(answer, panel);
+  drawAnswer2(answer, panel);
   change(panel);
 }
 function change(panel) {
@@ -1183,7 +1354,7 @@ function ends(values, sign2, tokens) {
 }
 
 // panels/reads.js
-var LISTED = 5;
+var LISTED2 = 5;
 var WINDOW = 40;
 var STRONGEST = 8;
 var DRAWN_SAMPLES = 4;
@@ -1318,7 +1489,7 @@ function drawEnds(panel, cell, n, d, tokens) {
   });
 }
 function drawEnd({ root, part }, parent, values, sign2, tokens) {
-  const found = ends(values, sign2, tokens), listed = found.slice(0, LISTED), most = largest(values);
+  const found = ends(values, sign2, tokens), listed = found.slice(0, LISTED2), most = largest(values);
   const line = make("span", { class: "line", "aria-hidden": "true" }, parent), dark = isDark(root);
   make("b", {}, line, sign2 > 0 ? "+" : MINUS);
   for (const { at, hits, all } of listed) {
@@ -1329,7 +1500,7 @@ function drawEnd({ root, part }, parent, values, sign2, tokens) {
     coloredToken(chip, tokens.text(at), values[at] / most, dark);
     make("span", { class: "times" }, chip, `\xD7${hits}`);
   }
-  if (found.length > LISTED) make("span", { class: "times" }, line, `+ ${found.length - LISTED} more`);
+  if (found.length > LISTED2) make("span", { class: "times" }, line, `+ ${found.length - LISTED2} more`);
   if (!found.length) make("span", { class: "times" }, line, "nothing beyond a fifth of the other end");
   const names = listed.map(({ at }) => quoted(tokens.text(at).trim() || tokens.text(at)));
   return `${sign2 > 0 ? "high" : "low"} at ${names.join(", ") || "nothing"}`;
@@ -1466,6 +1637,7 @@ var KINDS = {
   chart: drawChart,
   alignment: alignmentPart,
   reads: readsPart,
+  answer_table: answerTablePart,
   attribution: attributionPart,
   effects: effectsPart,
   rescaling: rescalingPart
@@ -1506,6 +1678,12 @@ function panelSections(parent, about, current, model = null, ask = null) {
     }
   };
 }
+function renderPanels(about, el) {
+  const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
+  explainer(root);
+  make("h1", {}, root, about.title);
+  panelSections(root, about, {});
+}
 function panelTabs(parent, about, model, ask) {
   const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
   const box = make("div", { class: "panel" }, parent);
@@ -1539,6 +1717,36 @@ function panelTabs(parent, about, model, ask) {
     const panel = opened();
     if (panel && follows(panel)) draw();
   };
+}
+
+// guide.js
+var MAP = "Each cell is a linear layer of the model, or one parameter of all experts of a layer, and its number the rank of its adapter: how many directions of its input it can read. Red cells have more than a uniform allocation would give them, blue ones less.";
+var START = [
+  "Click the reddest cell: it has more rank than a uniform allocation gives it. The text beside the map says why.",
+  "Drag it down. The others share what it gives up; the tab Change shows who gains, and Undo takes it back."
+];
+var RANK = "Move the rank: what all modules share grows or shrinks with it.";
+var TRAIN = "Press Train both: two short trainings on the same batches say which allocation is better, with the answers of both.";
+var KEYS = [
+  ["arrows", "move"],
+  ["Shift+arrows", "select more"],
+  ["+ and \u2212, or Alt+\u2191 and \u2193", "change the rank"],
+  ["Delete", "give the rank back to the score"],
+  ["X", "leave the module out"],
+  ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
+  ["Ctrl+Space, Shift+Space", "select a layer, a projection"],
+  ["Escape", "select one"]
+];
+function guide(box, page) {
+  make("p", {}, box, MAP);
+  const list = make("ol", {}, box);
+  for (const step of [...START, page ? RANK : TRAIN]) make("li", {}, list, step);
+  const row = make("p", {}, box, "On the map: ");
+  KEYS.forEach(([key, does], i) => {
+    make("kbd", {}, row, key);
+    row.append(` ${does}${i < KEYS.length - 1 ? ", " : "."} `);
+  });
+  make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
 }
 
 // race.js
@@ -2326,7 +2534,7 @@ var MARKS = {
   floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`,
   "left out": (w, h, isBeside) => isBeside ? `M${w - 6} 2l4 4m0-4l-4 4` : cross(w, h)
 };
-var SIGNS2 = [
+var SIGNS3 = [
   ["dashed", "by hand", "by hand"],
   ["over", "the most allowed", "ceiling"],
   ["under", "the least allowed", "floor"],
@@ -2422,7 +2630,7 @@ function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
   make("span", { class: "ramp", style: `background: linear-gradient(to right, ${gradient})` }, legend, ends2[1]);
   const bars = ["change", "signed"].includes(tab.kind) ? "mean size" : "means";
   make("span", {}, legend, `${ends2[2]} (${tab.unit}; bars: ${bars})`);
-  for (const [sign2, meaning, reason] of SIGNS2) {
+  for (const [sign2, meaning, reason] of SIGNS3) {
     if (!current.reasons.includes(reason)) continue;
     const entry = make("span", { class: "entry" }, legend);
     make("span", { class: `sign ${sign2}` }, entry, sign2 === "cross" ? "\xD7" : "");
@@ -2787,16 +2995,14 @@ function offline(data) {
 var isWhole = (data) => data.about.names.length > 0;
 function renderPage(data, el) {
   if (isWhole(data)) renderWorkbench({ model: offline(data), el });
-  else {
-    const root = make("div", { class: "tlora" }, el);
-    make("h1", {}, root, data.about.title);
-    panelSections(root, data.about, {});
-  }
+  else renderPanels(data.about, el);
 }
 
 // widgets.js
 function render({ model, el }) {
-  return model.get("about") ? renderWorkbench({ model, el }) : renderMonitor({ model, el });
+  const about = model.get("about");
+  if (!about) return renderMonitor({ model, el });
+  return about.names.length ? renderWorkbench({ model, el }) : renderPanels(about, el);
 }
 var widgets_default = { render };
 export {

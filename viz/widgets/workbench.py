@@ -23,6 +23,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.explanation.attribution import Attribution
+from tlora.explanation.compare_answers import AnswerTable
 from tlora.explanation.direction_activations_result import DirectionActivations
 from tlora.explanation.measure_scales import Rescaling
 from tlora.explanation.side_effects import SideEffects
@@ -106,6 +107,9 @@ class Workbench(PicturedWidget):
         Of held-out samples. The map shows the kind of the subspaces, or the first kind.
     activations : DirectionActivations, optional
         From `tlora.direction_activations`: the tokens that the directions of the selected module read.
+    answers : AnswerTable, optional
+        From `tlora.compare_answers`: what base and trained adapter answer, request by request. If it has an
+        ``attribution``, its rows are in the panel Attribution too.
     attribution : Attribution, optional
         From `tlora.attribute`: which modules of a trained adapter made its answers more likely.
     adapted : peft.PeftModel, optional
@@ -168,6 +172,7 @@ class Workbench(PicturedWidget):
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
         activations: DirectionActivations | None = None,
+        answers: AnswerTable | None = None,
         attribution: Attribution | None = None,
         adapted: PeftModel | None = None,
         effects: SideEffects | None = None,
@@ -427,8 +432,8 @@ class Workbench(PicturedWidget):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
-        Activations, attribution and side effects hold the text of their samples. Of a calibration the session keeps the
-        sensitivity, not the covariances, which are larger than all else together.
+        Activations, answers, attribution and side effects hold the text of their samples. Of a calibration the session
+        keeps the sensitivity, not the covariances, which are larger than all else together.
 
         Parameters
         ----------
@@ -499,7 +504,7 @@ class Workbench(PicturedWidget):
         path : path-like
             The file.
         texts : bool
-            Include the panels Reads, Attribution and Side effects, which hold the text of samples.
+            Include the panels Reads, Answers, Attribution and Side effects, which hold the text of samples.
 
         Returns
         -------

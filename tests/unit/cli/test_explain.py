@@ -11,6 +11,7 @@ from tests.helpers.adapted import step
 from tests.helpers.commands import done, invoke
 from tests.helpers.foreign import foreign
 from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.helpers.reported import panel_names
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -96,7 +97,9 @@ def test_answers_to_the_held_out_rows_and_to_all_of_another_file():
     result = done("explain out --data mine.jsonl --rows 1 --output page.html")
     assert "2 of all 2 rows of mine.jsonl" in result.stdout
     assert "1 row without reference" in result.stdout
-    assert '"kind":"attribution"' in Path("page.html").read_text()
+    assert {"answers", "attribution"} <= set(panel_names(Path("page.html")))
+    done("explain out --data mine.jsonl --output page.html --quiet")
+    assert panel_names(Path("page.html")) == ["answers"]
     for options, named in (("--prompt w4", "--data"), ("--rows 9", "--rows"), ("--output table.png", ".csv")):
         refused = invoke(f"explain out --data mine.jsonl {options}")
         assert refused.exit_code == 2

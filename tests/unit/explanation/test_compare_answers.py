@@ -86,7 +86,7 @@ def test_totals_count_marks_and_changes():
         replace(one, **dict(zip(fields, each, strict=True))) for one, each in zip(table.answers, texts, strict=True)
     ]
     table = replace(table, answers=answers)
-    assert table.headline == "1 of 2 right, base 1; 2 answers changed; 1 row without reference"
+    assert table.headline == "1 of 2 right, 1 before; 2 answers changed; 1 row without reference"
     assert (table.newly_right, table.newly_wrong) == ([0], [1])
 
 

@@ -4,6 +4,7 @@ import { chart } from "../chart.js";
 import { make } from "../elements.js";
 import { drawTable } from "../table.js";
 import { alignmentPart } from "./alignment.js";
+import { answerTablePart } from "./answer_table/answer_table.js";
 import { attributionPart } from "./attribution/attribution.js";
 import { effectsPart } from "./effects.js";
 import { readsAnswers, readsPart } from "./reads.js";
@@ -27,6 +28,7 @@ export const KINDS = {
   chart: drawChart,
   alignment: alignmentPart,
   reads: readsPart,
+  answer_table: answerTablePart,
   attribution: attributionPart,
   effects: effectsPart,
   rescaling: rescalingPart,

@@ -2,6 +2,7 @@
 
 import { button, onArrows } from "../controls.js";
 import { make, put } from "../elements.js";
+import { explainer } from "../explain.js";
 import { KINDS } from "./kinds.js";
 
 /** @import { About, Ask, Current, Model, Panel, Part } from "../traits.js" */
@@ -63,6 +64,18 @@ export function panelSections(parent, about, current, model = null, ask = null) 
       drawParts(box, partsOf(panel, current), context);
     }
   };
+}
+
+/**
+ * The panels without a map: on a page, or of one result in a notebook.
+ *
+ * @type {(about: About, el: HTMLElement) => void}
+ */
+export function renderPanels(about, el) {
+  const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
+  explainer(root);
+  make("h1", {}, root, about.title);
+  panelSections(root, about, {});
 }
 
 /**

@@ -7,6 +7,7 @@ from typing import Any
 
 from viz.widgets.panels.alignment import AlignmentPanel
 from viz.widgets.panels.allocation import AllocationPanel
+from viz.widgets.panels.answer_table import AnswerTablePanel
 from viz.widgets.panels.attribution import AttributionPanel
 from viz.widgets.panels.capture import CapturePanel
 from viz.widgets.panels.data import DataPanel
@@ -21,7 +22,7 @@ from viz.widgets.panels.training import TrainingPanel
 
 PANELS: tuple[type[Panel], ...] = (
     DataPanel, SpectraPanel, AlignmentPanel, CapturePanel, ReadsPanel, SensitivityPanel, AllocationPanel, TrainingPanel,
-    RankUsePanel, AttributionPanel, EffectsPanel, ReproducePanel,
+    RankUsePanel, AnswerTablePanel, AttributionPanel, EffectsPanel, ReproducePanel,
 )  # fmt: skip
 
 

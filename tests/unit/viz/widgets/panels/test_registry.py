@@ -10,7 +10,16 @@ import pytest
 
 import viz
 from tests.helpers.reported import page_data, results_of, save
-from tests.helpers.results import activations, attribution, calibration, effects, rescaling, run, subspaces
+from tests.helpers.results import (
+    activations,
+    answer_table,
+    attribution,
+    calibration,
+    effects,
+    rescaling,
+    run,
+    subspaces,
+)
 from tlora.allocation.allocation import Allocation
 from viz.widgets.panels import registry
 from viz.widgets.panels.panel import Context, Panel
@@ -105,7 +114,8 @@ def test_one_that_follows_the_map_is_computed_while_it_is_open(tmp_path: Path) -
 
 def test_the_text_of_samples_is_in_no_panel_unless_it_may_be_shown() -> None:
     """Whatever panels there are: none needs to know the rule."""
-    parts = {"activations": activations(), "attribution": attribution(), "effects": effects()}
+    parts = {"activations": activations(), "answers": answer_table(), "attribution": attribution()}
+    parts |= {"effects": effects()}
     results = Results(sensitivity=calibration().sensitivity, rescaling=rescaling(), run=run(), **parts)
     panels = {
         texts: registry.panel_values(registry.make_panels(Context(results, calibration().names, texts=texts)))
@@ -113,10 +123,11 @@ def test_the_text_of_samples_is_in_no_panel_unless_it_may_be_shown() -> None:
     }
     words = [
         attribution().samples[0].prompt,
+        answer_table().answers[2].request,
         "".join(effects().samples[0].tokens),
         *activations().tokens["input_ids"].texts,
     ]
     for word in (json.dumps(word)[1:-1] for word in words if len(word) > 3):
         assert word not in json.dumps(panels[False])
     names = {texts: {panel["name"] for panel in drawn} for texts, drawn in panels.items()}
-    assert names[True] - names[False] == {"reads", "attribution"}
+    assert names[True] - names[False] == {"reads", "answers", "attribution"}

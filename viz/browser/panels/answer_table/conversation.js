@@ -1,0 +1,71 @@
+// A row that is open: the request and the answers as a conversation, and what each token gained.
+
+import { isDark, largest } from "../../colors.js";
+import { make } from "../../elements.js";
+import { coloredToken } from "../../strip.js";
+import { nats } from "../../text.js";
+
+/** @import { Row } from "./rows.js" */
+
+const SIGNS = { right: "\u2713", wrong: "\u2717" };
+
+/**
+ * Marks an answer as right or wrong; without a mark it draws nothing.
+ *
+ * @type {(parent: Element, right: boolean | null) => void}
+ */
+export function drawMark(parent, right) {
+  if (right === null) return;
+  const word = right ? "right" : "wrong";
+  make("span", { class: `mark ${word}`, role: "img", "aria-label": word, title: word }, parent, SIGNS[word]);
+}
+
+/**
+ * Draws the conversation of a row.
+ *
+ * @type {(parent: Element, row: Row) => void}
+ */
+export function drawConversation(parent, row) {
+  const box = make("div", { class: "conversation" }, parent), turns = make("div", { class: "turns" }, box);
+  drawTurn(turns, "request", row.request, null);
+  drawTurn(turns, "base", row.base, row.base_right);
+  drawTurn(turns, "adapter", row.adapter, row.adapter_right);
+  if (row.reference !== null) drawTurn(turns, "reference", row.reference, null);
+  const gained = make("div", { class: "gained" }, box);
+  if (row.tokens) drawTokens(gained, row, row.tokens);
+  else sayHow(gained, row);
+}
+
+/** @type {(parent: Element, speaker: string, text: string, right: boolean | null) => void} */
+function drawTurn(parent, speaker, text, right) {
+  const turn = make("div", { class: `turn ${speaker}` }, parent),
+    name = make("div", { class: "speaker" }, turn, speaker);
+  drawMark(name, right);
+  make("div", { class: "said" }, turn, text || "(nothing)");
+}
+
+/** @type {(parent: Element, row: Row, tokens: [string, number][]) => void} */
+function drawTokens(parent, { reference, gain }, tokens) {
+  const whose = reference === null ? "the adapter's answer" : "the reference";
+  make("p", {}, parent, `What each token of ${whose} gained, ${nats(gain)} nats together:`);
+  const chips = make("div", { class: "chips" }, parent), most = largest(tokens.map(([, gain]) => gain));
+  for (const [token, gain] of tokens) {
+    const chip = make("span", { class: "chip" }, chips);
+    coloredToken(chip, token, gain / most, isDark(parent));
+    make("span", { class: "nats" }, chip, nats(gain));
+  }
+  make("p", { class: "note" }, parent, "Which modules did it: panel Attribution.");
+}
+
+/** @type {(parent: Element, row: Row) => void} */
+function sayHow(parent, { row }) {
+  const line = make("p", { class: "note" }, parent, "To see what each token gained, and by which modules, add ");
+  make("code", {}, line, `--rows ${row}`);
+  line.append(" to ");
+  make("code", {}, line, "tlora explain --data");
+  line.append(", or ");
+  make("code", {}, line, `explain=[${row}]`);
+  line.append(" to ");
+  make("code", {}, line, "tlora.compare_answers");
+  line.append(".");
+}
