@@ -33,7 +33,7 @@ def test_rows_are_sorted_filtered_and_opened(page: Any) -> None:
     expect(panel.locator(".finding")).to_have_text(f"{many_answers().headline}.")
     panel.get_by_role("button", name="Show 4 more").click()
     assert numbers(page) == many_answers().reading_order
-    gain = panel.get_by_role("button", name="gain, nats")
+    gain = panel.get_by_role("button", name="gain, nats", exact=True)
     gain.click()
     gain.click()
     assert numbers(page) == frame.sort_values("gain", ascending=False)["row"].tolist()

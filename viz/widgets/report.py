@@ -17,9 +17,8 @@ from tlora.results import Result
 from tlora.utils.files import replace_file
 from tlora.utils.validation import check_arguments
 from viz.widgets.page import page_html
-from viz.widgets.panels.panel import Context
-from viz.widgets.panels.registry import make_panels, panel_values
 from viz.widgets.results import RESULT_CLASSES, Results, load_results
+from viz.widgets.view import about_alone
 from viz.widgets.workbench import Workbench
 
 FILE = "report.html"
@@ -92,7 +91,5 @@ def report(
     if results.sensitivity or results.allocation:
         return Workbench.from_results(results).page(path, texts=True)
     with replace_file(path) as file:
-        panels = panel_values(make_panels(Context(results)))
-        about = {"title": results.title, "names": [], "panels": panels}
-        file.write_text(page_html(results, about=about), encoding="utf-8")
+        file.write_text(page_html(results, about=about_alone(results)), encoding="utf-8")
     return path

@@ -14,10 +14,8 @@ from tlora.explanation.side_effects import SideEffects
 from tlora.results import Result
 from tlora.utils.front_end import has_front_end
 from tlora.utils.validation import check_arguments
-from viz.widgets.panels.panel import Context
-from viz.widgets.panels.registry import make_panels, panel_values
 from viz.widgets.results import RESULT_CLASSES, Results
-from viz.widgets.view import WorkbenchView
+from viz.widgets.view import WorkbenchView, about_alone
 
 
 def show(result: ExpertUse | AnswerTable | Attribution | SideEffects | Rescaling) -> None:
@@ -47,16 +45,12 @@ class ResultView(WorkbenchView):
     def __init__(self, result: Result) -> None:
         self._result = result
         results = Results(**{name: result for name, kind in RESULT_CLASSES.items() if isinstance(result, kind)})
-        panels = panel_values(make_panels(Context(results)))
-        super().__init__(about={"names": [], "title": results.title, "panels": panels})
+        super().__init__(about=about_alone(results))
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
         """The table is always in it, so that it is there when the notebook is read or exported later."""
-        table = {"text/html": self._result._repr_html_(), "text/plain": repr(self._result)}
-        if not has_front_end():
-            return table, {}
-        data, metadata = super()._repr_mimebundle_() or ({}, {})
-        return data | table, metadata
+        data, metadata = (super()._repr_mimebundle_() if has_front_end() else None) or ({}, {})
+        return data | {"text/html": self._result._repr_html_(), "text/plain": repr(self._result)}, metadata
 
     def __repr__(self) -> str:
         return repr(self._result)

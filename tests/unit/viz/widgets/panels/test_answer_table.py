@@ -73,8 +73,7 @@ def test_a_notebook_shows_the_panel_and_stores_the_table(monkeypatch) -> None:
         monkeypatch.setattr(
             "IPython.get_ipython", lambda is_front_end=is_front_end: Shell({"allow_stdin": is_front_end})
         )
-        bundle = view._repr_mimebundle_()
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data, _ = view._repr_mimebundle_()
         assert (data["text/html"], data["text/plain"]) == (table._repr_html_(), repr(table))
         assert ("application/vnd.jupyter.widget-view+json" in data) == is_front_end
     view.close()
