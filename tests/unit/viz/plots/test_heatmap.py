@@ -29,8 +29,9 @@ def test_all_experts_of_a_parameter_are_one_cell_with_their_mean():
     calibration = routed()
     kinds = [tlora.task_subspaces(tiny_mixture(), calibration, max_rank=2, kind=k, progress=False) for k in ("c", "wc")]
     scores, overlaps = calibration.sensitivity.scores, tlora.align(*kinds, rank=2).overlap
+    percent = {name: 100 * score / sum(scores.values()) for name, score in scores.items()}
     for ax, values in (
-        (viz.plot_sensitivity(calibration.sensitivity), scores),
+        (viz.plot_sensitivity(calibration.sensitivity), percent),
         (viz.plot_alignment(tlora.align(*kinds, rank=2)), overlaps),
     ):
         labels = [label.get_text() for label in ax.get_yticklabels()]
