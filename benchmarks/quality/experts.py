@@ -12,7 +12,7 @@ something. They are kept in ``runs/experts``; each measurement is a line of the 
 samples of the smart-home commands, which the mixtures have not seen, or of further reviews. Directions are of each
 expert's own rows; of all experts of its layer (pooled); of its own rows and P rows that stand for the pool; or random.
 ``race``: the mixtures learn the commands with ``A`` frozen along such directions of 64 samples (rank 7), or with PEFT's
-LoRA on the same parameters (rank 4), which trains exactly as many parameters. Each at the best of five rates on
+LoRA on the same parameters (rank 4), which trains exactly as many parameters. Each at the best of six rates on
 validation samples, searched on the first mixture with a seed of its own.
 
 Written before the runs
@@ -85,7 +85,7 @@ ROWS = {"to 16": 16, "17 to 64": 64, "65 to 256": 256, "more": float("inf")}
 """Largest number of rows that an expert of each group read."""
 DIRECTIONS = {"random": None, "own": 0.0, "pooled": POOLED} | {f"P = {prior}": float(prior) for prior in PRIORS}
 ARMS = ("P = 64", "pooled", "random", "LoRA")
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 FROZEN_RANK, LORA_RANK = 7, 4
 """256 of 7 and 448 of 4 are 1,792 trained parameters per expert."""
 RACE_STEPS, SEARCH_SEED = 80, 100

@@ -59,7 +59,7 @@ def test_stores_no_errors_noise_paths_or_widget_state(notebook):
 
 
 def test_the_cells_for_a_mixture_run_on_a_tiny_one(tmp_path, monkeypatch):
-    tiny_mixture(max_position_embeddings=512).save_pretrained(tmp_path / "mixture")
+    tiny_mixture(moe_intermediate_size=32, max_position_embeddings=512).save_pretrained(tmp_path / "mixture")
     tiny_tokenizer().save_pretrained(tmp_path / "mixture")
     monkeypatch.setenv("TLORA_NOTEBOOK_STEPS", "6")
     monkeypatch.setenv("TQDM_DISABLE", "1")
