@@ -10,7 +10,7 @@ import typer
 
 import tlora
 from tlora.cli.checks import PAGE_FORMAT, TABLE_FORMAT
-from tlora.cli.evaluate import compare_with_training, is_split_here, recorded_data
+from tlora.cli.evaluate import compare_with_training, contents_text, is_split_here, recorded_data
 from tlora.cli.loading import base_name, load_adapted, load_data
 from tlora.cli.options import Placement
 from tlora.cli.output import Report, load_viz
@@ -66,18 +66,19 @@ def _load_rows(
     record, recorded, is_trained_on = recorded_data(folder, data)
     is_file = len(task_files(data)) == 1 and not Path(data).is_dir()
     split = split or ("test" if is_trained_on or not is_file else "all")
+    copied = contents_text(record, data)
     if split == "all":
         if not is_file:
             raise ValueError(f"--split all takes a file, and {data} has splits: choose train, validation or test")
         task = _load_file(folder, name, where, data, report)
         overlap = f", with those that {adapter} was trained on" if is_trained_on else ""
-        return task, "test", f"all {count_text(len(task.test), 'row')} of {data}{overlap}"
+        return task, "test", f"all {count_text(len(task.test), 'row')} of {data}{overlap}{copied}"
     task = load_data(name, recorded, report, **where)
     if record is not None:
         compare_with_training(adapter, data, task, record.meta, is_trained_on)
     count = count_text(len(task.rows(split)), f"{split} sample")
     held_out = ", held out in training" if is_trained_on and split == "test" and is_split_here(data) else ""
-    return task, split, f"{count} of {data}{held_out}"
+    return task, split, f"{count} of {data}{held_out}{copied}"
 
 
 def _load_file(folder: Path, name: str, where: dict[str, Any], data: str, report: Report) -> tlora.Task:

@@ -73,19 +73,37 @@ def evaluate(
     if as_json:
         print_json({"task": loaded.name, "samples": samples, "metrics": metrics})
         return
-    typer.echo(f"{metrics_text(metrics)}\n({samples} test samples of {loaded.name})\n")
+    copied = contents_text(record, task)
+    typer.echo(f"{metrics_text(metrics)}\n({samples} test samples of {loaded.name}{copied})\n")
     following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}
     typer.echo(summary_text({"next": next_command(ctx, "export", following)}))
 
 
 def recorded_data(folder: Path, task: str) -> tuple[tlora.TrainingRun | None, Data, bool]:
-    """Return the run of an adapter, how its task was split if it is this one, and whether it is."""
+    """Return the run of an adapter, how its task was split if it is this one or has its contents, and whether it is."""
     from tlora.adapters.files import RUN
 
     record = tlora.TrainingRun.load(folder) if (folder / RUN).exists() else None
     recorded = record.meta.recipe.get("data", {}) if record else {}
-    is_trained_on = bool(recorded) and _is_same_task(recorded["task"], task)
+    is_trained_on = bool(recorded) and (_is_same_task(recorded["task"], task) or bool(original_of(record, task)))
     return record, Data(**recorded | {"task": task}) if is_trained_on else Data(task=task), is_trained_on
+
+
+def original_of(record: tlora.TrainingRun | None, task: str) -> str:
+    """Return the path of what the adapter was trained on if this is a copy of it; else nothing."""
+    from tlora.tasks.load import digest_task
+
+    recipe = record.meta.recipe if record else {}
+    contents = recipe.get("contents")
+    if not contents or _is_same_task(recipe["data"]["task"], task):
+        return ""
+    return str(recipe["data"]["task"]) if digest_task(task, {}).get("task") == contents else ""
+
+
+def contents_text(record: tlora.TrainingRun | None, task: str) -> str:
+    """Say so if a task is a copy of what an adapter was trained on."""
+    original = original_of(record, task)
+    return f", with the contents of {original}" if original else ""
 
 
 def _is_same_task(recorded: str, task: str) -> bool:

@@ -26,6 +26,11 @@ def test_the_samples_that_were_held_out_are_evaluated():
     shown = done("evaluate out pairs.jsonl --base").stdout
     assert f"{run.before['loss']:.4g}  {run.after['loss']:.4g}".split() == shown.splitlines()[1].split()[1:]
     assert "base" not in json.loads(done("evaluate out pairs.jsonl --json --eval-limit 3").stdout)["metrics"]
+    shutil.copy("pairs.jsonl", "copy.jsonl")
+    copied = done("evaluate out copy.jsonl")
+    assert "(7 test samples of copy, with the contents of pairs.jsonl)" in copied.stdout
+    assert f"{run.after['loss']:.4g}" in copied.stdout
+    assert "warning" not in copied.stderr
 
 
 def test_samples_that_may_have_been_trained_on_are_warned_of():

@@ -1,5 +1,6 @@
 """`tlora explain` on an adapter that PEFT alone has made."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -93,6 +94,10 @@ def test_answers_to_the_held_out_rows_and_to_all_of_another_file():
     assert written["request"].tolist() == task.test["prompt"][:]
     assert written["adapter"].tolist() == [one.adapter for one in table.answers]
     assert written["gain"].to_numpy() == pytest.approx([one.gain for one in table.answers], abs=1e-5)
+    shutil.copy("pairs.jsonl", "copy.jsonl")
+    copied = done("explain out --data copy.jsonl --output copied.csv --quiet").stdout
+    assert "5 of 5 test samples of copy.jsonl, held out in training, with the contents of pairs.jsonl" in copied
+    assert Path("copied.csv").read_text() == Path("answers.csv").read_text()
     Path("mine.jsonl").write_text('{"prompt": "w4 w5"}\n{"prompt": "w6 w7", "completion": "w4"}\n')
     result = done("explain out --data mine.jsonl --rows 1 --output page.html")
     assert "2 of all 2 rows of mine.jsonl" in result.stdout
