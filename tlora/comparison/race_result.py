@@ -251,13 +251,14 @@ class Race(Result):
             first, second, least, most = (arm, other, low, high) if low > 0 else (other, arm, -high, -low)
             within = "within" if most <= self.margin else "perhaps within" if least <= self.margin else ""
             small = f", {within} the {self.margin:g} that do not matter" if within else ""
-            return f"{first} is ahead of {second} by {_range(least, most)}{small}{self._cost(first, second)}"
+            ahead = f"{first} is ahead of {second} by {interval_text(least, most)} nats"
+            return f"{ahead}{small}{self._cost(first, second)}"
         if pair.verdict == NO_DIFFERENCE:
             return f"no difference larger than {self.margin:g} nats between {arm} and {other}"
         common = self._common([arm, other])
         differences = self._losses(other, *common) - self._losses(arm, *common)
         more = more_needed(differences, self._error, self.margin)
-        return f"{arm} and {other}: not decided ({_range(low, high)}), {more} would be needed"
+        return f"{arm} and {other}: not decided ({interval_text(low, high)} nats), {more} would be needed"
 
     def _cost(self, arm: str, other: str) -> str:
         """What the first trains compared with the second; empty if that is as much to within a twentieth."""
@@ -268,8 +269,8 @@ class Race(Result):
         return f"{self.sentence}; {'interrupted, ' if self.interrupted else ''}{self.seconds:.3g} s"
 
 
-def _range(low: float, high: float) -> str:
-    """Two losses with as many digits as distinguish them from zero and from each other: ``0.03 to 0.09 nats``."""
+def interval_text(low: float, high: float) -> str:
+    """Two losses with as many digits as distinguish them from zero and from each other: ``0.03 to 0.09``."""
     smallest = min(x for x in (abs(low), abs(high), high - low, 1.0) if x > 0)
     digits = min(6, max(2, 1 - int(np.floor(np.log10(smallest)))))
-    return f"{low:.{digits}f} to {high:.{digits}f} nats"
+    return f"{low:.{digits}f} to {high:.{digits}f}"

@@ -8,6 +8,8 @@ import { MINUS } from "./text.js";
 /** @import { Losses } from "./traits.js" */
 
 const LEFT = 50, RIGHT = 8, TOP = 6, BOTTOM = 32; // pixels around the lines
+const LETTER = 7.4, APART = 13; // pixels of a letter of a name, and between two names
+const WIDE = 10; // losses that span more than this factor are on a logarithmic axis
 const RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
 
 /**
@@ -28,8 +30,10 @@ const RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
 /**
  * What a chart shows.
  *
+ * With `named`, lines have their labels at their ends in place of a legend.
+ *
  * @typedef {{title: string, lines: Line[], bars?: number[][], x: Axis, y: Axis, cursor?: number | null,
- *   width?: number, height?: number, legend?: boolean}} Contents
+ *   width?: number, height?: number, legend?: boolean, named?: boolean}} Contents
  */
 
 /**
@@ -103,7 +107,7 @@ export function valueUnder(svg, { min, max, log }, clientX) {
  * What a chart is drawn in: its axes with their ends, and where a value is `at` along the one and `up` the other.
  *
  * @typedef {{svg: SVGSVGElement, x: Axis, y: Axis, xs: [number, number], ys: [number, number],
- *   at: (v: number) => number, up: (v: number) => number, width: number, height: number}} Frame
+ *   at: (v: number) => number, up: (v: number) => number, right: number, height: number}} Frame
  */
 
 /**
@@ -113,31 +117,35 @@ export function valueUnder(svg, { min, max, log }, clientX) {
  * @param {Contents} contents
  */
 export function chart(parent, contents) {
-  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
+  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true, named = false } = contents;
   /** @type {(point: number[]) => boolean} */
   const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
   const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
-  if (legend) drawKey(parent, lines);
+  if (legend && !named) drawKey(parent, lines);
   const size = { width, height, viewBox: `0 0 ${width} ${height}` };
   const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
   if (!points.length) return svg;
+  const right = width - (named ? RIGHT + LETTER * Math.max(...lines.map(({ label = "" }) => label.length)) : RIGHT);
   const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
   /** @type {(v: number) => number} */
-  const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  const at = (v) => LEFT + (right - LEFT) * place(v, xs, x.log);
   /** @type {(v: number) => number} */
   const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
   /** @type {Frame} */
-  const frame = { svg, x, y, xs, ys, at, up, width, height };
+  const frame = { svg, x, y, xs, ys, at, up, right, height };
   drawAxes(frame);
   drawBars(frame, bars, contents.cursor ?? null);
   const spare = 1e-6 * (ys[1] - ys[0]); // of shares that add up to 1 and a little
   /** @type {(point: number[]) => boolean} */
   const isInside = ([, b]) => b >= ys[0] - spare && b <= ys[1] + spare;
   let color = 0;
-  for (const line of lines) {
+  const drawn = lines.map((line) => {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(isInside));
-  }
+    const inside = line.points.filter(usable).filter(isInside);
+    drawLine(frame, line, look, inside);
+    return { line, look, end: inside.at(-1) };
+  });
+  if (named) drawNames(frame, drawn);
   return svg;
 }
 
@@ -155,17 +163,17 @@ function drawKey(parent, lines) {
 }
 
 /** @type {(frame: Frame) => void} */
-function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
-  const right = width - RIGHT, bottom = height - BOTTOM;
+function drawAxes({ svg, x, y, xs, ys, at, up, right, height }) {
+  const bottom = height - BOTTOM;
   /** @type {(look: string, ends: Attributes) => SVGLineElement} */
   const line = (look, ends) => make("line", { class: look, ...ends }, svg);
   /** @type {(attributes: Attributes, text: string) => SVGTextElement} */
   const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
-  for (const v of ticks(ys[0], ys[1], y.log, 4)) {
+  for (const v of ticks(ys[0], ys[1], y.log, y.log ? 6 : 4)) {
     line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
     tick({ x: LEFT - 5, y: up(v) + 3.5, "text-anchor": "end" }, tickText(y, v));
   }
-  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((width - LEFT) / 38))) {
+  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((right - LEFT) / 38))) {
     line("axis", { x1: at(v), x2: at(v), y1: bottom, y2: bottom + 4 });
     tick({ x: at(v), y: bottom + 14, "text-anchor": "middle" }, tickText(x, v));
   }
@@ -196,30 +204,72 @@ function drawLine({ svg, at, up }, line, look, points) {
 }
 
 /**
- * The curves of one or several trainings: training losses thin, held-out losses with dots.
+ * Labels at the ends of their lines, moved apart.
  *
- * @type {(parent: Element, arms: Record<string, Losses>, width: number) => SVGSVGElement}
+ * @type {(frame: Frame, drawn: {line: Line, look: string, end: number[] | undefined}[]) => void}
+ */
+function drawNames({ svg, at, up, height }, drawn) {
+  const named = drawn.flatMap(({ line, look, end }) => (line.label && end ? [{ line, look, end }] : []));
+  const places = spread(named.map(({ end }) => up(end[1])), APART, height - BOTTOM);
+  named.forEach(({ line: { label = "", term = label }, look, end }, i) => {
+    const spot = { class: `end ${look}`, x: at(end[0]) + 6, y: places[i] + 4 };
+    explained(make("text", { svg: true, ...spot }, svg, label), term);
+  });
+}
+
+/**
+ * Places moved apart, so that they have at least a distance and none is beyond the most; their order stays.
+ *
+ * @type {(places: number[], distance: number, most: number) => number[]}
+ */
+export function spread(places, distance, most) {
+  const moved = [...places], order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]);
+  order.forEach((i, n) => {
+    if (n) moved[i] = Math.max(moved[i], moved[order[n - 1]] + distance);
+  });
+  let edge = most;
+  for (const i of order.reverse()) {
+    moved[i] = Math.min(moved[i], edge);
+    edge = moved[i] - distance;
+  }
+  return moved;
+}
+
+/**
+ * The curves of one or several trainings: training losses thin, held-out losses with dots and their name.
+ *
+ * @type {(parent: Element, arms: Record<string, Partial<Losses>>, width: number) => SVGSVGElement}
  */
 export function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), isAlone = names.length === 1;
   const lines = names.flatMap((name, i) => {
-    const { losses, held } = arms[name];
-    /** @type {(what: string) => string} */
-    const label = (what) => (isAlone ? what : `${name}, ${what}`);
+    const { losses = [], held = [] } = arms[name];
     const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 }; // a later curve hides no earlier one
-    const heldLabel = label(isAlone ? "validation" : "held out");
     return [
-      { label: label("training"), term: "training loss", points: losses, thin: true, ...look, color: i },
-      { label: heldLabel, term: "held-out loss", points: held, dots: true, ...look, color: isAlone ? 1 : i },
+      { label: isAlone ? "training" : "", term: "training loss", points: losses, thin: true, ...look, color: i },
+      {
+        label: isAlone ? "validation" : name,
+        term: "held-out loss",
+        points: held,
+        dots: true,
+        ...look,
+        color: isAlone ? 1 : i,
+      },
     ];
-  });
-  const steps = Math.max(1, ...names.map((name) => arms[name].planned));
+  }).filter((line) => line.points.length || !isAlone);
+  const values = lines.flatMap(({ points }) => points.map(([, loss]) => loss));
+  const low = Math.min(...values), steps = Math.max(1, ...names.map((name) => arms[name].planned ?? 1));
+  const isThin = !isAlone && names.some((name) => arms[name].losses?.length);
   return chart(parent, {
     title: `Losses of ${names.join(" and ")} over the optimizer steps`,
-    lines: lines.filter((line) => line.points.length || !isAlone),
+    lines,
     x: { label: "optimizer step", min: 0, max: steps },
-    y: { label: "loss, nats" },
+    y: {
+      label: isThin ? "loss, nats (thin: training)" : "loss, nats",
+      log: low > 0 && Math.max(...values) > WIDE * low,
+    },
     width,
-    height: 150,
+    height: 190,
+    named: true,
   });
 }

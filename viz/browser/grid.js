@@ -9,6 +9,7 @@ import { make, put } from "./elements.js";
 
 export const LETTER = 6.3; // width of a letter of a label in pixels, about
 const HEIGHT = 22; // of a row in pixels
+const TIGHT = 5.6; // width of a character of a cell to look at
 
 /** @type {Record<string, [number, number]>} */
 export const MOVES = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
@@ -201,7 +202,8 @@ export function setLength(bar, share) {
 }
 
 /**
- * Cells to look at: each is [row, column, value, text], with values from 0 to `most` or null, or those of a `fill`.
+ * Cells to look at: each is [row, column, value, text], with values from 0 to `most` or null, or those of a `fill`. The text is shown
+ * where it fits, and on hover.
  * Rows are `height` pixels high.
  *
  * @typedef {{title: string, rows: string[], columns: number[], cells: GridCell[], most?: number,
@@ -232,8 +234,9 @@ export function cellGrid(
   for (const [row, column, value, text] of cells) {
     const fill = fillOf(value);
     const at = { x: left + w * column + gap / 2, y: top + h * row + gap / 2, width: w - gap, height: h - gap };
-    make("rect", { class: isFine ? "grid fine" : "grid", ...at, fill: `rgb(${fill})` }, svg);
-    if (!text || w <= 15) continue;
+    const rect = make("rect", { class: isFine ? "grid fine" : "grid", ...at, fill: `rgb(${fill})` }, svg);
+    if (text) make("title", { svg: true }, rect, `layer ${columns[column]} ${rows[row]}: ${text}`);
+    if (!text || w <= 15 || w < TIGHT * text.length) continue;
     const middle = { x: left + w * (column + 0.5), y: top + h * row + 12, "text-anchor": "middle" };
     make("text", { svg: true, ...middle, "font-size": 9, fill: inkOn(fill) }, svg, text);
   }

@@ -1,20 +1,23 @@
-// Train both: two allocations trained on the same batches, the verdict, their curves and their answers.
+// Train both: two allocations side by side, the race between them, its verdict and its answers, and all races so far.
 
-import { lossCurves } from "./chart.js";
-import { button, drawBar, labeled } from "./controls.js";
-import { make, put } from "./elements.js";
+import { button, labeled } from "./controls.js";
+import { make, put, write } from "./elements.js";
 import { describe, explained } from "./explain.js";
+import { drawArms, drawProgress } from "./race_arms.js";
+import { drawRaces } from "./race_list.js";
 import { drawTable } from "./table.js";
 
 /** @import { Attributes } from "./elements.js" */
-
-/** @import { About, Arm, Ask, Current, Defaults, Entry, Model, Race, Training, Written } from "./traits.js" */
+/** @import { About, Ask, Comparison, Current, Defaults, Entry, Model, Race, Training, Written } from "./traits.js" */
 
 const SAVE = "Save the adapter with the lower held-out loss to the folder workbench-winner.";
-const PAST = "The map shows other ranks than those that were trained:";
+const PAST = "The map shows other ranks than those that were trained.";
+const COMPARE = "Compare the kept allocation with that of the map.";
 
 /**
- * Draws the panel, which then follows the training.
+ * Draws the panel, which then follows the training. It compares what the map shows, with the verdict if just that was
+ * raced; of a race that ends while the map has moved on, or that is chosen from the list, it shows the race instead,
+ * until the map changes.
  *
  * @param {Element} parent
  * @param {{about: About, model: Model, ask: Ask, width: () => number}} context
@@ -23,9 +26,16 @@ const PAST = "The map shows other ranks than those that were trained:";
 export function racePanel(parent, { about, model, ask, width }) {
   const panel = drawPanel(parent, about.training);
   /** @type {Race} */
-  let race = { arms: [], obstacle: "", is_shown: false };
-  const training = () => model.get("training") ?? {};
+  let race = { arms: {}, difference: "", obstacle: "", raced: null, is_live: false };
+  /** @type {number | null} */
+  let chosen = null;
+  const training = () => model.get("training") ?? {}, races = () => model.get("races") ?? [];
   const isRunning = () => Boolean(training().running);
+  /** @type {(number: number | null) => void} */
+  function choose(number) {
+    chosen = number;
+    draw();
+  }
   panel.begin.addEventListener("click", () => {
     const { steps, rate } = panel;
     if (race.obstacle || isRunning() || !steps.validity.valid || !rate.validity.valid) return;
@@ -35,23 +45,46 @@ export function racePanel(parent, { about, model, ask, width }) {
     });
   });
   panel.winner.addEventListener("click", () => ask("save_winner"));
-  /** @type {(current: Pick<Current, "race">) => void} */
-  function tell(current) {
-    race = current.race ?? race;
-    sayWhatIsShown(panel, race, training());
+  panel.compare.addEventListener("click", () => choose(null));
+  function draw() {
+    const number = chosen ?? race.raced, live = training(), isLive = number !== null && live.number === number;
+    const isOfMap = number === race.raced || (isLive && race.is_live);
+    /** @type {Training} */
+    const shown = number === null ? race : isLive ? live : races()[number];
+    sayWhetherPast(panel, isOfMap, isRunning());
     sayPlan(panel, race, about.training);
     sayWhetherReady(panel, race, isRunning());
+    write(panel.verdict, shown.said ?? "");
+    write(panel.lead, shown.said ? "" : shown.difference ?? "");
+    write(panel.basis, shown.basis ?? "");
+    panel.winner.hidden = !live.winner || !isLive;
+    drawStops(panel.stops, live, ask);
+    drawArms(panel.arms, { arms: {}, difference: "", ...shown }, about, width());
+    drawProgress(panel.arms, shown, width());
+    panel.answers.replaceChildren();
+    if (shown.answers?.length) drawAnswers(panel.answers, shown.answers, Object.keys(shown.arms ?? {}));
+    drawRaces(panel.races, races(), number, choose);
+  }
+  /** @type {(current: Pick<Current, "race">) => void} */
+  function tell(current) {
+    const before = codes(race);
+    race = current.race ?? race;
+    if (!isRunning() && codes(race) !== before) chosen = null;
+    draw();
   }
   function follow() {
-    sayWhatIsShown(panel, race, training());
-    sayWhetherReady(panel, race, isRunning());
-    followTraining(panel, training(), ask, width);
+    if (isRunning()) chosen = training().number ?? null;
+    draw();
   }
-  panel.root.addEventListener("input", () => tell({ race }));
+  panel.root.addEventListener("input", draw);
   model.on("change:training", follow);
+  model.on("change:races", draw);
   follow();
   return tell;
 }
+
+/** @type {(race: Race) => string} */
+const codes = ({ arms }) => JSON.stringify(Object.entries(arms).map(([name, { code }]) => [name, code]));
 
 /** @typedef {ReturnType<typeof drawPanel>} Drawn */
 
@@ -60,9 +93,12 @@ export function racePanel(parent, { about, model, ask, width }) {
  * @param {Defaults} defaults
  */
 function drawPanel(parent, defaults) {
-  const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
-  const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root);
-  const basis = make("div", { class: "basis" }, root), head = make("div", { class: "bar" }, root);
+  const root = make("div", { class: "train", role: "group", "aria-label": "Comparison of two allocations" }, parent);
+  const lead = make("div", { class: "lead" }, root), verdict = make("div", { class: "status", role: "status" }, root);
+  const basis = make("div", { class: "basis" }, root);
+  const other = make("div", { class: "other" }, root, PAST);
+  const compare = describe(make("button", { type: "button" }, other, "Compare what it shows"), COMPARE);
+  const head = make("div", { class: "bar" }, root);
   const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
   /** @type {(label: string, attributes: Attributes) => HTMLInputElement} */
   const field = (label, attributes) =>
@@ -72,20 +108,20 @@ function drawPanel(parent, defaults) {
   const rate = field("learning rate", { min: 0, step: "any", value: given });
   const stops = make("span", { class: "group" }, head);
   const winner = describe(make("button", { type: "button" }, head, "Save winner"), SAVE);
-  const arms = make("div", { class: "arms" }, root), outcome = make("div", { class: "outcome" }, root);
-  const curves = make("div", { class: "curves" }, outcome), answers = make("div", { class: "answers" }, outcome);
-  return { root, other, verdict, basis, begin, plan, steps, rate, stops, winner, arms, curves, answers };
+  const arms = make("div", { class: "arms" }, root), answers = make("div", { class: "answers" }, root);
+  const races = make("div", {}, root);
+  return { root, other, compare, lead, verdict, basis, begin, plan, steps, rate, stops, winner, arms, answers, races };
 }
 
 /**
  * Says so if the map no longer shows the allocations that were trained, which the verdict is about.
  *
- * @type {(panel: Drawn, race: Race, training: Training) => void}
+ * @type {(panel: Drawn, isOfMap: boolean, isRunning: boolean) => void}
  */
-function sayWhatIsShown({ root, other }, race, training) {
-  const isPast = Object.keys(training.arms ?? {}).length > 0 && !race.is_shown;
-  root.classList.toggle("past", isPast);
-  other.textContent = isPast ? PAST : "";
+function sayWhetherPast({ root, other, compare }, isOfMap, isRunning) {
+  root.classList.toggle("past", !isOfMap);
+  other.hidden = isOfMap;
+  compare.hidden = isRunning;
 }
 
 /** @type {(panel: Drawn, race: Race, defaults: Defaults) => void} */
@@ -96,7 +132,7 @@ function sayPlan({ steps, rate, plan }, { obstacle, arms }, { learning_rate, ste
   const length = steps.value || !seconds
     ? "on the same batches"
     : `as many steps as fit into about ${Math.round(seconds / 60)} minutes`;
-  plan.textContent = obstacle || `${arms.join(" and ")}, ${length}`;
+  write(plan, obstacle || `${Object.keys(arms).join(" and ")}, ${length}`);
 }
 
 /**
@@ -106,27 +142,8 @@ function sayPlan({ steps, rate, plan }, { obstacle, arms }, { learning_rate, ste
  */
 function sayWhetherReady({ begin }, { obstacle, arms }, isRunning) {
   put(begin, "aria-disabled", Boolean(obstacle) || isRunning);
-  const does = `Train ${arms.join(" and ")} on the same batches, and say which is better on held-out samples.`;
-  describe(begin, obstacle || does);
-}
-
-/** @type {(panel: Drawn, training: Training, ask: Ask, width: () => number) => void} */
-function followTraining(panel, training, ask, width) {
-  const { arms = {} } = training, names = Object.keys(arms);
-  panel.winner.hidden = !training.winner;
-  panel.verdict.textContent = training.said ?? "";
-  panel.basis.textContent = training.basis ?? "";
-  drawStops(panel.stops, training, ask);
-  panel.arms.replaceChildren();
-  const { words, done = 0, total = null } = training.bar ?? {};
-  if (training.running && words) drawBar(make("div", {}, panel.arms), { words, done, total });
-  names.forEach((name, i) => drawArm(panel.arms, name, i, arms[name]));
-  panel.curves.replaceChildren();
-  if (names.some((name) => arms[name].losses.length)) {
-    lossCurves(panel.curves, arms, Math.max(280, Math.min(430, width())));
-  }
-  panel.answers.replaceChildren();
-  if (training.answers?.length) drawAnswers(panel.answers, training.answers, names);
+  const names = Object.keys(arms).join(" and ");
+  describe(begin, obstacle || `Train ${names} on the same batches, and say which is better on held-out samples.`);
 }
 
 /**
@@ -147,21 +164,6 @@ function drawStops(stops, { arms = {}, running }, ask) {
     const arm = arms[stop.dataset.arm ?? ""];
     stop.disabled = !arm.running || Boolean(arm.stopped);
   }
-}
-
-/** @type {(parent: Element, name: string, i: number, arm: Arm) => void} */
-function drawArm(parent, name, i, arm) {
-  const row = make("div", { class: `arm arm${i}`, "data-arm": name }, parent);
-  const parameters = `${arm.parameters.toLocaleString("en-US")} trained parameters`;
-  make("div", { class: "ranks" }, row, `${name}: ${arm.ranks}; ${parameters}`);
-  if (!arm.planned) return;
-  make("progress", { max: arm.planned, value: arm.step, "aria-label": `training of ${name}` }, row);
-  const loss = arm.losses.at(-1)?.[1], held = arm.held.at(-1)?.[1];
-  const said = [`step ${arm.step} of ${arm.planned}`];
-  if (loss !== undefined) said.push(`training loss ${loss.toPrecision(3)}`);
-  if (held !== undefined) said.push(`held-out loss ${held.toPrecision(4)}`);
-  if (arm.stopped) said.push("stopped");
-  row.append(said.join(", "));
 }
 
 /**

@@ -62,7 +62,13 @@
  *   Defaults
  */
 
-/** @typedef {{arms: string[], obstacle: string, is_shown: boolean}} Race */
+/**
+ * Two allocations on the map: what each is, how the second differs, why they cannot be trained, the number of the race
+ * that has trained them, and whether those are trained that `training` is about.
+ *
+ * @typedef {{arms: Record<string, Arm>, difference: string, obstacle: string, raced: number | null,
+ *   is_live: boolean}} Race
+ */
 
 /**
  * What follows the allocation, by module: ranks, kept ranks, what decided each, ranks before limits, largest ranks.
@@ -90,20 +96,48 @@
 /** @typedef {{words: string, done: number, total: number | null}} Progress */
 
 /**
- * An adapter that is trained; losses are [step, loss].
+ * An allocation that can be trained: its ranks in words and by module. Once it is, losses are [step, loss]; in the end
+ * it has a held-out `loss`, and if another arm has a lower one the `interval` of the distance.
  *
- * @typedef {{ranks: string, parameters: number, step: number, planned: number, losses: number[][], held: number[][],
- *   running: boolean, stopped?: boolean, updates: Values}} Arm
+ * @typedef {object} Arm
+ * @property {string} headline
+ * @property {string} code
+ * @property {number[]} ranks
+ * @property {number} parameters
+ * @property {number} [step]
+ * @property {number} [planned]
+ * @property {number[][]} [losses]
+ * @property {number[][]} [held]
+ * @property {boolean} [running]
+ * @property {boolean} [stopped]
+ * @property {Values} [updates]
+ * @property {number} [loss]
+ * @property {string} [interval]
+ * @property {number} [seconds]
+ * @property {number} [rate]
  */
 
 /** @typedef {{text: string, right: boolean | null}} Written */
 /** @typedef {{request: string, right: string, by: Record<string, Written>}} Entry */
 
 /**
- * How the training of two allocations stands; empty before the first.
+ * Two allocations compared; of a race also the verdict and what it is based on.
  *
- * @typedef {{running?: boolean, said?: string, basis?: string, bar?: Partial<Progress>, winner?: string,
- *   answers?: Entry[], arms?: Record<string, Arm>}} Training
+ * @typedef {object} Comparison
+ * @property {Record<string, Arm>} arms
+ * @property {string} difference
+ * @property {string} [said]
+ * @property {string} [basis]
+ * @property {string} [leader]
+ * @property {boolean} [running]
+ * @property {Partial<Progress>} [bar]
+ * @property {Entry[]} [answers]
+ */
+
+/**
+ * How the training of two allocations stands, by the number of the race; empty before the first.
+ *
+ * @typedef {Partial<Comparison & {number: number, winner: string}>} Training
  */
 
 /**
@@ -118,6 +152,7 @@
  * @property {number[]} selected
  * @property {number[][][]} [resampled] Of each module, [rank, count].
  * @property {Training} [training]
+ * @property {Comparison[]} [races]
  * @property {Partial<Reading>} [reading]
  * @property {Partial<Answer> & {sample?: number, key?: string}} [switched]
  * @property {{said?: string, running?: boolean, bar?: Progress, samples?: Sample[]}} [explained]
@@ -134,7 +169,7 @@
  *   columns?: number[], cells?: GridCell[]}} state
  */
 
-/** @typedef {Pick<Arm, "losses" | "held" | "planned">} Losses */
+/** @typedef {{losses: number[][], held: number[][], planned: number}} Losses */
 /** @typedef {{call: string, args?: object, gesture?: string | null, id?: number}} Message */
 
 /**

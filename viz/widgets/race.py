@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from tlora.utils.progress import report_progress
 from tlora.utils.text import rough_duration_text
 from viz.plots.allocation import allocation_headline
 from viz.widgets.panels.parts import bar, shorten_all
+from viz.widgets.past_race import PastRace, RacedArm, describe_difference, describe_rates, is_same_pair
+from viz.widgets.state import allocation_code, state_from_allocation
 from viz.widgets.training_follower import TrainingFollower
 
 TRAINING: Mapping[str, Any] = {
@@ -67,9 +70,10 @@ class FollowedArm(TrainingFollower):
 
 
 class AllocationRace:
-    """**Train both** of a workbench: which two allocations are raced, whether they can be, and how the race stands.
+    """**Train both** of a workbench: which two allocations are raced, whether they can be, and how the races stand.
 
-    ``training`` are arguments of `tlora.race`; ``show`` is called with what the browser shows of a race.
+    ``training`` are arguments of `tlora.race`; ``show`` is called with the traits of the browser that a race changes.
+    ``past`` are the races that have ended.
     """
 
     def __init__(
@@ -79,13 +83,16 @@ class AllocationRace:
         model: Any,
         task: Any,
         training: Mapping[str, Any],
-        show: Callable[[dict[str, Any]], None],
+        show: Callable[..., None],
     ) -> None:
         self.training = merge_training(TRAINING, training)
         self.live: LiveRace | None = None
+        self.past: list[PastRace] = []
         self._sensitivity, self._subspaces, self._model, self._task = sensitivity, subspaces, model, task
         self._show = show
         self._uniform: tuple[Allocation, Allocation] | None = None  # of a kept one
+        self._raced: dict[str, RacedArm] = {}  # what `live` trains
+        self._described: list[tuple[Allocation, RacedArm]] = []  # a drag changes one of two
 
     @property
     def can_train(self) -> bool:
@@ -97,6 +104,11 @@ class AllocationRace:
         """The last race, when it has ended."""
         return None if self.live is None else self.live.result
 
+    @property
+    def listed(self) -> list[dict[str, Any]]:
+        """What the browser lists: the races that have ended, as JSON values."""
+        return [race.values(self._places) for race in self.past]
+
     def arms(self, kept: Allocation, new: Allocation) -> dict[str, Allocation]:
         """The kept and the new allocation, or the uniform and the kept one if they agree; empty if these agree too."""
         if not is_same_adapter(kept, new):
@@ -105,10 +117,20 @@ class AllocationRace:
         return {} if is_same_adapter(uniform, kept) else {"uniform": uniform, "kept": kept}
 
     def values(self, kept: Allocation, new: Allocation) -> dict[str, Any]:
-        """What the browser says of the two allocations, as JSON values."""
-        arms, raced = self.arms(kept, new), self.live.allocations if self.live is not None else {}
-        is_shown = raced.keys() == arms.keys() and all(is_same_adapter(raced[name], arms[name]) for name in arms)
-        return {"arms": list(arms), "obstacle": self._obstacle(arms), "is_shown": is_shown}
+        """What the browser says of the two allocations, as JSON values.
+
+        ``raced`` is the last of the past races in which just these two were trained, ``is_live`` whether `live` trains
+        them.
+        """
+        arms = self._describe(self.arms(kept, new))
+        numbers = [number for number, race in enumerate(self.past) if race.is_of(arms)]
+        return {
+            "arms": {name: arm.values for name, arm in arms.items()},
+            "difference": describe_difference(arms, self._places),
+            "obstacle": self._obstacle(arms),
+            "raced": numbers[-1] if numbers else None,
+            "is_live": is_same_pair(self._raced, arms),
+        }
 
     def train(self, kept: Allocation, new: Allocation, options: Mapping[str, Any]) -> None:
         """Race them in a thread, or refuse to."""
@@ -118,6 +140,7 @@ class AllocationRace:
         if self.live is not None and self.live.running:
             raise ValueError("Both are being trained already: stop them, or wait")
         arguments = {"subspaces": self._subspaces, **merge_training(self.training, options)}
+        self._raced = self._describe(arms)
         self.live = LiveRace(self._follow, self._model, self._task, arms, **arguments)
 
     def stop(self, name: str) -> None:
@@ -142,11 +165,45 @@ class AllocationRace:
             )
         return "" if arms else "All modules have the same rank, as was kept: change a rank or a control first"
 
+    @property
+    def _places(self) -> list[str]:
+        layers, projections = self._sensitivity.layers, self._sensitivity.projections
+        return [f"layer {layers[name]} {projections[name]}" for name in self._sensitivity.names]
+
+    def _describe(self, arms: Mapping[str, Allocation]) -> dict[str, RacedArm]:
+        known = self._described
+        self._described = [
+            (arm, next((described for other, described in known if other is arm), None) or self._describe_arm(arm))
+            for arm in arms.values()
+        ]
+        return {name: described for name, (_, described) in zip(arms, self._described, strict=True)}
+
+    def _describe_arm(self, allocation: Allocation) -> RacedArm:
+        state, names = state_from_allocation(allocation), self._sensitivity.names
+        if state.directions is not None and self._subspaces is not None:
+            state = replace(state, directions=self._subspaces)  # which the reader has under this name
+        return RacedArm(
+            allocation_code(self._sensitivity, state),
+            allocation_headline(allocation),
+            allocation.trainable_parameters,
+            [allocation.ranks.get(name, 0) for name in names],
+            [allocation.scalings.get(name, 0.0) for name in names],
+        )
+
     def _follow(self, state: dict[str, Any]) -> None:
         """Show how training stands; called in its thread."""
-        for arm in state["arms"].values():
-            arm["updates"] = shorten_all([arm["updates"].get(name, np.nan) for name in self._sensitivity.names])
-        self._show(state)
+        state |= {"number": len(self.past), "difference": describe_difference(self._raced, self._places)}
+        for name, arm in state["arms"].items():
+            updates = shorten_all([arm["updates"].get(module, np.nan) for module in self._sensitivity.names])
+            arm |= self._raced[name].values | {"updates": updates}
+        if not state["winner"]:
+            self._show(training=state)
+            return
+        assert self.result is not None  # there is a winner
+        self.past.append(PastRace(replace(self.result, runs={}), self._raced))
+        listed = self.listed
+        arms = {name: arm | listed[-1]["arms"][name] for name, arm in state["arms"].items()}
+        self._show(training=state | listed[-1] | {"arms": arms}, races=listed)
 
 
 class LiveRace:
@@ -180,7 +237,7 @@ class LiveRace:
 
     @property
     def state(self) -> dict[str, Any]:
-        """JSON values: whether it runs, its status, bar and answers, and of each arm ranks, losses and updates."""
+        """JSON values: whether it runs, its status, bar and answers, and of each arm losses and updates."""
         return {
             "running": self.running,
             "said": self.status,
@@ -204,10 +261,7 @@ class LiveRace:
     def _arm(self, name: str) -> dict[str, Any]:
         arm = self._arms[name]
         latest = arm.latest
-        allocation = self.allocations[name]
         return {
-            "ranks": allocation_headline(allocation),
-            "parameters": allocation.trainable_parameters,
             "step": arm.losses[-1][0] if arm.losses else 0,
             "planned": arm.planned,
             "losses": list(arm.losses),
@@ -273,14 +327,6 @@ def answers_by_request(answers: Mapping[str, pd.DataFrame | None]) -> list[dict[
         for entry, written, is_right in zip(entries, frame["prediction"], right, strict=True):
             entry["by"][name] = {"text": written, "right": is_right}
     return entries
-
-
-def describe_rates(race: Race) -> str:
-    """The learning rates of a race, and what they leave open."""
-    rates = set(race.learning_rates.values())
-    if len(rates) > 1:
-        return f"Learning rates: {', '.join(f'{name} {rate:g}' for name, rate in race.learning_rates.items())}."
-    return f"Both at learning rate {rates.pop():g}: larger scalings learn faster at one rate, so try another too."
 
 
 def is_same_adapter(left: Allocation, right: Allocation) -> bool:

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 76748c30e0e04e42b47801a92451f8b2d149a64de5cb93f24f1ebf354adf9deb
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 49f0baba519d1497ca8f23203d4bf3c965a03f0e16ecee8b0c799857fa842b3e
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -335,6 +335,8 @@ var LEFT = 50;
 var RIGHT = 8;
 var TOP = 6;
 var BOTTOM = 32;
+var LETTER = 7.4;
+var APART = 13;
 var RAISED = "\u2070\xB9\xB2\xB3\u2074\u2075\u2076\u2077\u2078\u2079";
 function ticks(low, high, log, most) {
   if (log) return logTicks(low, high, most);
@@ -376,26 +378,30 @@ function valueUnder(svg, { min, max, log }, clientX) {
   return log ? min * (max / min) ** share : min + share * (max - min);
 }
 function chart(parent, contents) {
-  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
+  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true, named = false } = contents;
   const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
   const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
-  if (legend) drawKey(parent, lines);
+  if (legend && !named) drawKey(parent, lines);
   const size = { width, height, viewBox: `0 0 ${width} ${height}` };
   const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
   if (!points.length) return svg;
+  const right = width - (named ? RIGHT + LETTER * Math.max(...lines.map(({ label = "" }) => label.length)) : RIGHT);
   const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
-  const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  const at = (v) => LEFT + (right - LEFT) * place(v, xs, x.log);
   const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
-  const frame = { svg, x, y, xs, ys, at, up, width, height };
+  const frame = { svg, x, y, xs, ys, at, up, right, height };
   drawAxes(frame);
   drawBars(frame, bars, contents.cursor ?? null);
   const spare = 1e-6 * (ys[1] - ys[0]);
   const isInside = ([, b]) => b >= ys[0] - spare && b <= ys[1] + spare;
   let color = 0;
-  for (const line of lines) {
+  const drawn = lines.map((line) => {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(isInside));
-  }
+    const inside = line.points.filter(usable).filter(isInside);
+    drawLine(frame, line, look, inside);
+    return { line, look, end: inside.at(-1) };
+  });
+  if (named) drawNames(frame, drawn);
   return svg;
 }
 function drawKey(parent, lines) {
@@ -409,15 +415,15 @@ function drawKey(parent, lines) {
     explained(entry, line.term ?? line.label);
   }
 }
-function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
-  const right = width - RIGHT, bottom = height - BOTTOM;
+function drawAxes({ svg, x, y, xs, ys, at, up, right, height }) {
+  const bottom = height - BOTTOM;
   const line = (look, ends) => make("line", { class: look, ...ends }, svg);
   const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
-  for (const v of ticks(ys[0], ys[1], y.log, 4)) {
+  for (const v of ticks(ys[0], ys[1], y.log, y.log ? 6 : 4)) {
     line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
     tick({ x: LEFT - 5, y: up(v) + 3.5, "text-anchor": "end" }, tickText(y, v));
   }
-  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((width - LEFT) / 38))) {
+  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((right - LEFT) / 38))) {
     line("axis", { x1: at(v), x2: at(v), y1: bottom, y2: bottom + 4 });
     tick({ x: at(v), y: bottom + 14, "text-anchor": "middle" }, tickText(x, v));
   }
@@ -441,6 +447,26 @@ function drawLine({ svg, at, up }, line, look, points) {
   make("path", { class: `curve ${look}${line.thin ? " thin" : ""}${line.dash ? " dash" : ""}`, d: path }, svg);
   if (!line.dots && (points.length !== 1 || line.gray)) return;
   for (const [a, b] of points) make("circle", { class: look, cx: at(a), cy: up(b), r: 2.8 }, svg);
+}
+function drawNames({ svg, at, up, height }, drawn) {
+  const named = drawn.flatMap(({ line, look, end }) => line.label && end ? [{ line, look, end }] : []);
+  const places = spread(named.map(({ end }) => up(end[1])), APART, height - BOTTOM);
+  named.forEach(({ line: { label = "", term = label }, look, end }, i) => {
+    const spot = { class: `end ${look}`, x: at(end[0]) + 6, y: places[i] + 4 };
+    explained(make("text", { svg: true, ...spot }, svg, label), term);
+  });
+}
+function spread(places, distance, most) {
+  const moved = [...places], order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]);
+  order.forEach((i, n) => {
+    if (n) moved[i] = Math.max(moved[i], moved[order[n - 1]] + distance);
+  });
+  let edge = most;
+  for (const i of order.reverse()) {
+    moved[i] = Math.min(moved[i], edge);
+    edge = moved[i] - distance;
+  }
+  return moved;
 }
 
 // scenes/slider.js

@@ -46,6 +46,7 @@ class WorkbenchView(anywidget.AnyWidget):
     selected: Any = traitlets.List().tag(sync=True)
     resampled: Any = traitlets.List().tag(sync=True)
     training: Any = traitlets.Dict().tag(sync=True)
+    races: Any = traitlets.List().tag(sync=True)
 
     def __init__(self, **values: Any) -> None:
         answers = [name for panel in registry.PANELS for name in panel.answers]

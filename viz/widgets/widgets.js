@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 76748c30e0e04e42b47801a92451f8b2d149a64de5cb93f24f1ebf354adf9deb
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 49f0baba519d1497ca8f23203d4bf3c965a03f0e16ecee8b0c799857fa842b3e
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -168,6 +168,9 @@ var LEFT = 50;
 var RIGHT = 8;
 var TOP = 6;
 var BOTTOM = 32;
+var LETTER = 7.4;
+var APART = 13;
+var WIDE = 10;
 var RAISED = "\u2070\xB9\xB2\xB3\u2074\u2075\u2076\u2077\u2078\u2079";
 function ticks(low, high, log, most) {
   if (log) return logTicks(low, high, most);
@@ -203,26 +206,30 @@ function place(v, [low, high], log) {
   return log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
 }
 function chart(parent, contents) {
-  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true } = contents;
+  const { title, lines, bars = [], x, y, width = 340, height = 150, legend = true, named = false } = contents;
   const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
   const points = lines.flatMap((line) => line.points).concat(bars).filter(usable);
-  if (legend) drawKey(parent, lines);
+  if (legend && !named) drawKey(parent, lines);
   const size = { width, height, viewBox: `0 0 ${width} ${height}` };
   const svg = make("svg", { class: "chart", role: "group", ...size, "aria-label": title }, parent);
   if (!points.length) return svg;
+  const right = width - (named ? RIGHT + LETTER * Math.max(...lines.map(({ label = "" }) => label.length)) : RIGHT);
   const xs = span(x, points.map(([a]) => a)), ys = span(y, points.map(([, b]) => b));
-  const at = (v) => LEFT + (width - LEFT - RIGHT) * place(v, xs, x.log);
+  const at = (v) => LEFT + (right - LEFT) * place(v, xs, x.log);
   const up = (v) => TOP + (height - TOP - BOTTOM) * (1 - place(v, ys, y.log));
-  const frame = { svg, x, y, xs, ys, at, up, width, height };
+  const frame = { svg, x, y, xs, ys, at, up, right, height };
   drawAxes(frame);
   drawBars(frame, bars, contents.cursor ?? null);
   const spare = 1e-6 * (ys[1] - ys[0]);
   const isInside = ([, b]) => b >= ys[0] - spare && b <= ys[1] + spare;
   let color = 0;
-  for (const line of lines) {
+  const drawn = lines.map((line) => {
     const look = line.gray ? "gray" : `c${line.color ?? color++} ${line.name ?? ""}`;
-    drawLine(frame, line, look, line.points.filter(usable).filter(isInside));
-  }
+    const inside = line.points.filter(usable).filter(isInside);
+    drawLine(frame, line, look, inside);
+    return { line, look, end: inside.at(-1) };
+  });
+  if (named) drawNames(frame, drawn);
   return svg;
 }
 function drawKey(parent, lines) {
@@ -236,15 +243,15 @@ function drawKey(parent, lines) {
     explained(entry, line.term ?? line.label);
   }
 }
-function drawAxes({ svg, x, y, xs, ys, at, up, width, height }) {
-  const right = width - RIGHT, bottom = height - BOTTOM;
+function drawAxes({ svg, x, y, xs, ys, at, up, right, height }) {
+  const bottom = height - BOTTOM;
   const line = (look, ends2) => make("line", { class: look, ...ends2 }, svg);
   const tick = (attributes, text) => make("text", { svg: true, class: "tick", ...attributes }, svg, text);
-  for (const v of ticks(ys[0], ys[1], y.log, 4)) {
+  for (const v of ticks(ys[0], ys[1], y.log, y.log ? 6 : 4)) {
     line("guide", { x1: LEFT, x2: right, y1: up(v), y2: up(v) });
     tick({ x: LEFT - 5, y: up(v) + 3.5, "text-anchor": "end" }, tickText(y, v));
   }
-  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((width - LEFT) / 38))) {
+  for (const v of ticks(xs[0], xs[1], x.log, Math.floor((right - LEFT) / 38))) {
     line("axis", { x1: at(v), x2: at(v), y1: bottom, y2: bottom + 4 });
     tick({ x: at(v), y: bottom + 14, "text-anchor": "middle" }, tickText(x, v));
   }
@@ -269,26 +276,57 @@ function drawLine({ svg, at, up }, line, look, points) {
   if (!line.dots && (points.length !== 1 || line.gray)) return;
   for (const [a, b] of points) make("circle", { class: look, cx: at(a), cy: up(b), r: 2.8 }, svg);
 }
+function drawNames({ svg, at, up, height }, drawn) {
+  const named = drawn.flatMap(({ line, look, end }) => line.label && end ? [{ line, look, end }] : []);
+  const places = spread(named.map(({ end }) => up(end[1])), APART, height - BOTTOM);
+  named.forEach(({ line: { label = "", term = label }, look, end }, i) => {
+    const spot = { class: `end ${look}`, x: at(end[0]) + 6, y: places[i] + 4 };
+    explained(make("text", { svg: true, ...spot }, svg, label), term);
+  });
+}
+function spread(places, distance, most) {
+  const moved = [...places], order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]);
+  order.forEach((i, n) => {
+    if (n) moved[i] = Math.max(moved[i], moved[order[n - 1]] + distance);
+  });
+  let edge = most;
+  for (const i of order.reverse()) {
+    moved[i] = Math.min(moved[i], edge);
+    edge = moved[i] - distance;
+  }
+  return moved;
+}
 function lossCurves(parent, arms, width) {
   const names = Object.keys(arms), isAlone = names.length === 1;
   const lines = names.flatMap((name, i) => {
-    const { losses, held } = arms[name];
-    const label = (what) => isAlone ? what : `${name}, ${what}`;
+    const { losses = [], held = [] } = arms[name];
     const look = { name: isAlone ? "" : `arm${i}`, dash: i === 1 };
-    const heldLabel = label(isAlone ? "validation" : "held out");
     return [
-      { label: label("training"), term: "training loss", points: losses, thin: true, ...look, color: i },
-      { label: heldLabel, term: "held-out loss", points: held, dots: true, ...look, color: isAlone ? 1 : i }
+      { label: isAlone ? "training" : "", term: "training loss", points: losses, thin: true, ...look, color: i },
+      {
+        label: isAlone ? "validation" : name,
+        term: "held-out loss",
+        points: held,
+        dots: true,
+        ...look,
+        color: isAlone ? 1 : i
+      }
     ];
-  });
-  const steps = Math.max(1, ...names.map((name) => arms[name].planned));
+  }).filter((line) => line.points.length || !isAlone);
+  const values = lines.flatMap(({ points }) => points.map(([, loss]) => loss));
+  const low = Math.min(...values), steps = Math.max(1, ...names.map((name) => arms[name].planned ?? 1));
+  const isThin = !isAlone && names.some((name) => arms[name].losses?.length);
   return chart(parent, {
     title: `Losses of ${names.join(" and ")} over the optimizer steps`,
-    lines: lines.filter((line) => line.points.length || !isAlone),
+    lines,
     x: { label: "optimizer step", min: 0, max: steps },
-    y: { label: "loss, nats" },
+    y: {
+      label: isThin ? "loss, nats (thin: training)" : "loss, nats",
+      log: low > 0 && Math.max(...values) > WIDE * low
+    },
     width,
-    height: 150
+    height: 190,
+    named: true
   });
 }
 
@@ -314,8 +352,9 @@ function tint(share, dark) {
 var largest = (values) => values.reduce((most, value2) => Math.max(most, Math.abs(value2)), 1e-6);
 
 // grid.js
-var LETTER = 6.3;
+var LETTER2 = 6.3;
 var HEIGHT = 22;
+var TIGHT = 5.6;
 var MOVES = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
 var STEPS = { "+": 1, "=": 1, "-": -1 };
 var membersOf = (modules, which, at) => modules[which].flatMap((place2, k) => place2 === at ? [k] : []);
@@ -411,8 +450,9 @@ function cellGrid(parent, { title, rows, columns, cells, most = 1, fill: colorOf
   for (const [row, column, value2, text] of cells) {
     const fill2 = fillOf(value2);
     const at = { x: left + w * column + gap / 2, y: top2 + h * row + gap / 2, width: w - gap, height: h - gap };
-    make("rect", { class: isFine ? "grid fine" : "grid", ...at, fill: `rgb(${fill2})` }, svg);
-    if (!text || w <= 15) continue;
+    const rect = make("rect", { class: isFine ? "grid fine" : "grid", ...at, fill: `rgb(${fill2})` }, svg);
+    if (text) make("title", { svg: true }, rect, `layer ${columns[column]} ${rows[row]}: ${text}`);
+    if (!text || w <= 15 || w < TIGHT * text.length) continue;
     const middle = { x: left + w * (column + 0.5), y: top2 + h * row + 12, "text-anchor": "middle" };
     make("text", { svg: true, ...middle, "font-size": 9, fill: inkOn(fill2) }, svg, text);
   }
@@ -1025,7 +1065,7 @@ var WORDS2 = {
 };
 function drawMap(panel, svg) {
   const { part } = panel, w = part.columns.length > 40 ? 20 : 26, right = 60, letters = 24;
-  const left = LETTER * Math.min(letters, Math.max(...part.rows.map((row) => row.length))) + 12;
+  const left = LETTER2 * Math.min(letters, Math.max(...part.rows.map((row) => row.length))) + 12;
   const shape = { left, right, top: 28, w, letters, font: 9.5, tall: 24, above: 2, inset: 3 };
   const width = left + w * part.columns.length + right, height = bandHeight(part, shape, 18);
   const size = { width, height, viewBox: `0 0 ${width} ${height}`, style: `min-width: ${Math.min(width, 560)}px` };
@@ -1896,14 +1936,127 @@ function guide(box, page) {
   make("p", {}, box, "Point at a word, or go to it with Tab: its sentence of the glossary is shown.");
 }
 
+// race_arms.js
+var WIDEST2 = 520;
+function drawArms(parent, comparison, about, width) {
+  const entries = Object.entries(comparison.arms), codes2 = entries.map(([name, { code }]) => [name, code]);
+  const key = JSON.stringify([codes2, Boolean(comparison.said), isDark(parent), width]);
+  if (parent.dataset.drawn === key) return;
+  parent.dataset.drawn = key;
+  parent.replaceChildren();
+  if (!entries.length) return;
+  const boxes = entries.map(([name, arm], i) => drawArm(name, i, arm)), between = make("div", { class: "between" });
+  parent.append(boxes[0], between, boxes[1]);
+  make("div", { class: "curves" }, between);
+  drawDifference(between, comparison, about, widthOf(between, width));
+}
+var widthOf = (element, width) => Math.max(280, Math.min(WIDEST2, element.clientWidth || width));
+function drawArm(name, i, { headline: headline2, code, parameters }) {
+  const box = make("div", { class: `arm arm${i}`, "data-arm": name });
+  make("h3", {}, box, name);
+  make("div", { class: "outcome" }, box);
+  make("div", { class: "ranks" }, box, headline2);
+  const cost2 = make("div", { class: "cost" }, box, `${whole(parameters)} `);
+  explained(make("span", {}, cost2, "trained parameters"));
+  make("div", { class: "spent" }, box);
+  write(copyable(make("div", { class: "copied" }, box)), code);
+  return box;
+}
+function drawDifference(parent, { arms, difference, said }, about, width) {
+  const [[, before], [second, after]] = Object.entries(arms);
+  const box = make("div", { class: "difference" }, parent), changes2 = after.ranks.map((r, k) => r - before.ranks[k]);
+  if (said) make("div", {}, box, difference);
+  if (!changes2.some((change3) => change3)) return;
+  const { rows, columns, row, column } = about, most = largest(changes2), ground = groundOf(isDark(parent));
+  const fill2 = (change3) => blend(ground, (change3 ?? 0) > 0 ? RED : BLUE, (change3 ?? 0) / most);
+  const cells = changes2.map((change3, k) => [row[k], column[k], change3, change3 ? signed(change3) : ""]);
+  cellGrid(box, { title: difference, rows, columns, cells, fill: fill2, width });
+  make("div", { class: "note" }, box, `Red: more ranks in ${second}, blue: fewer; the strongest color: ${most} ranks.`);
+}
+function drawProgress(parent, { arms = {}, running, bar, leader }, width) {
+  for (const [name, arm] of Object.entries(arms)) {
+    const box = [...parent.querySelectorAll(".arm")].find((box2) => box2.getAttribute("data-arm") === name);
+    const outcome = box?.querySelector(".outcome"), spent = box?.querySelector(".spent");
+    if (outcome && spent) sayOutcome(outcome, spent, arm, name, leader);
+  }
+  const curves = parent.querySelector(".curves");
+  if (!curves) return;
+  curves.replaceChildren();
+  const { words, done = 0, total: total2 = null } = bar ?? {};
+  if (running && words) drawBar(make("div", { class: "note" }, curves), { words, done, total: total2 });
+  const isDrawn = Object.values(arms).some(({ losses = [], held = [] }) => losses.length || held.length);
+  if (isDrawn) lossCurves(curves, arms, widthOf(curves, width));
+}
+function sayOutcome(outcome, spent, arm, name, leader) {
+  outcome.replaceChildren();
+  spent.replaceChildren();
+  const { step = 0, planned = 0, loss, interval, seconds, rate } = arm;
+  if (loss !== void 0) {
+    make("span", { class: "loss" }, outcome, loss.toPrecision(3));
+    explained(make("span", {}, outcome, "held-out loss"));
+    const distance = interval ? `${interval} above ${leader}` : name === leader ? "the lower loss" : "";
+    make("div", { class: "note" }, outcome, distance);
+    const cost2 = [`${step} of ${planned} steps`, ...seconds ? [`${number(seconds)} s`] : [], `learning rate ${rate}`];
+    spent.append([...cost2, ...arm.stopped ? ["stopped"] : []].join(", "));
+  } else if (planned) {
+    make("progress", { max: planned, value: step, "aria-label": `training of ${name}` }, spent);
+    const last = arm.losses?.at(-1)?.[1], held = arm.held?.at(-1)?.[1], said = [`step ${step} of ${planned}`];
+    if (last !== void 0) said.push(`training loss ${last.toPrecision(3)}`);
+    if (held !== void 0) said.push(`held-out loss ${held.toPrecision(4)}`);
+    spent.append([...said, ...arm.stopped ? ["stopped"] : []].join(", "));
+  }
+}
+
+// race_list.js
+var MOST = 4;
+var SHOW = "Show this race above.";
+function drawRaces(parent, races, shown, show) {
+  const key = JSON.stringify([races.length, shown]);
+  if (parent.dataset.drawn === key) return;
+  parent.dataset.drawn = key;
+  parent.replaceChildren();
+  if (!races.length) return;
+  make("h3", {}, parent, `Races so far: ${races.length}`);
+  const numbers2 = races.map((_, number2) => number2).reverse();
+  drawEntries(parent, numbers2.slice(0, MOST), races, shown, show);
+  const rest = numbers2.slice(MOST);
+  if (!rest.length) return;
+  const more = make("details", {}, parent);
+  make("summary", {}, more, `${rest.length} earlier`);
+  drawEntries(more, rest, races, shown, show);
+}
+function drawEntries(parent, numbers2, races, shown, show) {
+  const list = make("ol", { class: "races" }, parent);
+  for (const number2 of numbers2) {
+    const { said = "", arms } = races[number2], entry = make("li", {}, list);
+    const head = make("div", { class: "verdict" }, entry);
+    button(head, `Race ${number2 + 1}`, SHOW, () => show(number2), { "aria-pressed": number2 === shown });
+    head.append(said);
+    Object.entries(arms).forEach(([name, { parameters, loss, interval, code }], i) => {
+      const line = make("div", { class: `line arm${i}` }, entry);
+      make("span", { class: "of" }, line, name);
+      make("span", { class: "loss" }, line, loss?.toPrecision(3));
+      make("span", { class: "interval" }, line, interval ?? "");
+      make("span", {}, line, `${whole(parameters)} parameters`);
+      make("code", { tabindex: 0 }, line, code);
+    });
+  }
+}
+
 // race.js
 var SAVE = "Save the adapter with the lower held-out loss to the folder workbench-winner.";
-var PAST = "The map shows other ranks than those that were trained:";
+var PAST = "The map shows other ranks than those that were trained.";
+var COMPARE = "Compare the kept allocation with that of the map.";
 function racePanel(parent, { about, model, ask, width }) {
   const panel = drawPanel(parent, about.training);
-  let race = { arms: [], obstacle: "", is_shown: false };
-  const training = () => model.get("training") ?? {};
+  let race = { arms: {}, difference: "", obstacle: "", raced: null, is_live: false };
+  let chosen = null;
+  const training = () => model.get("training") ?? {}, races = () => model.get("races") ?? [];
   const isRunning = () => Boolean(training().running);
+  function choose2(number2) {
+    chosen = number2;
+    draw();
+  }
   panel.begin.addEventListener("click", () => {
     const { steps, rate } = panel;
     if (race.obstacle || isRunning() || !steps.validity.valid || !rate.validity.valid) return;
@@ -1913,26 +2066,49 @@ function racePanel(parent, { about, model, ask, width }) {
     });
   });
   panel.winner.addEventListener("click", () => ask("save_winner"));
-  function tell(current) {
-    race = current.race ?? race;
-    sayWhatIsShown(panel, race, training());
+  panel.compare.addEventListener("click", () => choose2(null));
+  function draw() {
+    const number2 = chosen ?? race.raced, live = training(), isLive = number2 !== null && live.number === number2;
+    const isOfMap = number2 === race.raced || isLive && race.is_live;
+    const shown = number2 === null ? race : isLive ? live : races()[number2];
+    sayWhetherPast(panel, isOfMap, isRunning());
     sayPlan(panel, race, about.training);
     sayWhetherReady(panel, race, isRunning());
+    write(panel.verdict, shown.said ?? "");
+    write(panel.lead, shown.said ? "" : shown.difference ?? "");
+    write(panel.basis, shown.basis ?? "");
+    panel.winner.hidden = !live.winner || !isLive;
+    drawStops(panel.stops, live, ask);
+    drawArms(panel.arms, { arms: {}, difference: "", ...shown }, about, width());
+    drawProgress(panel.arms, shown, width());
+    panel.answers.replaceChildren();
+    if (shown.answers?.length) drawAnswers(panel.answers, shown.answers, Object.keys(shown.arms ?? {}));
+    drawRaces(panel.races, races(), number2, choose2);
+  }
+  function tell(current) {
+    const before = codes(race);
+    race = current.race ?? race;
+    if (!isRunning() && codes(race) !== before) chosen = null;
+    draw();
   }
   function follow3() {
-    sayWhatIsShown(panel, race, training());
-    sayWhetherReady(panel, race, isRunning());
-    followTraining(panel, training(), ask, width);
+    if (isRunning()) chosen = training().number ?? null;
+    draw();
   }
-  panel.root.addEventListener("input", () => tell({ race }));
+  panel.root.addEventListener("input", draw);
   model.on("change:training", follow3);
+  model.on("change:races", draw);
   follow3();
   return tell;
 }
+var codes = ({ arms }) => JSON.stringify(Object.entries(arms).map(([name, { code }]) => [name, code]));
 function drawPanel(parent, defaults) {
-  const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
-  const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root);
-  const basis = make("div", { class: "basis" }, root), head = make("div", { class: "bar" }, root);
+  const root = make("div", { class: "train", role: "group", "aria-label": "Comparison of two allocations" }, parent);
+  const lead = make("div", { class: "lead" }, root), verdict = make("div", { class: "status", role: "status" }, root);
+  const basis = make("div", { class: "basis" }, root);
+  const other = make("div", { class: "other" }, root, PAST);
+  const compare2 = describe(make("button", { type: "button" }, other, "Compare what it shows"), COMPARE);
+  const head = make("div", { class: "bar" }, root);
   const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
   const field = (label, attributes) => make("input", { type: "number", ...attributes }, explained(labeled(head, label), label));
   const steps = field("steps", { min: 1, step: 1, placeholder: "auto", value: defaults.steps ?? "" });
@@ -1940,43 +2116,26 @@ function drawPanel(parent, defaults) {
   const rate = field("learning rate", { min: 0, step: "any", value: given });
   const stops = make("span", { class: "group" }, head);
   const winner = describe(make("button", { type: "button" }, head, "Save winner"), SAVE);
-  const arms = make("div", { class: "arms" }, root), outcome = make("div", { class: "outcome" }, root);
-  const curves = make("div", { class: "curves" }, outcome), answers = make("div", { class: "answers" }, outcome);
-  return { root, other, verdict, basis, begin, plan, steps, rate, stops, winner, arms, curves, answers };
+  const arms = make("div", { class: "arms" }, root), answers = make("div", { class: "answers" }, root);
+  const races = make("div", {}, root);
+  return { root, other, compare: compare2, lead, verdict, basis, begin, plan, steps, rate, stops, winner, arms, answers, races };
 }
-function sayWhatIsShown({ root, other }, race, training) {
-  const isPast = Object.keys(training.arms ?? {}).length > 0 && !race.is_shown;
-  root.classList.toggle("past", isPast);
-  other.textContent = isPast ? PAST : "";
+function sayWhetherPast({ root, other, compare: compare2 }, isOfMap, isRunning) {
+  root.classList.toggle("past", !isOfMap);
+  other.hidden = isOfMap;
+  compare2.hidden = isRunning;
 }
 function sayPlan({ steps, rate, plan }, { obstacle, arms }, { learning_rate, steps: planned, seconds }) {
   for (const input of [steps, rate]) {
     if (input.parentElement) input.parentElement.hidden = !learning_rate && !planned && !seconds;
   }
   const length = steps.value || !seconds ? "on the same batches" : `as many steps as fit into about ${Math.round(seconds / 60)} minutes`;
-  plan.textContent = obstacle || `${arms.join(" and ")}, ${length}`;
+  write(plan, obstacle || `${Object.keys(arms).join(" and ")}, ${length}`);
 }
 function sayWhetherReady({ begin }, { obstacle, arms }, isRunning) {
   put(begin, "aria-disabled", Boolean(obstacle) || isRunning);
-  const does = `Train ${arms.join(" and ")} on the same batches, and say which is better on held-out samples.`;
-  describe(begin, obstacle || does);
-}
-function followTraining(panel, training, ask, width) {
-  const { arms = {} } = training, names = Object.keys(arms);
-  panel.winner.hidden = !training.winner;
-  panel.verdict.textContent = training.said ?? "";
-  panel.basis.textContent = training.basis ?? "";
-  drawStops(panel.stops, training, ask);
-  panel.arms.replaceChildren();
-  const { words, done = 0, total: total2 = null } = training.bar ?? {};
-  if (training.running && words) drawBar(make("div", {}, panel.arms), { words, done, total: total2 });
-  names.forEach((name, i) => drawArm(panel.arms, name, i, arms[name]));
-  panel.curves.replaceChildren();
-  if (names.some((name) => arms[name].losses.length)) {
-    lossCurves(panel.curves, arms, Math.max(280, Math.min(430, width())));
-  }
-  panel.answers.replaceChildren();
-  if (training.answers?.length) drawAnswers(panel.answers, training.answers, names);
+  const names = Object.keys(arms).join(" and ");
+  describe(begin, obstacle || `Train ${names} on the same batches, and say which is better on held-out samples.`);
 }
 function drawStops(stops, { arms = {}, running }, ask) {
   const names = running ? Object.keys(arms) : [], drawn = () => [...stops.querySelectorAll("button")];
@@ -1991,19 +2150,6 @@ function drawStops(stops, { arms = {}, running }, ask) {
     const arm = arms[stop.dataset.arm ?? ""];
     stop.disabled = !arm.running || Boolean(arm.stopped);
   }
-}
-function drawArm(parent, name, i, arm) {
-  const row = make("div", { class: `arm arm${i}`, "data-arm": name }, parent);
-  const parameters = `${arm.parameters.toLocaleString("en-US")} trained parameters`;
-  make("div", { class: "ranks" }, row, `${name}: ${arm.ranks}; ${parameters}`);
-  if (!arm.planned) return;
-  make("progress", { max: arm.planned, value: arm.step, "aria-label": `training of ${name}` }, row);
-  const loss = arm.losses.at(-1)?.[1], held = arm.held.at(-1)?.[1];
-  const said = [`step ${arm.step} of ${arm.planned}`];
-  if (loss !== void 0) said.push(`training loss ${loss.toPrecision(3)}`);
-  if (held !== void 0) said.push(`held-out loss ${held.toPrecision(4)}`);
-  if (arm.stopped) said.push("stopped");
-  row.append(said.join(", "));
 }
 function drawAnswers(parent, entries, names) {
   const arms = names.filter((name) => name in entries[0].by);
@@ -2155,7 +2301,7 @@ function value(bench, tab, k) {
   const { model, current } = bench;
   if (tab.run && !isOfRun(bench)) return null;
   if (tab.of === "change") return change2(bench, k);
-  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
+  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates?.[k] ?? null;
   if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
   return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values?.[k]) ?? null;
 }
@@ -2687,7 +2833,7 @@ function walk2(bench, move, extends_) {
 
 // workbench/map.js
 var NARROWEST = 14;
-var WIDEST2 = 34;
+var WIDEST3 = 34;
 var DIVERGING = ["ratio", "change", "signed"];
 var LABEL3 = "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, Delete gives it back to the score, X leaves a module out";
 var WORDS3 = {
@@ -2721,14 +2867,14 @@ function layOut(bench, width) {
 }
 function shapeOf({ rows, columns }, wide) {
   const longest = Math.max(...rows.map((row) => row.length)), right = 46;
-  const left = Math.min(LETTER * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
+  const left = Math.min(LETTER2 * Math.min(longest, 24) + 12, 0.3 * wide), room = wide - left - right;
   const bands = Math.ceil(columns.length * NARROWEST / room);
-  const w = Math.min(WIDEST2, room / Math.ceil(columns.length / bands));
+  const w = Math.min(WIDEST3, room / Math.ceil(columns.length / bands));
   const stack = (row) => row.includes(".") ? row.split(".")[0] : "";
   const gaps = [0];
   for (let j = 1; j < rows.length; j++) gaps.push(gaps[j - 1] + (stack(rows[j]) === stack(rows[j - 1]) ? 0 : 8));
   const font = w < 17 ? 8.5 : w < 22 ? 9.5 : 11;
-  return { left, right, top: 34, w, letters: left / LETTER, font, tall: 26, above: 3, inset: 1, bands, gaps };
+  return { left, right, top: 34, w, letters: left / LETTER2, font, tall: 26, above: 3, inset: 1, bands, gaps };
 }
 function paintMap2(bench) {
   const { about, cells, bars, root, model } = bench, tab = currentTab(bench);

@@ -31,7 +31,7 @@ from tlora.explanation.side_effects import SideEffects
 from tlora.models.targets import Model
 from tlora.recipes import Plan, Recipe
 from tlora.resources.estimate import ResourceEstimate
-from tlora.results import count_bytes
+from tlora.results import Result, count_bytes
 from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
@@ -146,6 +146,8 @@ class Workbench(PicturedWidget):
         Every pair of the subspaces, compared at the largest rank that all of them have.
     race : Race or None
         The last race of the kept and the new allocation, when it has ended: ``workbench.race.winner.save(folder)``.
+    races : list of Race
+        All races that have ended, which a session keeps; their losses, not their adapters.
     widget : WorkbenchView
         The part in the browser.
 
@@ -434,7 +436,7 @@ class Workbench(PicturedWidget):
         self._step(self._future, self._past)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
+        """Write the session to a folder: the results, the allocation, the kept one, the races, and what is selected.
 
         Activations, answers, attribution and side effects hold the text of their samples. Of a calibration the session
         keeps the sensitivity, not the covariances, which are larger than all else together.
@@ -456,13 +458,14 @@ class Workbench(PicturedWidget):
         """
         check_arguments(Workbench.save, locals())
         with self._lock:
-            parts = session_results(self.results, self.kept)
+            parts = self._session_results()
             session = Session(
                 self.state.options,
                 dict(self.state.edits),
                 list(self.selected),
                 self.widget.tab,
                 list(self.results.others),
+                [race.arms for race in self._race.past],
             )
         return save_session(path, session, parts)
 
@@ -487,12 +490,14 @@ class Workbench(PicturedWidget):
             If it is damaged, or names a module that its calibration does not have.
         """
         check_arguments(Workbench.load, locals())
-        session, results, kept = load_session(path)
+        session, results, kept, races = load_session(path)
         options, edits = session.options, session.edits
         workbench = cls.from_results(results, options.rank)
         named = {*edits, *options.pinned, *options.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
             raise ValueError(f"{Path(path, SESSION)} names {unknown[0]}, which the calibration does not have")
+        workbench._race.past = races
+        workbench.widget.races = workbench._race.listed
         workbench._restore(AllocationState(options, edits, workbench.state.directions, kept))
         workbench.select(*session.selected)
         workbench.widget.tab = session.tab
@@ -550,12 +555,20 @@ class Workbench(PicturedWidget):
         self._race.train(self.kept, self._allocation, options)
         self._tell()  # what is raced is now what the map shows
 
+    @property
+    def races(self) -> list[Race]:
+        """The races that have ended, the last one last; they hold losses and no adapters."""
+        return [race.result for race in self._race.past]
+
     def stop(self, name: str) -> None:
         """End the training of ``name``, one of `arms`, after the step that runs; the race goes on."""
         self._race.stop(name)
 
-    def _follow(self, state: dict[str, Any]) -> None:
-        self.widget.training = state
+    def _follow(self, **traits: Any) -> None:
+        self._set_traits(**traits)
+        if "races" in traits:
+            with self._lock:
+                self._tell()  # the map may show the allocations of a race that has ended
 
     def _save_winner(self, path: str = "workbench-winner") -> None:
         assert self.race is not None  # there is no button before
@@ -651,6 +664,9 @@ class Workbench(PicturedWidget):
             with self._lock:
                 self._tell()
 
+    def _session_results(self) -> dict[str, Result]:
+        return session_results(self.results, self.kept, self._race.past)
+
     def _save(self, path: str = "workbench-session") -> None:
         folder = self.save(path)
         size = size_text(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
@@ -738,7 +754,7 @@ class Workbench(PicturedWidget):
             most=self.most,
             training=self._race.training if self._race.can_train else None,
             knows_directions=self.state.directions is not None,
-        ) | {"session": size_text(sum(map(count_bytes, session_results(self.results, self.kept).values())))}
+        ) | {"session": size_text(sum(map(count_bytes, self._session_results().values())))}
 
     def _current(self, page: bool = False) -> dict[str, Any]:
         """What the browser shows of the state: ranks, their reasons, the line of Python."""

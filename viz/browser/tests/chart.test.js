@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { place } from "./dom.js";
-import { chart, lossCurves, ticks, tickText } from "../chart.js";
+import { chart, lossCurves, spread, ticks, tickText } from "../chart.js";
 
 /** @import { Losses } from "../traits.js" */
 
@@ -47,4 +47,24 @@ Deno.test("two trainings have four curves, one has two, without those that are e
   };
   assert.equal(count({ a: arm, b: arm }), 4);
   assert.equal(count({ run: arm }), 1);
+});
+
+Deno.test("two trainings have their names at the ends of their held-out losses, on an axis that spans them", () => {
+  /** @type {(end: number) => [string[], string[]]} */
+  const drawn = (end) => {
+    const parent = place(), held = [[0, 4], [4, 1]];
+    lossCurves(parent, { a: { held, planned: 4 }, b: { held: [[0, 4], [4, end]], planned: 4 } }, 400);
+    /** @type {(selector: string) => string[]} */
+    const texts = (selector) => [...parent.querySelectorAll(selector)].map((text) => text.textContent ?? "");
+    return [texts(".end"), texts(".tick[text-anchor=end]")];
+  };
+  assert.deepEqual(drawn(2)[0], ["a", "b"]);
+  assert.ok(drawn(0.1)[1].includes("0.1")); // a factor of forty: logarithmic
+  assert.ok(!drawn(0.5)[1].includes("0.5")); // a factor of eight: as they are
+});
+
+Deno.test("names are moved apart and stay above the axis", () => {
+  assert.deepEqual(spread([10, 50], 13, 100), [10, 50]);
+  assert.deepEqual(spread([50, 45], 13, 100), [58, 45]);
+  assert.deepEqual(spread([99, 95, 98], 10, 100), [100, 80, 90]);
 });

@@ -45,7 +45,16 @@ export const CURRENT = {
   scalings: [1, 1, 1],
   middles: { rank: 2, scaling: 1 },
   controls: { budget: "ranks", scaling: "nominal", rank: 2, temperature: 1, min_rank: 1, max_rank: 8 },
-  race: { arms: ["kept", "new"], obstacle: "", is_shown: true },
+  race: {
+    arms: {
+      kept: { code: "kept = 1", headline: "k", parameters: 40, ranks: [2, 2, 2] },
+      new: { code: "new = 1", headline: "n", parameters: 44, ranks: [2, 1, 3] },
+    },
+    difference: "new adds 1 rank",
+    obstacle: "",
+    raced: null,
+    is_live: false,
+  },
   code: "tlora.allocate(...)",
   undo: 1,
   redo: 0,

@@ -112,10 +112,11 @@ Deno.test("two trainings are begun with the options that are set, followed, and 
   const { el, model, text, press } = workbench();
   press("Train both");
   assert.deepEqual(model.sent.at(-1).args, { steps: 3, learning_rate: 0.002 });
-  const arm = { ranks: "r", parameters: 1, planned: 3, step: 1, losses: [[1, 2]], held: [], updates: [0.1, 0.2, 0.3] };
-  const arms = { kept: { ...arm, running: true }, new: { ...arm, running: false } };
-  model.set("training", { running: true, said: "verdict", arms });
-  assert.match(text(".arm"), /^kept: r; 1 trained parametersstep 1 of 3, training loss 2\.00$/);
+  const { kept, new: last } = CURRENT.race?.arms ?? {};
+  const followed = { planned: 3, step: 1, losses: [[1, 2]], held: [], updates: [0.1, 0.2, 0.3] };
+  const arms = { kept: { ...kept, ...followed, running: true }, new: { ...last, ...followed, running: false } };
+  model.set("training", { running: true, number: 0, said: "verdict", difference: "d", arms });
+  assert.match(text(".arm"), /^keptk40 trained parametersstep 1 of 3, training loss 2\.00kept = 1Copy$/);
   assert.deepEqual([...el.querySelectorAll("[data-arm] , button[data-arm]")].length, 4);
   assert.equal(el.querySelector("[data-tab=kept]").hidden, false);
   model.tell("msg:custom", { answer: 1 });

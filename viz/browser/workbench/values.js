@@ -47,7 +47,7 @@ export function value(bench, tab, k) {
   const { model, current } = bench;
   if (tab.run && !isOfRun(bench)) return null;
   if (tab.of === "change") return change(bench, k);
-  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates[k] ?? null;
+  if (tab.trained) return model.get("training")?.arms?.[tab.trained]?.updates?.[k] ?? null;
   if (tab.of) return tab.of === "ranks" && !current.ranks[k] ? null : current[tab.of][k];
   return (tab.curves ? tab.curves[k][current.ranks[k] - 1] : tab.values?.[k]) ?? null;
 }

@@ -10,7 +10,8 @@ from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import Column, Part, intervals, shorten, shorten_all, table, text, whole
 
 STRIPS = (
-    "Tokens in red became more likely, those in blue less. A loss that rose is a text that the model writes less well."
+    "The texts with the adapter at scale 1, the worst first. Tokens in red became more likely, those in blue less. "
+    "A loss that rose is a text that the model writes less well."
 )
 CURVE = "How much of the adapter can be kept if other text may lose only so much: every point is measured."
 TEXTS = 64
@@ -42,7 +43,7 @@ CHANGED: list[Column] = [
 
 
 class EffectsPanel(Panel):
-    """Texts, the worst first, and the curve over the adapter's scale, which holds no text."""
+    """The slider over the adapter's scale, which holds no text, above the texts, the worst first."""
 
     name, title = "effects", "Side effects"
     about = "What the adapter changed on text that it was not meant for."
@@ -50,9 +51,11 @@ class EffectsPanel(Panel):
 
     def parts(self) -> list[Part]:
         """Those of each result that is known."""
-        effects, rescaling = self.results.effects, self.results.rescaling
-        parts = _texts(effects) if effects is not None and self.context.has("effects") else []
-        return parts if rescaling is None else [*parts, text(CURVE), _curve(rescaling)]
+        rescaling = self.results.rescaling
+        effects = self.results.effects if self.context.has("effects") else None
+        finding = [] if effects is None else [text(f"{effects.headline}.")]
+        curve = [] if rescaling is None else [text(CURVE), _curve(rescaling)]
+        return finding + curve + ([] if effects is None else _texts(effects))
 
 
 def _texts(effects: SideEffects) -> list[Part]:
@@ -73,9 +76,9 @@ def _texts(effects: SideEffects) -> list[Part]:
     found = effects.attribution
     why = [] if found is None else [largest_modules(found, "The modules that contributed most where tokens lost most")]
     return [
-        text(f"{effects.headline}. {STRIPS}"),
-        table(sets, "Loss of each set of texts", SETS),
+        text(STRIPS),
         strips,
+        table(sets, "Loss of each set of texts", SETS),
         *(table(frame, f"Tokens that {what} most", CHANGED, folded=True) for what, frame in tokens.items()),
         *why,
     ]

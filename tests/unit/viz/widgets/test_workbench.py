@@ -8,11 +8,13 @@ import re
 from collections import Counter
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
 import tlora
@@ -187,7 +189,7 @@ def test_going_back_to_what_was_kept_computes_no_uniform_allocation_again(monkey
     it.undo()
     assert list(it.arms) == ["uniform", "kept"]
     it.set_rank(it.names[3], start)
-    assert it.widget.current["race"]["arms"] == ["uniform", "kept"]
+    assert list(it.widget.current["race"]["arms"]) == ["uniform", "kept"]
 
 
 def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
@@ -457,6 +459,25 @@ def test_explore_begins_with_what_a_recipe_trains(monkeypatch: pytest.MonkeyPatc
     assert viz.explore(base(), jobs.task(), recipe="lora", samples=6, rank=2).subspaces is None
 
 
+def assert_session_keeps_the_race(it: viz.Workbench, new: tlora.Allocation, folder: Path) -> None:
+    again = viz.Workbench.load(it.save(folder))
+    assert again.widget.races == it.widget.races
+    (race,) = again.races
+    assert it.race is not None
+    assert torch.equal(race.losses, it.race.losses)
+    assert race.runs == {}
+    assert again.widget.current["race"]["raced"] is None
+    line = again.widget.races[0]["arms"]["new"]["code"]
+    made = eval(line, {"calibration": calibration(), "tlora": tlora})
+    assert made.ranks == new.ranks
+    again.preset("uniform")
+    assert again.allocation.ranks == new.ranks
+    assert again.widget.current["race"]["raced"] == 0  # its verdict is shown again
+    few = viz.Workbench(calibration(), subspaces(), rank=2)
+    assert not viz.Workbench.load(few.save(folder)).races
+    assert not list(folder.glob("race-*"))
+
+
 @pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
 def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -477,9 +498,9 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     a, b = it.kept, it.allocation
     request(it, "train")
     assert it._race.live is not None
-    assert it.widget.current["race"]["is_shown"]
+    assert it.widget.current["race"]["is_live"]
     it.set_rank(it.names[0], 4)
-    assert not it.widget.current["race"]["is_shown"]
+    assert not it.widget.current["race"]["is_live"]
     request(it, "train")
     assert "being trained already" in it.widget.current["message"]
     it._race.live.wait()
@@ -491,12 +512,14 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     moved = it.race.runs["new"][0].module_history.query("step == 4").set_index("module")["update_norm"]
     assert shown["arms"]["new"]["updates"] == pytest.approx([moved.get(name) for name in it.names], rel=0.01)
     json.dumps(shown, allow_nan=False)
-    assert shown["arms"]["new"]["ranks"].startswith(f"Every module gets rank {it.allocation.rank}")
+    assert shown["arms"]["new"]["headline"].startswith(f"Every module gets rank {it.allocation.rank}")
     assert {name: arm["parameters"] for name, arm in shown["arms"].items()} == it.race.parameters
+    assert it.widget.current["race"]["raced"] is None
     it.undo()
-    assert it.widget.current["race"]["is_shown"]
+    assert it.widget.current["race"]["raced"] == 0
     it.undo()  # what was kept: nothing has changed, and the verdict is about something that has
-    assert not it.widget.current["race"]["is_shown"]
+    assert it.widget.current["race"]["raced"] is None
+    assert_session_keeps_the_race(it, b, tmp_path / "session")
     assert [tab["trained"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["uniform", "kept", "new"]
     request(it, "save_winner")
     assert tlora.TrainingRun.load("workbench-winner").ranks == it.race.winner.ranks
