@@ -63,7 +63,7 @@ def test_a_phone_shows_cards_and_nothing_scrolls_sideways(page: Any) -> None:
     assert page.evaluate(
         "[...document.querySelectorAll('#answers *')].every((one) => one.getBoundingClientRect().right <= innerWidth)"
     )
-    expect(page.locator("#answers").get_by_role("table")).to_be_visible()
+    expect(page.get_by_role("table", name="Answers")).to_be_visible()
     expect(page.locator("#answers").get_by_role("row").nth(1)).to_be_visible()
 
 

@@ -115,7 +115,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Pa
     assert about["Description-Content-Type"] == "text/markdown"
     assert about["License-Expression"] == "MIT"
     targets = re.findall(r"\]\(([^)]+)\)", about.get_payload())
-    assert f"https://example.org/tlora/raw/v{tlora.__version__}/docs/workbench.png" in targets
+    assert f"https://example.org/tlora/raw/v{tlora.__version__}/docs/answers.png" in targets
     assert all(target.startswith(("https://", "#")) for target in targets)
 
 

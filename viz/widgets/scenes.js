@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 49f0baba519d1497ca8f23203d4bf3c965a03f0e16ecee8b0c799857fa842b3e
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3dc938f395f63a116844b571caf02ab90a6b2f8a06f73de6c50dc71a08234b1d
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

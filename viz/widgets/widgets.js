@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 49f0baba519d1497ca8f23203d4bf3c965a03f0e16ecee8b0c799857fa842b3e
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3dc938f395f63a116844b571caf02ab90a6b2f8a06f73de6c50dc71a08234b1d
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -717,7 +717,7 @@ function drawConversation(parent, row) {
   drawTurn(turns, "adapter", row.adapter, row.adapter_right);
   if (row.reference !== null) drawTurn(turns, "reference", row.reference, null);
   const gained2 = make("div", { class: "gained" }, box);
-  if (row.tokens) drawTokens(gained2, row, row.tokens);
+  if (row.apart) drawApart(gained2, row, row.apart);
   else sayHow(gained2, row);
 }
 function drawTurn(parent, speaker, text, right) {
@@ -725,7 +725,7 @@ function drawTurn(parent, speaker, text, right) {
   drawMark(name, right);
   make("div", { class: "said" }, turn2, text || "(nothing)");
 }
-function drawTokens(parent, { reference, gain }, tokens) {
+function drawApart(parent, { reference, gain }, { tokens, modules }) {
   const whose = reference === null ? "the adapter's answer" : "the reference";
   make("p", {}, parent, `What each token of ${whose} gained, ${nats(gain)} nats together:`);
   const chips = make("div", { class: "chips" }, parent), most = largest(tokens.map(([, gain2]) => gain2));
@@ -734,7 +734,19 @@ function drawTokens(parent, { reference, gain }, tokens) {
     coloredToken(chip, token, gain2 / most, isDark(parent));
     make("span", { class: "nats" }, chip, nats(gain2));
   }
-  make("p", { class: "note" }, parent, "Which modules did it: panel Attribution.");
+  make("p", {}, parent, "The modules that contributed most of it, nats:");
+  const table = make("table", { class: "modules" }, parent), longest = largest(modules.map(([, value2]) => value2));
+  for (const [place2, value2] of modules) {
+    const line = make("tr", {}, table);
+    make("th", { scope: "row" }, line, place2);
+    make("td", {}, line, nats(value2));
+    drawShare(make("td", { class: "bars" }, line), value2 / longest);
+  }
+  make("p", { class: "note" }, parent, "What leaving a module out costs is another number: panel Attribution.");
+}
+function drawShare(parent, share) {
+  const look = { class: share < 0 ? "share less" : "share more", style: `width: ${100 * Math.abs(share)}%` };
+  make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
 }
 function sayHow(parent, { row }) {
   const line = make("p", { class: "note" }, parent, "To see what each token gained, and by which modules, add ");
@@ -867,7 +879,9 @@ function drawRow2({ choice, body, most }, row) {
   drawAnswer(cell("adapter"), row.adapter, row.adapter_right);
   drawAnswer(cell("reference"), row.reference ?? "", null);
   cell("changed").textContent = row.changed ? "yes" : "no";
-  drawGain(cell("gain, nats"), row.gain, most);
+  const gain = cell("gain, nats");
+  make("span", {}, gain, nats(row.gain));
+  drawShare(gain, row.gain / most);
   let opened = null;
   function follow3() {
     const isOpen = choice.open.has(row.row);
@@ -885,11 +899,6 @@ function drawRow2({ choice, body, most }, row) {
 function drawAnswer(parent, text, right) {
   drawMark(parent, right);
   make("span", { class: "clamped" }, parent, shortened(text));
-}
-function drawGain(parent, gain, most) {
-  make("span", {}, parent, nats(gain));
-  const look = { class: gain < 0 ? "share less" : "share more", style: `width: ${100 * Math.abs(gain) / most}%` };
-  make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
 }
 function drawOpened(line, row) {
   const opened = make("tr", { role: ROLES.row, class: "opened" });

@@ -8,10 +8,10 @@ import { chosenRows, filterCounts } from "../panels/answer_table/rows.js";
 /** @type {(row: number, base_right: boolean | null, adapter_right: boolean | null, more?: object) => Row} */
 const rowOf = (row, base_right, adapter_right, more = {}) => ({
   ...{ row, request: `request ${row}`, base: `b${row}`, adapter: `a${row}`, reference: `r${row}` },
-  ...{ base_right, adapter_right, changed: true, gain: row, tokens: null, ...more },
+  ...{ base_right, adapter_right, changed: true, gain: row, apart: null, ...more },
 });
 const ROWS = [
-  rowOf(2, true, false, { gain: -1.5, tokens: [["r", -2], ["2", 0.5]] }),
+  rowOf(2, true, false, { gain: -1.5, apart: { tokens: [["r", -2], ["2", 0.5]], modules: [["layer 3 q", -1.25]] } }),
   rowOf(10, false, true, { base: "x\ny" }),
   rowOf(0, true, true, { changed: false }),
   rowOf(1, null, null, { reference: null, gain: 0.25 }),
@@ -77,6 +77,8 @@ Deno.test("a row opens as a conversation, which stays open in another order, and
     "referencer2",
   ]);
   assert.deepEqual([...root.querySelectorAll(".chip")].map((chip) => chip.textContent), ["r\u22122.00", "2+0.50"]);
+  assert.equal(root.querySelector(".modules").textContent, "layer 3 q\u22121.25");
+  assert.equal(root.querySelector(".modules .share").className, "share less");
   assert.match(root.querySelector(".gained p").textContent, /each token of the reference gained, \u22121\.50 nats/);
   send(button("row"), "click");
   assert.equal(turns().length, 4);

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tlora.explanation.compare_answers import AnswerTable
+from tlora.models.targets import Target
 from viz.widgets.panels.panel import Panel
-from viz.widgets.panels.parts import Part, shorten
+from viz.widgets.panels.parts import Part, shorten, shorten_all
+
+MODULES = 5
+"""Modules that are named of an answer, those that contributed most."""
 
 
 class AnswerTablePanel(Panel):
@@ -19,8 +23,8 @@ class AnswerTablePanel(Panel):
     def parts(self) -> list[Part]:
         """One part: the totals, and the rows in the order to read them."""
         table: AnswerTable = self.result
-        tokens = _token_gains(table)
-        rows = [_row(table, n) | {"tokens": tokens.get(n)} for n in table.reading_order]
+        apart = _taken_apart(table)
+        rows = [_row(table, n) | {"apart": apart.get(n)} for n in table.reading_order]
         return [{"kind": "answer_table", "sentence": f"{table.headline}.", "rows": rows}]
 
 
@@ -34,13 +38,23 @@ def _row(table: AnswerTable, n: int) -> dict[str, Any]:
     return {"row": n, **texts, **marks, "changed": one.changed, "gain": shorten(one.gain, 5)}
 
 
-def _token_gains(table: AnswerTable) -> dict[int, list[tuple[str, float | None]]]:
-    """Each token of the answers that were taken apart, and what it gained, by row; nats."""
-    samples = table.attribution.samples if table.attribution is not None else []
-    return {
-        n: [
-            (one.tokens[position], shorten(gain))
-            for position, gain in zip(one.positions, one.rise[0].tolist(), strict=True)
-        ]
-        for n, one in zip(table.explained, samples, strict=True)
-    }
+def _taken_apart(table: AnswerTable) -> dict[int, dict[str, Any]]:
+    """By row, what each token of its answer gained, and what the largest modules contributed; nats."""
+    attribution = table.attribution
+    if attribution is None:
+        return {}
+    places = [_place(target) for target in attribution.targets.values()]
+    rows = {}
+    for n, one in zip(table.explained, attribution.samples, strict=True):
+        tokens = [one.tokens[position] for position in one.positions]
+        contributions = one.by_module[0].sum(0)
+        order = contributions.abs().argsort(descending=True)[:MODULES].tolist()
+        rows[n] = {
+            "tokens": list(zip(tokens, shorten_all(one.rise[0], 4), strict=True)),
+            "modules": [(places[k], shorten(float(contributions[k]))) for k in order],
+        }
+    return rows
+
+
+def _place(target: Target) -> str:
+    return f"layer {target.layer} {target.projection}" if target.layer >= 0 else target.name

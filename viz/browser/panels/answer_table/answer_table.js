@@ -5,7 +5,7 @@ import { button, group, onArrows } from "../../controls.js";
 import { make, put } from "../../elements.js";
 import { explained } from "../../explain.js";
 import { nats } from "../../text.js";
-import { drawConversation, drawMark } from "./conversation.js";
+import { drawConversation, drawMark, drawShare } from "./conversation.js";
 import { chosenRows, COLUMNS, filterCounts, FILTERS } from "./rows.js";
 
 /** @import { Row } from "./rows.js" */
@@ -111,7 +111,9 @@ function drawRow({ choice, body, most }, row) {
   drawAnswer(cell("adapter"), row.adapter, row.adapter_right);
   drawAnswer(cell("reference"), row.reference ?? "", null);
   cell("changed").textContent = row.changed ? "yes" : "no";
-  drawGain(cell("gain, nats"), row.gain, most);
+  const gain = cell("gain, nats");
+  make("span", {}, gain, nats(row.gain));
+  drawShare(gain, row.gain / most);
   /** @type {Element | null} */
   let opened = null;
   function follow() {
@@ -132,17 +134,6 @@ function drawRow({ choice, body, most }, row) {
 function drawAnswer(parent, text, right) {
   drawMark(parent, right);
   make("span", { class: "clamped" }, parent, shortened(text));
-}
-
-/**
- * A number, and a bar of its share of the largest.
- *
- * @type {(parent: Element, gain: number, most: number) => void}
- */
-function drawGain(parent, gain, most) {
-  make("span", {}, parent, nats(gain));
-  const look = { class: gain < 0 ? "share less" : "share more", style: `width: ${(100 * Math.abs(gain)) / most}%` };
-  make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
 }
 
 /** @type {(line: Element, row: Row) => Element} */

@@ -5,7 +5,7 @@ import { make } from "../../elements.js";
 import { coloredToken } from "../../strip.js";
 import { nats } from "../../text.js";
 
-/** @import { Row } from "./rows.js" */
+/** @import { Apart, Row } from "./rows.js" */
 
 const SIGNS = { right: "\u2713", wrong: "\u2717" };
 
@@ -32,7 +32,7 @@ export function drawConversation(parent, row) {
   drawTurn(turns, "adapter", row.adapter, row.adapter_right);
   if (row.reference !== null) drawTurn(turns, "reference", row.reference, null);
   const gained = make("div", { class: "gained" }, box);
-  if (row.tokens) drawTokens(gained, row, row.tokens);
+  if (row.apart) drawApart(gained, row, row.apart);
   else sayHow(gained, row);
 }
 
@@ -44,8 +44,8 @@ function drawTurn(parent, speaker, text, right) {
   make("div", { class: "said" }, turn, text || "(nothing)");
 }
 
-/** @type {(parent: Element, row: Row, tokens: [string, number][]) => void} */
-function drawTokens(parent, { reference, gain }, tokens) {
+/** @type {(parent: Element, row: Row, apart: Apart) => void} */
+function drawApart(parent, { reference, gain }, { tokens, modules }) {
   const whose = reference === null ? "the adapter's answer" : "the reference";
   make("p", {}, parent, `What each token of ${whose} gained, ${nats(gain)} nats together:`);
   const chips = make("div", { class: "chips" }, parent), most = largest(tokens.map(([, gain]) => gain));
@@ -54,7 +54,25 @@ function drawTokens(parent, { reference, gain }, tokens) {
     coloredToken(chip, token, gain / most, isDark(parent));
     make("span", { class: "nats" }, chip, nats(gain));
   }
-  make("p", { class: "note" }, parent, "Which modules did it: panel Attribution.");
+  make("p", {}, parent, "The modules that contributed most of it, nats:");
+  const table = make("table", { class: "modules" }, parent), longest = largest(modules.map(([, value]) => value));
+  for (const [place, value] of modules) {
+    const line = make("tr", {}, table);
+    make("th", { scope: "row" }, line, place);
+    make("td", {}, line, nats(value));
+    drawShare(make("td", { class: "bars" }, line), value / longest);
+  }
+  make("p", { class: "note" }, parent, "What leaving a module out costs is another number: panel Attribution.");
+}
+
+/**
+ * A bar of a share from -1 to 1.
+ *
+ * @type {(parent: Element, share: number) => void}
+ */
+export function drawShare(parent, share) {
+  const look = { class: share < 0 ? "share less" : "share more", style: `width: ${100 * Math.abs(share)}%` };
+  make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
 }
 
 /** @type {(parent: Element, row: Row) => void} */

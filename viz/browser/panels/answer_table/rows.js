@@ -1,8 +1,13 @@
 // Which rows of the answers a filter keeps, and in which order a column puts them.
 
 /**
- * A request with both answers. `tokens` are those of the reference, or without a reference of the adapter's answer, and
- * what each of them gained, in nats; null if the answer was not taken apart.
+ * An answer that was taken apart: its tokens with what each gained, and the modules that contributed most, in nats.
+ *
+ * @typedef {{tokens: [string, number][], modules: [string, number][]}} Apart
+ */
+
+/**
+ * A request with both answers; `apart` is the reference, or without a reference the adapter's answer, if it was.
  *
  * @typedef {object} Row
  * @property {number} row
@@ -14,7 +19,7 @@
  * @property {boolean | null} adapter_right
  * @property {boolean} changed
  * @property {number} gain
- * @property {[string, number][] | null} tokens
+ * @property {Apart | null} apart
  */
 
 /** @typedef {{sentence: string, keeps: (row: Row) => boolean}} Filter */

@@ -38,12 +38,17 @@ def test_rows_are_those_of_the_table_in_the_order_to_read_them() -> None:
             assert row[name] == (None if pd.isna(expected[name]) else expected[name])
 
 
-def test_tokens_of_a_row_that_was_taken_apart_add_up_to_its_gain() -> None:
+def test_a_row_that_was_taken_apart_has_its_tokens_and_its_largest_modules() -> None:
     table = answer_table()
-    tokens = {row["row"]: row["tokens"] for row in part(table)["rows"]}
-    assert [n for n, row in tokens.items() if row] == table.explained == [1]
-    assert sum(gain for _, gain in tokens[1]) == pytest.approx(table.answers[1].gain, rel=0.01)
-    assert "".join(token for token, _ in tokens[1]).split()[:1] == table.answers[1].reference.split()[:1]
+    apart = {row["row"]: row["apart"] for row in part(table)["rows"]}
+    assert [n for n, row in apart.items() if row] == table.explained == [1]
+    tokens, modules = apart[1]["tokens"], apart[1]["modules"]
+    assert sum(gain for _, gain in tokens) == pytest.approx(table.answers[1].gain, rel=0.01)
+    assert "".join(token for token, _ in tokens).split()[:1] == table.answers[1].reference.split()[:1]
+    largest = table.attribution.largest(5)
+    places = [f"layer {row.layer} {row.projection}" for row in largest.itertuples()]
+    assert [place for place, _ in modules] == places
+    assert [value for _, value in modules] == pytest.approx(largest["contribution"].tolist(), rel=1e-3)
 
 
 def test_a_page_on_it_alone_and_a_session(tmp_path) -> None:
