@@ -63,7 +63,8 @@ function drawPanel(parent, defaults) {
   const root = make("div", { class: "train", role: "group", "aria-label": "Training of two allocations" }, parent);
   const other = make("div", { class: "other" }, root), verdict = make("div", { class: "status", role: "status" }, root);
   const basis = make("div", { class: "basis" }, root), head = make("div", { class: "bar" }, root);
-  const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
+  const begin = make("button", { type: "button", class: "primary" }, head, "Train both"),
+    plan = make("span", { class: "plan" }, head);
   /** @type {(label: string, attributes: Attributes) => HTMLInputElement} */
   const field = (label, attributes) =>
     make("input", { type: "number", ...attributes }, explained(labeled(head, label), label));

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 76748c30e0e04e42b47801a92451f8b2d149a64de5cb93f24f1ebf354adf9deb
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: ad6a9a456e1eb7d91d10003f6ceb373ed0cf796145c1387f0ebff005d4020038
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

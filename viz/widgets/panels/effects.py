@@ -45,6 +45,7 @@ class EffectsPanel(Panel):
     """Texts, the worst first, and the curve over the adapter's scale, which holds no text."""
 
     name, title = "effects", "Side effects"
+    stage = "answers"
     about = "What the adapter changed on text that it was not meant for."
     needs = ("effects", "rescaling")
 
