@@ -52,11 +52,11 @@ def test_without_fisher_there_is_no_squared_gradient() -> None:
 
 def test_the_sentence_says_who_got_most_tokens_and_who_none_or_few() -> None:
     frame = expert_use(layers=2, experts=4).to_frame()
-    assert routing(frame.assign(tokens=[0, 0, 90, 63, 64, 1, 0, 99])) == (
+    assert routing(frame.assign(tokens=[0, 0, 90, 15, 16, 1, 0, 99])) == (
         "Layer 1 expert 3 got the most tokens, 99. 3 experts got none: directions come from the whole layer there. "
-        "2 experts got 1 to 63, fewer than the 64 that each borrows from its layer."
+        "2 experts got 1 to 15, fewer than the 16 that each borrows from its layer."
     )
-    assert routing(frame.assign(tokens=70)) == "8 experts got the most tokens, 70 each. Every expert got at least 64."
+    assert routing(frame.assign(tokens=70)) == "8 experts got the most tokens, 70 each. Every expert got at least 16."
 
 
 def test_ranks_come_from_the_parameters_that_hold_the_experts(tmp_path: Path) -> None:
