@@ -213,6 +213,7 @@ def needed(bench: Bench, name: str, folder: str) -> None:
 PARTS = {"errors": errors, "needed": needed, "losses": losses}
 
 
+@style.styled
 def picture(found: list[dict[str, Any]], path: Path) -> None:
     """The rank that each module kept by its sensitivity before training, a panel a task."""
     shown = [record for record in found if record["key"]["what"] == "needed"]
@@ -224,7 +225,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
             part = frame[frame["projection"] == name]
             ax.scatter(part["mean"], part["rank"], s=12, color=color, label=name)
         rho = spearmanr(frame["mean"], frame["rank"]).statistic
-        ax.set_title(f"{task_of(record)}, correlation {rho:+.2f}", fontsize=10)
+        ax.set_title(f"{task_of(record)}: correlation {rho:+.2f}".replace("-", style.MINUS))
         ax.set(xscale="log", xlabel="sensitivity, nats per token")
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=7, frameon=False, handletextpad=0)

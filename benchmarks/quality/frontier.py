@@ -35,7 +35,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -62,6 +61,8 @@ PARTS: dict[str, tuple[int, ...]] = {"projections": SEEDS, "layers": (0,)}
 """What is left out of the adapters of `PARTED`, and of which seeds."""
 PARTED = ("LoRA, 4e-3", "captured, 4e-3")
 LIMITS = (0.05, 0.1, 0.2)
+CHANGE = 0.1
+"""Change of other text, nats per token, at which the title of the picture compares adapters."""
 TEXTS, TEXTS_OF_A_SET, TASK_SAMPLES = ("prose", "code", "chat"), 4, 16
 
 
@@ -256,9 +257,10 @@ def with_interval(values: Any, sign: str = "+") -> str:
     return f"{array.mean():{sign}.3f}{ends}"
 
 
+@style.styled
 def picture(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw the task loss by the change of other text: a line for each arm that is scaled, a point for the others."""
-    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    ax = style.axes(None, 7.6, 4.2)
     for (arm, color), marker in zip(zip(ARMS, style.colors(len(ARMS)), strict=True), "osPD", strict=True):
         for number, seed in enumerate(seeds(rows)):
             points = curve(rows, arm, seed)
@@ -266,11 +268,19 @@ def picture(rows: list[dict[str, Any]], file: Path) -> None:
             if arm in LOWER:
                 points = points.iloc[-1:]
             ax.plot(points["other"], points["task"], f"-{marker}", color=color, markersize=4, linewidth=1, label=label)
-    ax.set(yscale="log", xlabel="change of the loss of other text, nats per token", ylabel="task loss, nats per token")
-    ax.legend()
+    style.logarithmic(ax, "y")
+    style.guide_lines(ax)
+    ax.set(xlabel="change of the loss of other text, nats per token", ylabel="task loss, nats per token")
+    style.name_lines(ax)
+    captured, lora = (
+        np.mean([at_change(curve(rows, arm, seed), CHANGE)[0] for seed in seeds(rows)])
+        for arm in ("captured, 4e-3", SLIDER)
+    )
+    losses = f"captured has a task loss of {captured:.2f}, LoRA {lora:.2f}"
+    finding = f"Scaled until other text changes by {CHANGE:g} nats, {losses}"
     detail = f"{MODEL}, smart_home, seeds {', '.join(map(str, seeds(rows)))}"
-    style.headline(ax, "Scaled down afterwards, or trained at a lower rate", detail)
-    figure.savefig(file, dpi=120)
+    style.headline(ax, finding, f"{detail}; lines: one adapter at nine scales, the last as trained")
+    style.figure_of(ax).savefig(file, dpi=110)
 
 
 TABLES = {"leaving out": left_out_table, "parts": parts_table}
