@@ -15,6 +15,7 @@ from tlora.subspaces.alignment import Alignment
 from tlora.tasks.task import Task
 from viz.widgets.panels.parts import Part
 from viz.widgets.results import TEXTS, Results, fields_with
+from viz.widgets.stages import ALLOCATION
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Panel:
     Attributes
     ----------
     name, title : str
-        What identifies the panel, and the text of its tab.
+        What identifies the panel, and its heading.
+    stage : str
+        The stage of the method, by its name in ``stages.py``, whose view has the panel.
     about : str
-        Stands above the parts; its first sentence explains the tab.
+        Stands above the parts; its first sentence explains the heading.
     needs : tuple of str
         Fields of `Results`: without any of them there is no panel.
     needs_map : bool
@@ -77,6 +80,7 @@ class Panel:
 
     name: ClassVar[str]
     title: ClassVar[str]
+    stage: ClassVar[str] = ALLOCATION
     about: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     needs_map: ClassVar[bool] = False
@@ -104,7 +108,8 @@ class Panel:
         parts = self.parts()
         if not parts and not self.follows_allocation:
             return None
-        return {"name": self.name, "title": self.title, "about": self.about, "parts": parts}
+        texts = {"name": self.name, "title": self.title, "stage": self.stage, "about": self.about}
+        return texts | {"parts": parts}
 
     @property
     def result(self) -> Any:
