@@ -38,7 +38,9 @@ def test_the_map_says_the_numbers_of_an_expert_and_follows_the_ranks(page: Any) 
         expect(said).to_contain_text(f"Layer {row['layer']} expert {row['expert']}: tokens {row['tokens']},")
     panel.get_by_role("button", name="Rank").click()
     before = int(re.search(r"rank (\d+)", said.text_content())[1])
-    page.locator(".cell[aria-label*='layer 1 experts.down_proj']").press("+")
+    cell = page.locator(".cell[aria-label*='layer 1 experts.down_proj']")
+    cell.click()
+    cell.press("+")
     expect(said).to_contain_text(f"rank {before + 1}.")
 
 
