@@ -55,7 +55,7 @@ def _data(results: Results, curves: Curves, rank: int) -> Summary | None:
     if not samples:
         return None
     of, model = f" of {results.task}" if results.task else "", PurePath(results.model).name or "the model"
-    sentence, note = f"{count_text(samples, 'sample')}{of} calibrated {model}.", "to calibrate on"
+    sentence, note = f"{count_text(samples, 'sample')}{of} calibrated {model}.", "samples"
     if results.run is not None and (trained := results.run.meta.samples):
         return Summary(
             f"{samples:,}", f"{note}, {trained:,} to train on", f"{sentence} {trained:,} trained the adapter."

@@ -42,8 +42,8 @@ def number(stage: str, curves: Any = {}, rank: int = 2, **parts: Any) -> tuple[s
 
 def test_each_number_is_that_of_its_result() -> None:
     scores, trained = calibration().sensitivity, replace(run(), meta=replace(run().meta, samples=300))
-    assert number("data", sensitivity=scores) == ("4", "to calibrate on")
-    assert number("data", sensitivity=scores, run=trained) == ("4", "to calibrate on, 300 to train on")
+    assert number("data", sensitivity=scores) == ("4", "samples")
+    assert number("data", sensitivity=scores, run=trained) == ("4", "samples, 300 to train on")
     ranks = spectrum().effective_rank.values()
     assert float(number("spectra", spectrum=spectrum())[0]) == pytest.approx(median(ranks), rel=0.01)
     energy = {"energy": [[0.1, 0.4], [0.2, 0.6, 0.9], []]}
