@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 4082c6d692a5950c69f8e2980326d857b198c373d331ce03da1526b5074fa892
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: f074f7f49b9a0b2e8ac875379328b722c08b06c8d1be6dcbc980c3ccd51da0ec
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -89,6 +89,12 @@ export function expertsPart(parent, part, { about, model }) {
   });
   follow(root, model, part, draw);
   draw();
+  let width = map.clientWidth; // 0 while the panel is closed
+  new ResizeObserver(() => {
+    if (map.clientWidth === width) return;
+    width = map.clientWidth;
+    if (width) draw();
+  }).observe(map);
 }
 
 /**
