@@ -53,13 +53,17 @@ class Report:
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Print a line when the block begins and another when it has ended well; transformers prints none."""
+        """Print a line when the block begins and another when it has ended well; its bars vanish.
+
+        What libraries say about our own calls is left out.
+        """
         from tlora.utils.logs import without_noise
+        from tlora.utils.progress import vanishing_bars
 
         show_own_warnings()
         started = time.perf_counter()
         self.say(text)
-        with without_noise(), self._say_logged():
+        with without_noise(), vanishing_bars(), self._say_logged():
             yield
         self.say(styled(f"  done in {time.perf_counter() - started:.1f} s", err=True, dim=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -104,7 +105,7 @@ def run(
     check_training(training, placement, output)
     if read:
         load_viz()
-    report.say(DEFAULT_NOTE * is_default)
+    report.say(textwrap.fill(DEFAULT_NOTE, 80) * is_default)
     report.say(earlier_leftover(output))
     task = load_data(model, data, report, calibrating.samples)
     base = load_base(model, task, data.seed, placement, report)

@@ -19,6 +19,7 @@ Listener = Callable[[str, int, int | None], None]
 
 _report: ContextVar[Listener | None] = ContextVar("report", default=None)
 _purpose: ContextVar[str] = ContextVar("purpose", default="")
+_stays: ContextVar[bool] = ContextVar("stays", default=True)
 
 
 def is_shown(show: bool) -> bool:
@@ -34,6 +35,7 @@ def is_shown(show: bool) -> bool:
 def progress_bar(items: Iterable[Any] | None = None, *, show: bool, desc: str = "", **options: Any) -> Bar:
     """A bar of tqdm over the items, if it is shown; within `report_progress` the listener gets all of them."""
     words = " ".join(filter(None, [desc, _purpose.get()]))
+    options = {"leave": _stays.get()} | options
     options |= {"desc": words, "miniters": 0}  # so that `note_progress` redraws it between two items
     if (report := _report.get()) is not None:
         return _ReportedBar(items, report, **options)
@@ -54,6 +56,16 @@ def bars_for(purpose: str) -> Iterator[None]:
         yield
     finally:
         _purpose.reset(token)
+
+
+@contextlib.contextmanager
+def vanishing_bars() -> Iterator[None]:
+    """Remove the bars of this thread when they have ended, inside the block."""
+    token = _stays.set(False)
+    try:
+        yield
+    finally:
+        _stays.reset(token)
 
 
 @contextlib.contextmanager

@@ -52,3 +52,29 @@ def test_a_quiet_command_prints_no_progress(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(terminal, "EVERY", 0)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     assert not invoke(f"calibrate {DATA} --samples 6 --quiet --output calib").stderr
+
+
+@pytest.mark.rest
+@pytest.mark.posix
+@pytest.mark.usefixtures("workplace")
+def test_a_terminal_shows_the_steps_of_a_run_and_its_summary() -> None:
+    """Bars vanish when they have ended, and libraries say nothing."""
+    from tests.helpers.terminals import run_on_terminal, screen
+
+    written = run_on_terminal([sys.executable, "-m", "tlora", *DEMO.split(), "--recipe", "captured", "--output", "out"])
+    assert "\x1b[2msaved\x1b[0m" in written
+    assert "training: 100%" in written
+    lines = screen(written)
+    start = max(n for n, line in enumerate(lines) if line.startswith("  done in")) + 1
+    steps = [line for line in lines[:start] if not line.startswith("  ")]
+    assert steps == [
+        "reading pairs.jsonl for llama",
+        "loading llama",
+        "preparing the adapter, recipe captured",
+        "training, with the metrics before and after (--eval-limit 0 skips them)",
+        "spectrum of the inputs",
+        "drawing",
+    ]
+    summary = "\n".join(lines[start:]).rstrip().splitlines()
+    assert len(summary) <= 15
+    assert max(map(len, summary)) <= 80
