@@ -65,3 +65,9 @@ def test_a_report_on_the_result_alone_and_a_session(result: Any, tmp_path) -> No
     bench = viz.Workbench(calibration(), subspaces(), **{result.__name__: result()}, rank=2)
     again = viz.Workbench.load(bench.save(tmp_path / "session"))
     assert again.widget.about["panels"] == bench.widget.about["panels"]
+
+
+def test_the_slider_is_above_the_texts_and_the_tables_are_below() -> None:
+    kinds = [one["kind"] for one in EffectsPanel(Context(RESULTS)).parts()]
+    assert kinds[:5] == ["text", "text", "rescaling", "text", "effects"]
+    assert set(kinds[5:]) == {"table"}
