@@ -310,8 +310,8 @@ def test_the_page_can_be_used_by_everybody(bench: Bench, scheme: Any, tmp_path: 
     viz.Workbench(llama_sensitivity(16), max_rank=64, exclude_modules=[3]).page(tmp_path / "allocation.html")
     page = bench.page.context.browser.new_context(offline=True, color_scheme=scheme).new_page()
     page.goto(f"file://{tmp_path / 'allocation.html'}")
-    stages = [stage for stage in page.locator(".rail button").all()]
-    for button in [*stages, *page.locator(".fold > summary").all(), page.locator("[data-stage=allocation]")]:
+    stages, menus = page.locator(".rail button").all(), page.locator(".fold > summary").all()
+    for button in [*stages, page.locator("[data-stage=allocation]"), *menus]:
         button.click()
         check_axe(page, button.inner_text())
     for tab in page.get_by_role("tab").all():
