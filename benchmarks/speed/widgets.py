@@ -147,7 +147,7 @@ def switching() -> None:
     """Print the delays from a click on a module to the strip without it."""
     with browser_and_lab("attribution.ipynb", ATTRIBUTION.strip(), TRAIN) as lab:
         lab.run("workbench.display()", 900)
-        lab.page.locator("[data-panel=attribution]").click()
+        lab.page.locator("[data-stage=answers]").click()
         cells = [k for k in range(210) if lab.page.locator(f".attribution .cell[data-k='{k}']").count()]
         random.Random(0).shuffle(cells)
         click_module(lab.page, cells.pop())  # the first one prepares the model

@@ -28,7 +28,8 @@ def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest
 
 
 def test_the_map_says_the_numbers_of_an_expert_and_follows_the_ranks(page: Any) -> None:
-    frame, panel = tlora.expert_use(routed()).to_frame(), page.locator("section#experts")
+    frame, panel = tlora.expert_use(routed()).to_frame(), page.locator("[data-panel=experts]")
+    panel.locator("summary").first.click()
     cells, said = panel.locator(".chart rect"), panel.locator(".experts .finding")
     expect(cells).to_have_count(len(frame))
     for n in (0, 5):
@@ -37,7 +38,9 @@ def test_the_map_says_the_numbers_of_an_expert_and_follows_the_ranks(page: Any) 
         expect(said).to_contain_text(f"Layer {row['layer']} expert {row['expert']}: tokens {row['tokens']},")
     panel.get_by_role("button", name="Rank").click()
     before = int(re.search(r"rank (\d+)", said.text_content())[1])
-    page.locator(".cell[aria-label*='layer 1 experts.down_proj']").press("+")
+    cell = page.locator(".cell[aria-label*='layer 1 experts.down_proj']")
+    cell.click()
+    cell.press("+")
     expect(said).to_contain_text(f"rank {before + 1}.")
 
 

@@ -169,6 +169,7 @@ def test_a_run_of_other_ranks_is_not_on_the_map(page: Any, tmp_path: Path) -> No
     for bench, shows in ((own, True), (other, False)):
         page.goto(bench.page(tmp_path / "page.html").as_uri())
         expect(used).to_be_visible(visible=shows)
+        page.get_by_text("More", exact=True).click()
         expect(words).to_have_count(int(shows))
         expect(refusal).to_have_count(int(not shows))
 

@@ -23,6 +23,7 @@ class StepsPanel(Panel):
     """A text, a table, a chart and code."""
 
     name, title, about = "steps", "Steps", "The loss at every step."
+    stage = "training"
     needs = ("run",)
 
     def parts(self) -> list[Part]:
@@ -50,11 +51,14 @@ def test_its_parts_are_drawn_without_a_line_in_the_browser(
     workbench = viz.Workbench(calibration(), run=run(), rank=2)
     most = max(workbench.allocation.ranks.values())
     with opened_file(chromium, workbench.page(tmp_path / "page.html"), "light") as page:
-        panel = page.locator("section#steps")
-        expect(panel.locator("h2")).to_have_text("Steps")
+        page.locator("[data-panel=most] summary").click()
+        expect(page.locator("[data-panel=most] p")).to_have_text(f"At most {most}.")
+        page.locator("[data-stage=training]").click()
+        panel = page.locator("[data-panel=steps]")
+        panel.locator("summary").click()
+        expect(panel.locator("summary")).to_have_text("Steps")
         expect(panel.locator("p")).to_have_text(["The loss at every step.", "Four steps."])
         rows = [row.split("\t") for row in panel.locator("table tbody").inner_text().splitlines()]
         assert [float(loss) for _, loss in rows] == run().history["loss"].tolist()
         assert panel.locator("svg.chart path.curve").get_attribute("d").count("L") == len(rows) - 1
         expect(panel.locator("pre")).to_have_text("tlora.train()")
-        expect(page.locator("section#most p")).to_have_text(f"At most {most}.")

@@ -38,6 +38,8 @@ def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest
     bench = viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
     file: Path = bench.page(tmp_path_factory.mktemp("page") / "reads.html", texts=True)
     with opened_file(chromium, file, request.param) as page:
+        page.locator("[data-stage=directions]").click()
+        page.locator("[data-panel=reads] summary").click()
         yield page
 
 
@@ -66,7 +68,7 @@ def shows_ends(page: Any, k: int, kind: int, direction: int) -> None:
 def test_in_a_notebook_the_kernel_sends_the_module_that_is_selected(server: str, chromium: str) -> None:
     # first in this file: the other tests keep a browser open, and there can be one at a time
     with built(server, chromium, "reads.ipynb", BUILD.strip()) as bench:
-        bench.root.locator("[data-panel=reads]").click()
+        bench.view("directions", "reads")
         heading = bench.root.locator(".reads h3")
         for k in (6, 3):
             bench.module(k).click()
@@ -78,7 +80,7 @@ def test_in_a_notebook_the_kernel_sends_the_module_that_is_selected(server: str,
         expect(bench.root.locator(".reads .cut")).to_contain_text(f"rank {rank + 2}:")
         bench.root.locator(".reads .ends").first.click()
         expect(bench.root.locator(".reads .sample")).to_have_count(3)
-        bench.root.locator("[data-panel=reads]").click()
+        bench.root.locator("[data-panel=reads] summary").click()
         expect(bench.root.locator(".reads")).to_have_count(0)
         assert not bench.lab.said()
 

@@ -45,9 +45,10 @@ def test_the_workbench_answers_drags_keys_and_tabs_while_a_cell_runs(server: str
             bench.shows(ranks)
         bench.module(10).dblclick()
         bench.shows(START)
+        bench.view("directions")
         bench.root.locator("[data-tab=overlap]").click()
         assert bench.module(10).locator("text").text_content() != ""
-        bench.root.locator("[data-panel=allocation]").click()
+        bench.view("allocation", "allocation")
         bench.root.get_by_text("Ranks by projection").wait_for()
         assert work.get_by_text("[*]:").is_visible()  # all that while the cell ran
         bench.press("uniform")  # which ends it
@@ -77,9 +78,13 @@ def test_the_page_works_without_a_kernel_and_a_network(chromium: str, tmp_path: 
         page.locator(".cell[data-k='9']").hover()
         assert page.locator(".tip:not(.term)").inner_text().startswith("layer 1 v_proj")
         page.goto(f"file://{tmp_path / 'report.html'}")
-        titles = ["Data", "Spectra", "Sensitivity", "Allocation", "Training", "Rank use", "Reproduce"]
-        assert page.locator("section h2").all_inner_texts() == titles
-        assert page.locator("#training .chart path.curve").count() == 3
+        titles = []
+        for stage in page.locator(".rail button").all():
+            stage.click()
+            titles += page.locator(".panel:not([hidden]) > summary").all_inner_texts()
+        assert titles == ["Data", "Reproduce", "Spectra", "Sensitivity", "Allocation", "Training", "Rank use"]
+        page.locator("[data-stage=training]").click()
+        assert page.locator("[data-panel=training] .chart path.curve").count() == 3
     assert said == []
     assert [url for url in fetched if not url.startswith(("file:", "blob:", "data:"))] == []
 

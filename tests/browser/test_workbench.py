@@ -47,6 +47,7 @@ def _start_over(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "bench" in request.fixturenames:
         it = request.getfixturevalue("bench")
+        it.view("allocation")
         it.open("Rule and budget")
         it.press("as published")
         it.shows(START)
@@ -72,30 +73,55 @@ def test_click_selects_and_shows_the_module(bench: Bench) -> None:
     for part in (
         "layer 1 up_proj",
         f"Score {224 * share:.2g} × the mean",
-        "of all scores, 95 % interval",
+        "of all scores",
+        "95\u00a0% interval",
         "of the energy",
     ):
         assert part in said
+    bench.root.get_by_text("More", exact=True).click()
+    expect(bench.root.locator(".side .chart")).not_to_have_count(1)
     names = [chart.get_attribute("aria-label") for chart in bench.root.locator(".side .chart").all()]
     assert len(names) >= 3
     assert all("layer 1 up_proj" in name for name in names)
 
 
-def test_panels_open_and_close_one_at_a_time(bench: Bench) -> None:
-    panels, parts = bench.root.locator(".panels [role=tab]"), bench.root.locator(".panel .part")
-    assert panels.all_inner_texts() == ["Data", "Alignment", "Sensitivity", "Allocation"]
-    for tab in panels.all():
-        tab.click()
-        expect(tab).to_have_attribute("aria-selected", "true")
-        expect(parts.first).to_be_visible()  # the kernel may take a moment
-    panels.last.click()
+def test_stages_show_their_panels_one_at_a_time_and_what_runs_them(bench: Bench) -> None:
+    """Through the rail: views, folded panels, and the line of Python of a stage that was not run, copied by a click."""
+    panels, parts = bench.root.locator(".panel:not([hidden])"), bench.root.locator(".panel .part")
+    shown = {}
+    for stage in bench.root.locator(".rail button").all():
+        stage.click()
+        expect(stage).to_have_attribute("aria-current", "true")
+        shown[stage.get_attribute("data-stage")] = panels.locator("> summary").all_inner_texts()
+    others = {"spectra": [], "training": [], "answers": []}
+    assert shown == {
+        "data": ["Data"],
+        "directions": ["Alignment"],
+        "allocation": ["Sensitivity", "Allocation"],
+        **others,
+    }
+    missing = bench.root.locator(".missing")
+    expect(missing).to_contain_text("attribution=tlora.attribute(adapted, task)")
+    bench.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    missing.get_by_role("button", name="Copy").click()
+    expect(missing).to_contain_text("Copied")
+    assert bench.page.evaluate("navigator.clipboard.readText()") == missing.locator("code").inner_text()
+    bench.view("data")
+    expect(parts.first).to_be_visible()  # the first panel is open where there is no map
+    bench.view("allocation")
+    expect(missing).to_be_hidden()
     expect(parts).to_have_count(0)
-    panels.nth(1).click()
+    for panel in panels.all():
+        panel.locator("summary").click()
+        expect(panel.locator(".part").first).to_be_visible()  # the kernel may take a moment
+    assert bench.root.locator(".panel[open]").count() == 1
+    panels.last.locator("summary").click()
+    expect(parts).to_have_count(0)
+    bench.view("directions", "alignment")
     finding = bench.root.locator(".panel .finding")
     before = finding.inner_text()
     bench.root.locator(".panel").get_by_role("slider", name="Rank").press("Home")
     expect(finding).not_to_have_text(before)
-    panels.nth(1).click()
 
 
 def test_a_click_that_is_not_quite_still_is_no_drag(bench: Bench) -> None:
@@ -185,7 +211,7 @@ def test_sliders_presets_tabs_and_the_line_of_python(bench: Bench) -> None:
     assert bench.module(0).locator("text").text_content() == "−20"
     bench.root.get_by_role("tab", name="Change").press("ArrowLeft")
     assert bench.root.get_by_role("tab", name="Rank").get_attribute("aria-selected") == "true"
-    for tab in bench.root.locator("[data-tab]").all():
+    for tab in bench.tabs():
         tab.click()
         assert tab.get_attribute("aria-selected") == "true"
         assert bench.module(3).locator("text").text_content() != "" or tab.inner_text() == "Change"
@@ -203,7 +229,7 @@ def test_it_fits_and_can_be_read(bench: Bench, theme: str, width: int, height: i
         "(() => { const map = document.querySelector('.tlora .map');"
         " return map.firstChild.getAttribute('width') == Math.max(320, map.clientWidth); })()"
     )
-    for tab in bench.root.locator("[data-tab]").all():
+    for tab in bench.tabs():
         tab.click()
         assert page.evaluate(CONTRAST) >= 4.5, tab.inner_text()
     bench.root.get_by_role("tab", name="Rank").click()
@@ -231,7 +257,7 @@ def test_after_a_reload_of_the_page_the_edits_are_there(bench: Bench) -> None:
 
 def test_every_word_has_its_sentence(bench: Bench) -> None:
     """By pointer and by key, in the words of the glossary."""
-    words = bench.root.locator("[data-tab], .bar > .control, .fold th, .key > span")
+    words = bench.root.locator("[data-tab]:not([hidden]), .bar > .control, .fold th, .key > span")
     texts = [word.text_content() for word in words.all()]
     assert len(texts) > 15
     sentences = [word.get_attribute("aria-description") for word in words.all()]
@@ -241,6 +267,7 @@ def test_every_word_has_its_sentence(bench: Bench) -> None:
     for word in words.all()[:12]:
         word.hover()
         assert tip.text_content() == word.get_attribute("aria-description")
+    bench.view("spectra")
     bench.root.get_by_role("tab", name="Energy").focus()
     expect(tip).to_have_text(explanations()["energy"])
     bench.page.keyboard.press("Escape")
@@ -272,16 +299,24 @@ def test_the_session_and_the_page_are_written(bench: Bench, tmp_path: Path) -> N
     context.close()
 
 
+def check_axe(page: Any, what: str) -> None:
+    found = Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == [], what
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_can_be_used_by_everybody(bench: Bench, scheme: Any, tmp_path: Path) -> None:
     """Without a network, axe finds nothing serious on the page, whatever tab is open, and it fits a phone."""
     viz.Workbench(llama_sensitivity(16), max_rank=64, exclude_modules=[3]).page(tmp_path / "allocation.html")
     page = bench.page.context.browser.new_context(offline=True, color_scheme=scheme).new_page()
     page.goto(f"file://{tmp_path / 'allocation.html'}")
+    stages, menus = page.locator(".rail button").all(), page.locator(".fold > summary").all()
+    for button in [*stages, page.locator("[data-stage=allocation]"), *menus]:
+        button.click()
+        check_axe(page, button.inner_text())
     for tab in page.get_by_role("tab").all():
         tab.click()
-        found = Axe().run(page).response["violations"]
-        assert [one for one in found if one["impact"] in ("serious", "critical")] == [], tab.inner_text()
+        check_axe(page, tab.inner_text())
     page.set_viewport_size({"width": 390, "height": 800})
     page.wait_for_function("document.documentElement.scrollWidth <= 390")
     page.context.close()

@@ -61,6 +61,18 @@ class Bench:
         if word.locator("..").get_attribute("open") is None:
             word.click()
 
+    def view(self, stage: str, panel: str = "") -> None:
+        """Open the view of a stage, and a panel there that is closed."""
+        self.root.locator(f"[data-stage={stage}]").click()
+        if panel:
+            self.root.locator(f"[data-panel={panel}]:not([open]) summary").click()
+
+    def tabs(self) -> Iterator[Any]:
+        """The tabs of the map, stage by stage; each view is opened."""
+        for stage in ("spectra", "directions", "allocation"):
+            self.view(stage)
+            yield from self.root.locator("[data-tab]:not([hidden])").all()
+
     def press(self, name: str) -> None:
         self.root.get_by_role("button", name=name, exact=True).click()
 

@@ -17,42 +17,62 @@ const COLORS = { energy: 0, variance: 1 };
 const RANGES = "What they hold on average (dashed: least and most of an expert), and how many hold";
 
 /**
- * A module: its number, place and rank, and the counts of its resampled ranks as [rank, count] in ascending order.
+ * A module: its number, place and rank, the counts of its resampled ranks as [rank, count] in ascending order, and lines
+ * of text.
  *
- * @typedef {{k: number, place: string, rank: number, counts?: number[][]}} Module
+ * @typedef {{k: number, place: string, rank: number, counts?: number[][], lines: string[]}} Module
  */
 
 /**
- * The charts of the selected module, in an element that is drawn again for each module.
+ * The charts of the selected module, in an element that is drawn again for each module: one, and on demand the lines of text and the others.
  *
  * @type {(about: About) => {root: HTMLElement, draw: (module: Module) => void}}
  */
 export function moduleCharts(about) {
-  const root = make("div", { class: "module" });
+  const root = make("div", { class: "module" }), first = make("div", {}, root);
+  const menu = make("details", {}, root), others = make("div", {}, menu);
+  menu.prepend(make("summary", {}, null, "More"));
   let chosen = 0;
+  /** @type {Module} */
+  let shown;
+  function drawOthers() {
+    others.replaceChildren();
+    if (!menu.open) return;
+    for (const line of shown.lines) make("div", {}, others, line);
+    if (about.spectra.length) drawDirections(others, about.spectra[chosen], about, shown);
+    drawShares(others, about, shown);
+    const { counts = [] } = shown;
+    if (counts.length > 1) drawResamples(others, { ...shown, counts });
+  }
   /** @type {(module: Module) => void} */
   function draw(module) {
-    root.replaceChildren();
+    shown = module;
+    first.replaceChildren();
     if (about.spectra.length > 1) {
       /** @type {Option[]} */
       const spectra = about.spectra.map((spectrum, i) => [i, spectrum.label]);
-      choose(root, "Spectrum", spectra, chosen, (i) => {
+      choose(first, "Spectrum", spectra, chosen, (i) => {
         chosen = Number(i);
         draw(module);
-        root.querySelector("select")?.focus();
+        first.querySelector("select")?.focus();
       });
     }
-    if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
-    drawShares(root, about, module);
-    const { counts = [] } = module;
-    if (counts.length > 1) drawResamples(root, { ...module, counts });
+    if (about.spectra.length) drawSums(first, about.spectra[chosen], about, module);
+    drawOthers();
   }
+  menu.addEventListener("toggle", drawOthers);
   return { root, draw };
 }
 
-/** @type {(root: Element, about: About, spectrum: Spectrum, module: Module) => void} */
-function drawSpectrum(root, about, spectrum, { k, place, rank }) {
-  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
+/**
+ * What two charts of a spectrum share: the lines of the module, with those of the same projection in gray, and the
+ * directions that they are drawn over.
+ *
+ * @param {Spectrum} spectrum
+ * @param {About} about
+ * @param {Module} module
+ */
+function linesOf(spectrum, about, { k, rank }) {
   const mine = spectrum.index[k], measures = Object.keys(spectrum.curves);
   const alike = about.names.flatMap((_, n) => (about.row[n] === about.row[k] ? [spectrum.index[n]] : []));
   const others = [...new Set(alike)].filter((i) => i !== mine);
@@ -82,15 +102,27 @@ function drawSpectrum(root, about, spectrum, { k, place, rank }) {
     }));
   };
   const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1) ?? 1));
-  const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
+  const x = { label: "direction", log: true, min: 1, max: far };
+  return { mine, measures, lines, range, x, cursor: rank || null };
+}
+
+/** @type {(root: Element, spectrum: Spectrum, about: About, module: Module) => void} */
+function drawSums(root, spectrum, about, module) {
+  const { measures, lines, range, x, cursor } = linesOf(spectrum, about, module);
+  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
   chart(root, {
-    title: `Cumulative shares of the directions of ${place}`,
+    title: `Cumulative shares of the directions of ${module.place}`,
     lines: [...lines("sums"), ...measures.flatMap(range)],
     cursor,
     height: 158,
     x: { ...x, label: "first directions taken" },
     y: { label: "cumulative share", percent: true, min: 0, max: 1 },
   });
+}
+
+/** @type {(root: Element, spectrum: Spectrum, about: About, module: Module) => void} */
+function drawDirections(root, spectrum, about, module) {
+  const { mine, measures, lines, x, cursor } = linesOf(spectrum, about, module), { k, place, rank } = module;
   const shares = measures.flatMap((measure) => spectrum.curves[measure].each.flat().filter((share) => share > 0));
   chart(root, {
     title: `Share of each direction of ${place}`,

@@ -99,7 +99,8 @@ function drawPanel(parent, defaults) {
   const other = make("div", { class: "other" }, root, PAST);
   const compare = describe(make("button", { type: "button" }, other, "Compare what it shows"), COMPARE);
   const head = make("div", { class: "bar" }, root);
-  const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
+  const begin = make("button", { type: "button", class: "primary" }, head, "Train both"),
+    plan = make("span", { class: "plan" }, head);
   /** @type {(label: string, attributes: Attributes) => HTMLInputElement} */
   const field = (label, attributes) =>
     make("input", { type: "number", ...attributes }, explained(labeled(head, label), label));

@@ -12,12 +12,13 @@
 
 /**
  * A tab of the map: `values` of the modules, `curves` of each over the rank, or the name of what changes: `of` the
- * allocation, or of the arm that is `trained`. With `run` it is about the ranks of the run.
+ * allocation, or of the arm that is `trained`. With `run` it is about the ranks of the run. Its `stage` has it.
  *
  * @typedef {object} Tab
  * @property {string} name
  * @property {string} title
  * @property {string} unit
+ * @property {string} stage
  * @property {"percent" | "ratio" | "change" | "number" | "signed"} kind
  * @property {Values} [values]
  * @property {Values} [low]
@@ -43,14 +44,22 @@
  */
 
 /** @typedef {{kind: string, folded?: boolean, [name: string]: unknown}} Part */
-/** @typedef {{name: string, title: string, about: string, parts: Part[]}} Panel */
+/** @typedef {{name: string, title: string, stage: string, about: string, parts: Part[]}} Panel */
+
+/**
+ * A stage of the method: its number, the note below it and a sentence, if it was run, and the line of Python that runs
+ * it; `map` says whether its view has the map.
+ *
+ * @typedef {{name: string, title: string, map: boolean, number: string, note: string, sentence: string, code: string}}
+ *   Stage
+ */
 
 /**
  * What stays as it is. Outputs and inputs, `outs` and `ins`, are of the modules, of each of their `experts`; `most` is the largest rank of a
  * control, `peak` what training B alone and both matrices take without the adapter, in bytes.
  *
- * @typedef {Modules & {title: string, names: string[], outs: number[], ins: number[], experts: number[], peak?: number[] | null, tabs: Tab[],
- *   spectra: Spectrum[], by_rank: Record<string, string>, panels: Panel[], texts?: boolean,
+ * @typedef {Modules & {title: string, names: string[], outs: number[], ins: number[], experts: number[], peak?: number[] | null, stages: Stage[],
+ *   tabs: Tab[], spectra: Spectrum[], by_rank: Record<string, string>, panels: Panel[], texts?: boolean,
  *   presets: Record<string, string>, most: number, steps: number, run?: number[] | null, training: Defaults,
  *   resamples?: boolean, session: string, page?: boolean}} About
  */
@@ -146,6 +155,7 @@
  * @typedef {object} Traits
  * @property {About} about
  * @property {Current} current
+ * @property {string} stage
  * @property {string} tab
  * @property {string} [panel]
  * @property {{left?: string, right?: string, rank?: number}} [compared]

@@ -13,15 +13,16 @@ from viz.experts import means_by_parameter
 from viz.widgets.modules import ENERGY, VARIANCE
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.results import Results
+from viz.widgets.stages import ALLOCATION
 
 CURVES = {
-    ENERGY: ("Energy", "of the energy within the rank"),
-    VARIANCE: ("Variance", "of the input variance within the rank"),
-    "captured": ("Gradient captured", "of the gradient captured at this rank"),
-    "neighbors": ("Neighbors", "overlap with the next layers at this rank"),
-    "overlap": ("Overlap", "overlap with {} at this rank"),
+    ENERGY: ("Energy", "of the energy within the rank", "spectra"),
+    VARIANCE: ("Variance", "of the input variance within the rank", "spectra"),
+    "captured": ("Gradient captured", "of the gradient captured at this rank", "directions"),
+    "neighbors": ("Neighbors", "overlap with the next layers at this rank", "directions"),
+    "overlap": ("Overlap", "overlap with {} at this rank", "directions"),
 }
-"""Title and unit of the tabs whose value depends on the rank."""
+"""Title, unit and stage of the tabs whose value depends on the rank."""
 
 
 def map_tabs(
@@ -33,23 +34,26 @@ def map_tabs(
     with ``run`` are shown while the map has the ranks of the run.
     """
     tabs = [
-        _tab("sensitivity", "Sensitivity", "share of all scores", "percent", **_shares(sensitivity)),
-        _tab("rank", "Rank", "rank; red: above uniform", "ratio", of="ranks"),
-        _tab("change", "Change", "ranks more or fewer than kept", "change", of="change"),
-        _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", of="scalings"),
+        _tab("rank", "Rank", "rank; red: above uniform", "ratio", ALLOCATION, of="ranks"),
+        _tab("change", "Change", "ranks more or fewer than kept", "change", ALLOCATION, of="change"),
+        _tab("sensitivity", "Sensitivity", "share of all scores", "percent", ALLOCATION, **_shares(sensitivity)),
+        _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", ALLOCATION, of="scalings"),
     ]
     if results.spectrum is not None:
         ranks = means_by_parameter({name: [rank] for name, rank in results.spectrum.effective_rank.items()})
         if list(ranks) == sensitivity.names:
             shown = {"values": shorten_all(np.concatenate(list(ranks.values())))}
-            tabs.append(_tab("effective", "Effective rank", "effective rank of the inputs", "number", **shown))
+            tabs.append(
+                _tab("effective", "Effective rank", "effective rank of the inputs", "number", "spectra", **shown)
+            )
     for name, values in curves.items():
-        title, unit = CURVES[name]
-        tabs.append(_tab(name, title, unit.format(next(iter(results.others), "")), "percent", curves=values))
+        title, unit, stage = CURVES[name]
+        unit = unit.format(next(iter(results.others), ""))
+        tabs.append(_tab(name, title, unit, "percent", stage, curves=values))
     if trains:
         for arm in ("uniform", "kept", "new"):
             unit = f"update of {arm} relative to the weight"
-            tabs.append(_tab(f"update {arm}", f"Update, {arm}", unit, "percent", trained=arm))
+            tabs.append(_tab(f"update {arm}", f"Update, {arm}", unit, "percent", ALLOCATION, trained=arm))
     return tabs + _after_training(sensitivity.names, results)
 
 
@@ -59,19 +63,23 @@ def _after_training(names: Sequence[str], results: Results) -> list[dict[str, An
         used = results.run.rank_use().set_index("module")["used_rank"].reindex(names)
         last = results.run.module_history.drop_duplicates("module", keep="last").set_index("module")["update_norm"]
         values = {"values": shorten_all(last.reindex(names))}
-        tabs.append(_tab("update", "Update", "update relative to the weight", "percent", run=True, **values))
+        tabs.append(
+            _tab("update", "Update", "update relative to the weight", "percent", ALLOCATION, run=True, **values)
+        )
         needed = {"values": shorten_all(used)}
-        tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", run=True, **needed))
+        tabs.append(
+            _tab("used", "Rank used", "directions for 99 % of the update", "number", ALLOCATION, run=True, **needed)
+        )
     if results.attribution is not None:
         found = results.attribution.to_frame()
         added = found.groupby(found["module"].map(parameter_name))["contribution"].sum().reindex(names)
         shares = {"values": shorten_all(added / results.attribution.rise)}
-        tabs.append(_tab("contribution", "Contribution", "of what the answers gained", "signed", **shares))
+        tabs.append(_tab("contribution", "Contribution", "of what the answers gained", "signed", ALLOCATION, **shares))
     return tabs
 
 
-def _tab(name: str, title: str, unit: str, kind: str, **source: Any) -> dict[str, Any]:
-    return {"name": name, "title": title, "unit": unit, "kind": kind, **source}
+def _tab(name: str, title: str, unit: str, kind: str, stage: str, **source: Any) -> dict[str, Any]:
+    return {"name": name, "title": title, "unit": unit, "kind": kind, "stage": stage, **source}
 
 
 def _shares(sensitivity: Sensitivity) -> dict[str, Any]:

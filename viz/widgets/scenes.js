@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3dc938f395f63a116844b571caf02ab90a6b2f8a06f73de6c50dc71a08234b1d
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 4082c6d692a5950c69f8e2980326d857b198c373d331ce03da1526b5074fa892
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -23,6 +23,7 @@ from viz.widgets.panels.allocation import training_bytes
 from viz.widgets.panels.panel import Context, Panel
 from viz.widgets.panels.parts import shorten, shorten_all
 from viz.widgets.results import TEXTS, Results, fields_with
+from viz.widgets.stages import ALLOCATION, stage_values
 from viz.widgets.state import ALLOCATION_PRESETS, AllocationState, available_presets, control_values
 
 BY_RANK = {
@@ -41,6 +42,7 @@ class WorkbenchView(anywidget.AnyWidget):
     about: Any = traitlets.Dict().tag(sync=True)
     current: Any = traitlets.Dict().tag(sync=True)
     tab: Any = traitlets.Unicode("rank").tag(sync=True)
+    stage: Any = traitlets.Unicode(ALLOCATION).tag(sync=True)
     panel: Any = traitlets.Unicode("").tag(sync=True)
     compared: Any = traitlets.Dict().tag(sync=True)
     selected: Any = traitlets.List().tag(sync=True)
@@ -63,8 +65,9 @@ def about(
     most: int,
     training: Mapping[str, Any] | None,
     knows_directions: bool,
+    rank: int,
 ) -> dict[str, Any]:
-    """What stays as it is: the modules, what is known of them, tabs and panels."""
+    """What stays as it is: the modules, what is known of them, stages, tabs and panels; ``rank`` is the nominal one."""
     rows = list(dict.fromkeys(sensitivity.projections.values()))
     columns = sorted(set(sensitivity.layers.values()))
     sources: dict[str, Spectrum | Subspaces | None] = {"inputs": results.spectrum, **results.others}
@@ -83,6 +86,7 @@ def about(
         "peak": results.estimate
         and [training_bytes(results.estimate, Footprint(0, 0), kind) for kind in TRAINED_PARTS],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
+        "stages": stage_values(results, curves, rank),
         "tabs": map_tabs(sensitivity, results, curves, training is not None),
         "spectra": [spectra(label, one) for label, one in sources.items() if one and is_of_map(one.names, sensitivity)],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 3dc938f395f63a116844b571caf02ab90a6b2f8a06f73de6c50dc71a08234b1d
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 4082c6d692a5950c69f8e2980326d857b198c373d331ce03da1526b5074fa892
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -508,6 +508,33 @@ function drawCurves(parent, { arms = {}, rows = [], columns = [], cells = [] }, 
   cellGrid(parent, { title: "Update of each module", rows, columns, cells, most, width });
 }
 
+// table.js
+function fillTable(table, { head, rows, look = () => ({}), term = (name) => name }) {
+  if (head.length) {
+    const tr = make("tr", {}, make("thead", {}, table));
+    head.forEach((name, i) => {
+      const cell = name ? make("th", { scope: "col", ...look(i) }, tr, name) : make("td", {}, tr, name);
+      explained(cell, term(name));
+    });
+  }
+  const body = make("tbody", {}, table);
+  for (const row of rows) {
+    const tr = make("tr", {}, body);
+    row.forEach((text, i) => {
+      if (i) make("td", look(i), tr, text);
+      else explained(make("th", { scope: "row", ...look(i) }, tr, text));
+    });
+  }
+}
+function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
+  const details = folded ? make("details", {}, parent) : null;
+  if (details) make("summary", {}, details, caption);
+  const scroll = { class: "scroll", role: "region", tabindex: 0, "aria-label": caption };
+  const table = make("table", {}, make("div", scroll, details ?? parent));
+  if (!folded) make("caption", {}, table, caption);
+  fillTable(table, { head, rows, look: (i) => ({ class: text.includes(i) ? "words" : "count" }) });
+}
+
 // controls.js
 var STEPS2 = { ArrowRight: 1, ArrowLeft: -1 };
 function button(parent, label, sentence2, action, attributes = {}) {
@@ -560,33 +587,6 @@ function fold(parent, word) {
   const menu = make("details", { class: "fold" }, parent);
   make("summary", {}, menu, word);
   return make("div", {}, menu);
-}
-
-// table.js
-function fillTable(table, { head, rows, look = () => ({}), term = (name) => name }) {
-  if (head.length) {
-    const tr = make("tr", {}, make("thead", {}, table));
-    head.forEach((name, i) => {
-      const cell = name ? make("th", { scope: "col", ...look(i) }, tr, name) : make("td", {}, tr, name);
-      explained(cell, term(name));
-    });
-  }
-  const body = make("tbody", {}, table);
-  for (const row of rows) {
-    const tr = make("tr", {}, body);
-    row.forEach((text, i) => {
-      if (i) make("td", look(i), tr, text);
-      else explained(make("th", { scope: "row", ...look(i) }, tr, text));
-    });
-  }
-}
-function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
-  const details = folded ? make("details", {}, parent) : null;
-  if (details) make("summary", {}, details, caption);
-  const scroll = { class: "scroll", role: "region", tabindex: 0, "aria-label": caption };
-  const table = make("table", {}, make("div", scroll, details ?? parent));
-  if (!folded) make("caption", {}, table, caption);
-  fillTable(table, { head, rows, look: (i) => ({ class: text.includes(i) ? "words" : "count" }) });
 }
 
 // modules.js
@@ -1856,63 +1856,48 @@ function drawParts(parent, parts, context) {
 }
 var partsOf = ({ name, parts }, current) => parts.length ? parts : current.parts?.[name] ?? [];
 var follows = ({ parts }) => !parts.length;
-function panelSections(parent, about, current, model = null, ask = null) {
-  const context = { about, model, ask };
-  const followers = [];
+function panelSections(parent, about) {
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
-    const box = make("div", { class: "parts" }, section);
-    drawParts(box, partsOf(panel, current), context);
-    if (follows(panel)) followers.push({ panel, box });
+    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
   }
-  return (current2) => {
-    for (const { panel, box } of followers) {
-      box.replaceChildren();
-      drawParts(box, partsOf(panel, current2), context);
-    }
-  };
 }
 function renderPanels(about, el) {
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
   explainer(root);
   make("h1", {}, root, about.title);
-  panelSections(root, about, {});
+  panelSections(root, about);
 }
-function panelTabs(parent, about, model, ask) {
-  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
-  const box = make("div", { class: "panel" }, parent);
-  const open = (name) => {
-    model.set("panel", name);
-    model.save_changes();
-    draw();
-  };
-  for (const { name, title, about: words } of about.panels) {
-    const toggle = () => open(model.get("panel") === name ? "" : name);
-    button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
-  }
-  onArrows(list, (target) => open(target.dataset.panel ?? ""));
-  const opened = () => about.panels.find(({ name }) => name === model.get("panel"));
+function panelFolds(parent, about, model, ask) {
+  const context = { about, model, ask }, folds = about.panels.map((panel) => drawFold(parent, panel, model));
+  const isOpen = ({ name, stage }) => name === model.get("panel") && stage === model.get("stage");
   function draw() {
-    const panel = opened();
-    const reached = (panel ?? about.panels[0]).name;
-    for (const tab of list.querySelectorAll("button")) {
-      put(tab, "aria-selected", tab.dataset.panel === panel?.name);
-      put(tab, "tabindex", tab.dataset.panel === reached ? 0 : -1);
+    for (const { panel, fold: fold2, box } of folds) {
+      fold2.hidden = panel.stage !== model.get("stage");
+      fold2.open = isOpen(panel);
+      box.replaceChildren();
+      if (!isOpen(panel)) continue;
+      if (panel.about) make("p", { class: "about" }, box, panel.about);
+      drawParts(make("div", { class: "parts" }, box), partsOf(panel, model.get("current")), context);
     }
-    box.replaceChildren();
-    if (!panel) return;
-    if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(make("div", { class: "parts" }, box), partsOf(panel, model.get("current")), { about, model, ask });
   }
-  model.on("change:panel", draw);
-  model.on("change:compared", draw);
+  for (const trait of ["stage", "panel", "compared"]) model.on(`change:${trait}`, draw);
   draw();
   return () => {
-    const panel = opened();
-    if (panel && follows(panel)) draw();
+    if (folds.some(({ panel }) => isOpen(panel) && follows(panel))) draw();
   };
+}
+function drawFold(parent, panel, model) {
+  const fold2 = make("details", { class: "panel", "data-panel": panel.name }, parent);
+  const heading = describe(make("summary", {}, fold2, panel.title), panel.about.split(/(?<=\.) /)[0]);
+  heading.addEventListener("click", (event) => {
+    event.preventDefault();
+    model.set("panel", model.get("panel") === panel.name ? "" : panel.name);
+    model.save_changes();
+  });
+  return { panel, fold: fold2, box: make("div", {}, fold2) };
 }
 
 // guide.js
@@ -2118,7 +2103,7 @@ function drawPanel(parent, defaults) {
   const other = make("div", { class: "other" }, root, PAST);
   const compare2 = describe(make("button", { type: "button" }, other, "Compare what it shows"), COMPARE);
   const head = make("div", { class: "bar" }, root);
-  const begin = make("button", { type: "button" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
+  const begin = make("button", { type: "button", class: "primary" }, head, "Train both"), plan = make("span", { class: "plan" }, head);
   const field = (label, attributes) => make("input", { type: "number", ...attributes }, explained(labeled(head, label), label));
   const steps = field("steps", { min: 1, step: 1, placeholder: "auto", value: defaults.steps ?? "" });
   const given = typeof defaults.learning_rate === "number" ? defaults.learning_rate : "";
@@ -2299,12 +2284,16 @@ function leftOut(rank, count2) {
 // workbench/values.js
 var change2 = ({ current }, k) => current.ranks[k] - current.kept[k];
 var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
-function isOffered(bench, { trained, run }) {
-  return (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
+var stageOf = ({ about, model }) => (
+  /** @type {Stage} */
+  about.stages.find(({ name }) => name === model.get("stage"))
+);
+function isOffered(bench, { stage, trained, run }) {
+  return stage === bench.model.get("stage") && (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
 }
 function currentTab(bench) {
-  const { tabs } = bench.about, name = bench.model.get("tab");
-  return tabs.find((tab) => tab.name === name && (!tab.run || isOfRun(bench))) ?? tabs[1];
+  const { about, model } = bench, tabs = about.tabs.filter((tab) => isOffered(bench, tab));
+  return tabs.find(({ name }) => name === model.get("tab")) ?? tabs[0] ?? about.tabs[0];
 }
 function value(bench, tab, k) {
   const { model, current } = bench;
@@ -2342,7 +2331,7 @@ function why(bench, k) {
   const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
   const score = scoreText(bench, k);
   const instead = rank === current.rank ? `${rank}, the nominal rank` : `${rank} instead of ${current.rank}`;
-  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
+  if (!rank) return `Left out: no adapter${score && `, ${score}`}.`;
   const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
   const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
   const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
@@ -2355,7 +2344,7 @@ function why(bench, k) {
     "by hand": `Set by hand to ${instead}${score && `; ${score}`}`
   };
   const sentence2 = sentences[reason] ?? `${reason}: ${instead}`;
-  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence2)}.`;
+  return `${capitalized(sentence2)}.`;
 }
 var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
 function scoreText(bench, k) {
@@ -2368,8 +2357,33 @@ function rangeText({ model }, k) {
   if (!counts.length) return "";
   return `; ${[.../* @__PURE__ */ new Set([counts[0][0], counts[counts.length - 1][0]])].join(" to ")} on other samples`;
 }
-function describeModule2(bench, k) {
-  const { about, current } = bench, lines = [why(bench, k)], count2 = about.experts[k];
+function insteadOf(bench, k) {
+  const { current } = bench;
+  if (change2(bench, k)) return `kept: ${current.kept[k]}`;
+  return current.ranks[k] === current.rank ? "the nominal rank" : `instead of ${current.rank}`;
+}
+function sharesOf(bench, k) {
+  const { about, current } = bench, { values, low, high } = tabOf(bench, "sensitivity") ?? {};
+  const ends2 = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
+  const price = prices(about, current.controls.budget), budget = current.rank * sum(price);
+  const spent = price.map((cost2, i) => cost2 * current.ranks[i] / budget);
+  const shares = [{ label: "of the budget", ...compared(spent, k) }];
+  if (values?.[k] !== void 0 && values[k] !== null) {
+    const note = ends2.length ? `95\xA0% interval ${ends2.join(" to ")}` : "";
+    shares.unshift({ label: "of all scores", ...compared(values, k), note });
+  }
+  for (const tab of about.tabs) {
+    const part = tab.curves ? value(bench, tab, k) : null;
+    if (part !== null) shares.push({ label: tab.unit, text: percent(part), part });
+  }
+  return shares;
+}
+function compared(shares, k) {
+  const share = shares[k] ?? 0, most = largest(shares.map((share2) => share2 ?? 0));
+  return { text: percent(share), part: share / most };
+}
+function factsOf(bench, k) {
+  const { about, current } = bench, lines = [], count2 = about.experts[k];
   if (count2 > 1) {
     lines.push(`One rank for all ${count2} experts of the parameter; shares and curves are means over them`);
   }
@@ -2378,13 +2392,9 @@ function describeModule2(bench, k) {
     const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
     lines.push(`Scaling ${number(scaling)}${isByScore ? ", by the score, whatever the rank" : ""}`);
   }
-  const { values, low, high } = tabOf(bench, "sensitivity") ?? {}, share = values?.[k] ?? null;
-  const ends2 = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
-  const interval = ends2.length ? `, 95 % interval ${ends2.join(" to ")}` : "";
-  if (share !== null) lines.push(`${percent(share)} of all scores${interval}`);
   for (const tab of about.tabs) {
     const v = value(bench, tab, k);
-    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
+    if (SHOWN_ELSEWHERE.includes(tab.name) || tab.curves || v === null) continue;
     lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
   }
   return lines;
@@ -2398,6 +2408,12 @@ function headline({ about, current }) {
   const most = top2.length > 1 ? `${top2.length} modules` : placeOf(about, top2[0]);
   const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
   return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+}
+function rangeOf({ about, current }) {
+  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
+  if (low < high) return { number: `${low} to ${high}`, note: `instead of ${current.rank} everywhere` };
+  const all = about.names.length, count2 = adapted.length;
+  return { number: String(high), note: count2 < all ? `in ${count2} of ${all} modules` : "everywhere" };
 }
 function changes(bench) {
   const { about, current, page } = bench;
@@ -2543,27 +2559,38 @@ function offerTabs(bench) {
 var COLORS = { energy: 0, variance: 1 };
 var RANGES = "What they hold on average (dashed: least and most of an expert), and how many hold";
 function moduleCharts(about) {
-  const root = make("div", { class: "module" });
+  const root = make("div", { class: "module" }), first = make("div", {}, root);
+  const menu = make("details", {}, root), others = make("div", {}, menu);
+  menu.prepend(make("summary", {}, null, "More"));
   let chosen = 0;
+  let shown;
+  function drawOthers() {
+    others.replaceChildren();
+    if (!menu.open) return;
+    for (const line of shown.lines) make("div", {}, others, line);
+    if (about.spectra.length) drawDirections2(others, about.spectra[chosen], about, shown);
+    drawShares(others, about, shown);
+    const { counts = [] } = shown;
+    if (counts.length > 1) drawResamples(others, { ...shown, counts });
+  }
   function draw(module) {
-    root.replaceChildren();
+    shown = module;
+    first.replaceChildren();
     if (about.spectra.length > 1) {
       const spectra = about.spectra.map((spectrum, i) => [i, spectrum.label]);
-      choose(root, "Spectrum", spectra, chosen, (i) => {
+      choose(first, "Spectrum", spectra, chosen, (i) => {
         chosen = Number(i);
         draw(module);
-        root.querySelector("select")?.focus();
+        first.querySelector("select")?.focus();
       });
     }
-    if (about.spectra.length) drawSpectrum(root, about, about.spectra[chosen], module);
-    drawShares(root, about, module);
-    const { counts = [] } = module;
-    if (counts.length > 1) drawResamples(root, { ...module, counts });
+    if (about.spectra.length) drawSums(first, about.spectra[chosen], about, module);
+    drawOthers();
   }
+  menu.addEventListener("toggle", drawOthers);
   return { root, draw };
 }
-function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
-  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
+function linesOf(spectrum, about, { k, rank }) {
   const mine = spectrum.index[k], measures = Object.keys(spectrum.curves);
   const alike = about.names.flatMap((_, n) => about.row[n] === about.row[k] ? [spectrum.index[n]] : []);
   const others = [...new Set(alike)].filter((i) => i !== mine);
@@ -2590,15 +2617,23 @@ function drawSpectrum(root, about, spectrum, { k, place: place2, rank }) {
     }));
   };
   const far = Math.max(2, ...spectrum.curves[measures[0]].at.map((directions) => directions.at(-1) ?? 1));
-  const x = { label: "direction", log: true, min: 1, max: far }, cursor = rank || null;
+  const x = { label: "direction", log: true, min: 1, max: far };
+  return { mine, measures, lines, range, x, cursor: rank || null };
+}
+function drawSums(root, spectrum, about, module) {
+  const { measures, lines, range, x, cursor } = linesOf(spectrum, about, module);
+  make("div", { class: "key" }, root, capitalized(spectrum.meaning));
   chart(root, {
-    title: `Cumulative shares of the directions of ${place2}`,
+    title: `Cumulative shares of the directions of ${module.place}`,
     lines: [...lines("sums"), ...measures.flatMap(range)],
     cursor,
     height: 158,
     x: { ...x, label: "first directions taken" },
     y: { label: "cumulative share", percent: true, min: 0, max: 1 }
   });
+}
+function drawDirections2(root, spectrum, about, module) {
+  const { mine, measures, lines, x, cursor } = linesOf(spectrum, about, module), { k, place: place2, rank } = module;
   const shares = measures.flatMap((measure) => spectrum.curves[measure].each.flat().filter((share) => share > 0));
   chart(root, {
     title: `Share of each direction of ${place2}`,
@@ -2653,6 +2688,71 @@ function drawResamples(root, { place: place2, rank, counts }) {
   });
 }
 
+// workbench/card.js
+var COMPARED = "Bars: those of scores and of the budget end at the largest share of a module, the others at 100\xA0%.";
+var READ = "Words its first direction reads";
+var DOUBT = "Random directions read words, too: the panel Reads compares them.";
+function drawCard(bench, side) {
+  const { about, model } = bench, place2 = make("h2", {}, side), name = make("div", { class: "name" }, side);
+  const said = make("div", { class: "said", "aria-live": "polite" }, side);
+  const row = make("div", { class: "ranked" }, said), rank = make("b", {}, row), instead = make("span", {}, row);
+  drawStepper(bench, row);
+  const reason = make("p", {}, said), shares = make("div", { class: "shares" }, side);
+  const words = make("div", { class: "strips" }, side);
+  const charts = moduleCharts(about);
+  side.appendChild(charts.root);
+  return () => {
+    const selected = model.get("selected"), k = selected.at(-1), rest = selected.length - 1;
+    if (k === void 0) return;
+    write(place2, placeOf(about, k) + (rest ? `, and ${rest} more selected` : ""));
+    write(name, about.names[k]);
+    write(rank, String(bench.current.ranks[k]));
+    write(instead, insteadOf(bench, k));
+    write(reason, why(bench, k));
+    drawShares2(shares, sharesOf(bench, k));
+    drawWords(words, wordsOf(bench, k));
+    const lines = [...factsOf(bench, k), COMPARED], counts = model.get("resampled")?.[k];
+    charts.draw({ k, place: placeOf(about, k), rank: bench.current.ranks[k], counts, lines });
+  };
+}
+function drawStepper(bench, row) {
+  const { model, requests } = bench, stepper = group(row, "Rank of the selected modules");
+  function step(sign2, by, words) {
+    button(stepper, sign2, words, () => {
+      const modules = model.get("selected"), rank = bench.current.ranks[modules.at(-1) ?? 0] + by;
+      if (rank > 0) requests.ask("set_rank", { modules, rank });
+    }, { "aria-label": words });
+  }
+  step(MINUS, -1, "One rank less");
+  step("+", 1, "One rank more");
+}
+function drawShares2(parent, shares) {
+  parent.replaceChildren();
+  for (const { label, text, part, note = "" } of shares) {
+    const row = make("div", { class: "share" }, parent);
+    make("span", {}, row, label);
+    make("b", {}, row, text);
+    const track = make("div", { class: "track", "aria-hidden": "true" }, row);
+    make("div", { style: `width: ${Math.round(100 * Math.min(1, part))}%` }, track);
+    if (note) make("small", {}, row, note);
+  }
+}
+function wordsOf({ about }, k) {
+  const reads = about.panels.flatMap(({ parts }) => parts).find(({ kind }) => kind === "reads");
+  return (
+    /** @type {string[][] | undefined} */
+    reads?.words?.[k] ?? []
+  );
+}
+function drawWords(parent, words) {
+  parent.replaceChildren();
+  if (!words.length) return;
+  make("div", { class: "key" }, parent, READ);
+  const strip = make("div", { class: "strip" }, parent);
+  for (const word of words) plainToken(strip, word);
+  make("small", {}, parent, DOUBT);
+}
+
 // workbench/picture.js
 var LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"];
 function picture({ svg, root }) {
@@ -2687,26 +2787,10 @@ function downloadPng(bench) {
 var OTHER_RUN = "The run was trained with other ranks than these: what it used of them is in the panels Training and Rank use, not on the map.";
 var TEXTS_ASKED = "Include the panels with the text of samples in the page?";
 var SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
-function drawSelected(bench, side) {
-  const { about, model } = bench, said = make("div", { class: "said", "aria-live": "polite" }, side);
-  const charts = moduleCharts(about);
-  side.appendChild(charts.root);
-  return () => {
-    const selected = model.get("selected"), k = selected.at(-1), rest = selected.length - 1;
-    said.replaceChildren();
-    if (k === void 0) return;
-    const place2 = placeOf(about, k);
-    make("h2", {}, said, place2 + (rest ? `, and ${rest} more selected` : ""));
-    make("div", { class: "name" }, said, about.names[k]);
-    describeModule2(bench, k).forEach((line, i) => make("div", i ? {} : { class: "why" }, said, line));
-    charts.draw({ k, place: place2, rank: bench.current.ranks[k], counts: model.get("resampled")?.[k] });
-  };
-}
-function sayAllocation(bench, { finding, message, foot }) {
+function sayAllocation(bench, message, foot) {
   const moved = make("div", { class: "moved" }, foot), other = make("div", {}, foot);
   return () => {
     const { about, current } = bench;
-    finding.textContent = headline(bench);
     message.textContent = current.message || warning(bench);
     message.classList.toggle("note", Boolean(current.note));
     moved.textContent = changes(bench);
@@ -3034,33 +3118,77 @@ var Requests = class {
   }
 };
 
+// workbench/stages.js
+var RUNS = "Nothing to show here yet. This line of Python fills the view:";
+var ALLOCATION = "allocation";
+function drawStages(bench, { rail, finding, missing, body, ofMap, ofAllocation }) {
+  const { about } = bench;
+  const buttons = about.stages.map((stage, i) => drawButton(bench, rail, stage, i + 1));
+  make("p", {}, missing, RUNS);
+  const line = copyable(make("div", { class: "copied" }, missing));
+  return () => {
+    const shown = stageOf(bench), isEmpty = isNotRun(bench, shown), hasMap = shown.map && !isEmpty;
+    about.stages.forEach((stage, i) => {
+      put(buttons[i].button, "aria-current", stage === shown);
+      followAllocation(bench, stage, buttons[i]);
+    });
+    write(finding, shown.name === ALLOCATION ? headline(bench) : shown.sentence);
+    write(line, shown.code);
+    missing.hidden = !isEmpty;
+    body.classList.toggle("alone", !hasMap);
+    for (const part of ofMap) part.hidden = !hasMap;
+    for (const part of ofAllocation) part.hidden = shown.name !== ALLOCATION;
+    bench.tablist.hidden = !hasMap || !about.tabs.some((tab) => isOffered(bench, tab));
+  };
+}
+function drawButton({ about, model }, rail, { name, title, map }, place2) {
+  const button2 = make("button", { type: "button", "data-stage": name }, rail);
+  make("span", {}, button2, `${place2} ${title}`);
+  const number2 = make("b", {}, button2), note = make("small", {}, button2);
+  button2.addEventListener("click", () => {
+    const first = map ? null : about.panels.find(({ stage }) => stage === name);
+    model.set("panel", first?.name ?? "");
+    model.set("stage", name);
+    model.save_changes();
+  });
+  return { button: button2, number: number2, note };
+}
+function followAllocation(bench, stage, { number: number2, note }) {
+  const known = stage.name === ALLOCATION ? rangeOf(bench) : stage;
+  write(number2, known.number || "\u2013");
+  write(note, known.note || (isNotRun(bench, stage) ? "not run" : ""));
+}
+var isNotRun = ({ about }, { name, code }) => Boolean(code) && ![...about.panels, ...about.tabs].some(({ stage }) => stage === name);
+
 // workbench/workbench.js
-var LEAD = "Each cell is a module, its number the rank of its adapter. Drag a cell up or down: the others share the rest of the budget.";
+var LEAD = "An adapter, stage by stage. Drag a cell of the map to change its rank: the others share the rest of the budget.";
 function renderWorkbench({ model, el }) {
-  const { bench, bar, finding, message, map, side, body, foot } = drawFrame2(model, el);
+  const { bench, rail, finding, bar, message, missing, map, side, foot, train, body } = drawFrame2(model, el);
   const { about, page, requests } = bench;
   const ask = (call, args, gesture) => requests.ask(call, args, gesture);
   const follow3 = [];
   bench.tell = () => follow3.forEach((draw) => draw(bench.current));
   bench.paint = () => {
-    if (!bench.cells.length) return;
-    paintMap2(bench);
+    if (bench.cells.length) paintMap2(bench);
     markTab(bench);
     offerTabs(bench);
     bench.tell();
   };
-  const drawnControls = drawControls(bench, bar);
   drawTabs(bench);
-  follow3.push(drawSelected(bench, side), sayAllocation(bench, { finding, message, foot }), drawnControls);
-  if (!page) follow3.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
+  follow3.push(
+    drawStages(bench, { rail, finding, missing, body, ofMap: [bar, map, side, foot], ofAllocation: [train] }),
+    drawControls(bench, bar),
+    sayAllocation(bench, message, foot),
+    drawCard(bench, side)
+  );
+  if (!page) follow3.push(racePanel(train, { about, model, ask, width: () => map.clientWidth || 400 }));
   model.on("msg:custom", (content) => receive(requests, content));
-  const panels = make("div", { class: "panels" }, bench.root);
-  if (about.panels.length && page) follow3.push(panelSections(panels, about, bench.current, model, ask));
-  else if (about.panels.length) follow3.push(panelTabs(panels, about, model, ask));
+  follow3.push(panelFolds(make("div", { class: "panels" }, body), about, model, ask));
   followPointer2(bench);
   followKeys2(bench);
   followModel2(bench);
   const stop = followPage(bench, map);
+  bench.paint();
   requests.rest();
   return () => {
     stop();
@@ -3073,13 +3201,16 @@ function drawFrame2(model, el) {
   const head = make("div", { class: "head" }, root), what = make("div", { class: "what" }, head);
   make("h1", {}, what, about.title);
   make("div", {}, what, LEAD);
+  const rail = make("nav", { class: "rail", "aria-label": "Stages" }, root);
   const finding = make("div", { class: "finding" }, root), bar = make("div", { class: "bar" }, root);
   const message = make("div", { class: "message", role: "status" }, root);
+  const missing = make("div", { class: "missing" }, root);
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
   const body = make("div", { class: "body" }, root);
   const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
   const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
   const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
+  const train = make("div", { class: "race" }, body);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
   explainer(root);
   const resamples = () => !page && Boolean(about.resamples) && !bench.current.is_captured;
@@ -3091,7 +3222,7 @@ function drawFrame2(model, el) {
   } };
   drawDownloads(bench, fold(head, "Save and download"));
   guide(fold(head, "Help"), page);
-  return { bench, bar, finding, message, map, side, body, foot };
+  return { bench, rail, finding, bar, message, missing, map, side, foot, train, body };
 }
 function receive(requests, content) {
   if ("answer" in content) requests.answered(Boolean(content.more));
@@ -3105,7 +3236,7 @@ function followModel2(bench) {
     bench.paint();
     if (ranks.some((rank, k) => rank !== bench.current.ranks[k])) requests.changed();
   });
-  model.on("change:tab", () => bench.paint());
+  for (const trait of ["stage", "tab"]) model.on(`change:${trait}`, () => bench.paint());
   model.on("change:selected", () => {
     bench.focus = model.get("selected").at(-1) ?? bench.focus;
     bench.paint();

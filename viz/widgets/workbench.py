@@ -48,7 +48,7 @@ from viz.widgets import view
 from viz.widgets.base import PicturedWidget
 from viz.widgets.modules import curves_by_rank
 from viz.widgets.page import page_html
-from viz.widgets.panels.alignment import align_pairs
+from viz.widgets.panels.alignment import AlignmentPanel, align_pairs
 from viz.widgets.panels.panel import Context, Panel
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.registry import make_panels, panel_values
@@ -56,6 +56,7 @@ from viz.widgets.picture import draw_workbench
 from viz.widgets.race import AllocationRace
 from viz.widgets.results import RESULT_CLASSES, Results, scores_to_show
 from viz.widgets.session import SESSION, Session, load_session, save_session, session_results
+from viz.widgets.stages import ALLOCATION
 from viz.widgets.state import (
     EDIT,
     EXCLUDE,
@@ -88,8 +89,8 @@ class Workbench(PicturedWidget):
     """The ranks of all modules as a map: point at a module to read about it, drag it to change its rank.
 
     Whatever is changed, the other modules share the rest of the same budget. ``workbench.plan`` is what is shown: what
-    the next cell attaches and trains. Panels below the map show where the results come from, how subspaces align,
-    how sensitive the loss is, how training went and how to repeat it.
+    the next cell attaches and trains. Six stages, from the data to the answers, each have a number and a view; one
+    that was not run says which line of Python runs it.
 
     Parameters
     ----------
@@ -376,7 +377,7 @@ class Workbench(PicturedWidget):
             raise KeyError(f"no pair {left!r} and {right!r} to compare: choose two of {labels}")
         one, other = alignment.sides
         self.widget.compared = {"left": one, "right": other, "rank": min(int(rank), alignment.rank)}
-        self.widget.panel = "alignment"
+        self.widget.stage, self.widget.panel = AlignmentPanel.stage, AlignmentPanel.name
         return alignment
 
     def set(self, **options: Any) -> None:
@@ -500,7 +501,7 @@ class Workbench(PicturedWidget):
         workbench.widget.races = workbench._race.listed
         workbench._restore(AllocationState(options, edits, workbench.state.directions, kept))
         workbench.select(*session.selected)
-        workbench.widget.tab = session.tab
+        workbench._show_tab(session.tab)
         return workbench
 
     def page(self, path: str | os.PathLike[str], *, texts: bool = False) -> Path:
@@ -659,6 +660,11 @@ class Workbench(PicturedWidget):
             **{call: answer for panel in self._panels for call, answer in panel.requests().items()},
         }
 
+    def _show_tab(self, name: str) -> None:
+        """Show a tab of the map, in its stage."""
+        stages = {tab["name"]: tab["stage"] for tab in self.widget.about["tabs"]}
+        self.widget.stage, self.widget.tab = stages.get(name, ALLOCATION), name
+
     def _open_panel(self, change: Any) -> None:
         if any(panel.name == change["new"] for panel in self._panels if panel.follows_allocation):
             with self._lock:
@@ -707,7 +713,7 @@ class Workbench(PicturedWidget):
 
     def _compared(self) -> tuple[Alignment, int] | None:
         """The pair in the open panel of alignments and its rank."""
-        if self.widget.panel != "alignment" or not self.widget.compared:
+        if self.widget.panel != AlignmentPanel.name or not self.widget.compared:
             return None
         sides = self.widget.compared["left"], self.widget.compared["right"]
         pair = next(alignment for alignment in self.alignments if alignment.sides == sides)
@@ -715,7 +721,8 @@ class Workbench(PicturedWidget):
 
     def _page(self, texts: bool = False) -> str:
         state: dict[str, Any] = {
-            name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")
+            name: getattr(self.widget, name)
+            for name in ("about", "stage", "tab", "panel", "selected", "compared", "resampled")
         }
         panels = make_panels(Context(self.results, self.names, self.alignments, texts), self._panels)
         for panel in panels:
@@ -754,6 +761,7 @@ class Workbench(PicturedWidget):
             most=self.most,
             training=self._race.training if self._race.can_train else None,
             knows_directions=self.state.directions is not None,
+            rank=self.state.options.rank,
         ) | {"session": size_text(sum(map(count_bytes, self._session_results().values())))}
 
     def _current(self, page: bool = False) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 // The panels of the workbench: sections of text, tables, charts, and parts that answer the reader.
 
-import { button, onArrows } from "../controls.js";
-import { make, put } from "../elements.js";
-import { explainer } from "../explain.js";
+import { make } from "../elements.js";
+import { describe, explainer } from "../explain.js";
 import { KINDS } from "./kinds.js";
 
 /** @import { About, Ask, Current, Model, Panel, Part } from "../traits.js" */
@@ -37,33 +36,17 @@ const partsOf = ({ name, parts }, current) => (parts.length ? parts : current.pa
 const follows = ({ parts }) => !parts.length;
 
 /**
- * All panels one below another, for the page.
+ * All panels one below another, for a page of results without a map.
  *
- * @param {Element} parent
- * @param {About} about
- * @param {Shown} current
- * @param {Model | null} model
- * @param {Ask | null} ask
- * @returns {(current: Shown) => void} What has those follow the allocation that do.
+ * @type {(parent: Element, about: About) => void}
  */
-export function panelSections(parent, about, current, model = null, ask = null) {
-  const context = { about, model, ask };
-  /** @type {{panel: Panel, box: Element}[]} */
-  const followers = [];
+export function panelSections(parent, about) {
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
-    const box = make("div", { class: "parts" }, section);
-    drawParts(box, partsOf(panel, current), context);
-    if (follows(panel)) followers.push({ panel, box });
+    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
   }
-  return (current) => {
-    for (const { panel, box } of followers) {
-      box.replaceChildren();
-      drawParts(box, partsOf(panel, current), context);
-    }
-  };
 }
 
 /**
@@ -75,11 +58,11 @@ export function renderPanels(about, el) {
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   explainer(root);
   make("h1", {}, root, about.title);
-  panelSections(root, about, {});
+  panelSections(root, about);
 }
 
 /**
- * One panel at a time behind tabs, for the widget; a second click on a tab closes it.
+ * The panels of the stage that is shown, folded below their headings; one at a time is open.
  *
  * @param {Element} parent
  * @param {About} about
@@ -87,38 +70,39 @@ export function renderPanels(about, el) {
  * @param {Ask} ask
  * @returns {() => void} What has the open panel follow the allocation, if it does.
  */
-export function panelTabs(parent, about, model, ask) {
-  const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent);
-  const box = make("div", { class: "panel" }, parent);
-  /** @type {(name: string) => void} */
-  const open = (name) => {
-    model.set("panel", name);
-    model.save_changes();
-    draw();
-  };
-  for (const { name, title, about: words } of about.panels) {
-    const toggle = () => open(model.get("panel") === name ? "" : name);
-    button(list, title, words.split(/(?<=\.) /)[0], toggle, { role: "tab", "data-panel": name });
-  }
-  onArrows(list, (target) => open(target.dataset.panel ?? ""));
-  const opened = () => about.panels.find(({ name }) => name === model.get("panel"));
+export function panelFolds(parent, about, model, ask) {
+  const context = { about, model, ask }, folds = about.panels.map((panel) => drawFold(parent, panel, model));
+  /** @type {(panel: Panel) => boolean} */
+  const isOpen = ({ name, stage }) => name === model.get("panel") && stage === model.get("stage");
   function draw() {
-    const panel = opened();
-    const reached = (panel ?? about.panels[0]).name; // by Tab
-    for (const tab of list.querySelectorAll("button")) {
-      put(tab, "aria-selected", tab.dataset.panel === panel?.name);
-      put(tab, "tabindex", tab.dataset.panel === reached ? 0 : -1);
+    for (const { panel, fold, box } of folds) {
+      fold.hidden = panel.stage !== model.get("stage");
+      fold.open = isOpen(panel);
+      box.replaceChildren();
+      if (!isOpen(panel)) continue;
+      if (panel.about) make("p", { class: "about" }, box, panel.about);
+      drawParts(make("div", { class: "parts" }, box), partsOf(panel, model.get("current")), context);
     }
-    box.replaceChildren();
-    if (!panel) return;
-    if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(make("div", { class: "parts" }, box), partsOf(panel, model.get("current")), { about, model, ask });
   }
-  model.on("change:panel", draw);
-  model.on("change:compared", draw);
+  for (const trait of ["stage", "panel", "compared"]) model.on(`change:${trait}`, draw);
   draw();
   return () => {
-    const panel = opened();
-    if (panel && follows(panel)) draw();
+    if (folds.some(({ panel }) => isOpen(panel) && follows(panel))) draw();
   };
+}
+
+/**
+ * A panel that opens and closes at a click on its heading.
+ *
+ * @type {(parent: Element, panel: Panel, model: Model) => {panel: Panel, fold: HTMLDetailsElement, box: HTMLElement}}
+ */
+function drawFold(parent, panel, model) {
+  const fold = make("details", { class: "panel", "data-panel": panel.name }, parent);
+  const heading = describe(make("summary", {}, fold, panel.title), panel.about.split(/(?<=\.) /)[0]);
+  heading.addEventListener("click", (event) => {
+    event.preventDefault(); // the kernel and other views of the widget follow
+    model.set("panel", model.get("panel") === panel.name ? "" : panel.name);
+    model.save_changes();
+  });
+  return { panel, fold, box: make("div", {}, fold) };
 }

@@ -26,7 +26,8 @@ const SINK = "The first token of each sample dominates this module (an attention
 
 /**
  * What the panel is drawn from. By module: which side it reads, and by kind its share on constant tokens and how well
- * two halves of the samples agree. A page holds `samples` of the samples that were read.
+ * two halves of the samples agree, and the `words` of the first direction for the card. A page holds `samples` of the
+ * samples that were read.
  *
  * @typedef {object} Part
  * @property {string[]} kinds
@@ -36,6 +37,7 @@ const SINK = "The first token of each sample dominates this module (an attention
  * @property {(string | null)[]} side
  * @property {(number | null)[][]} constant
  * @property {(number | null)[][]} agreement
+ * @property {string[][]} words
  * @property {number[]} sinks Modules in which the first token of each sample dominates.
  * @property {boolean} need
  * @property {number} samples

@@ -38,6 +38,15 @@ function define(tag, name, property) {
 }
 define("div", "clientWidth", { value: 800 });
 define("input", "validity", { value: { valid: true } });
+define("details", "open", {
+  get() {
+    return this.hasAttribute("open");
+  },
+  /** @param {unknown} value */
+  set(value) {
+    this.toggleAttribute("open", Boolean(value));
+  },
+});
 define("select", "value", {
   get() {
     return this.querySelector("[selected]")?.getAttribute("value");

@@ -1,14 +1,36 @@
 // What Python sends of three modules in two layers.
 
 /** @import { Rule } from "../allocate.js" */
-/** @import { About, Current, Tab } from "../traits.js" */
+/** @import { About, Current, Stage, Tab } from "../traits.js" */
 
 /** @type {Tab[]} */
 const TABS = [
-  { name: "sensitivity", title: "Sensitivity", unit: "of all scores", kind: "percent", values: [0.1, 0.2, 0.7] },
-  { name: "rank", title: "Rank", unit: "directions", kind: "ratio", of: "ranks" },
-  { name: "change", title: "Change", unit: "ranks", kind: "change", of: "change" },
-  { name: "kept", title: "Update, kept", unit: "of the weight", kind: "percent", trained: "kept" },
+  { name: "rank", title: "Rank", unit: "directions", stage: "allocation", kind: "ratio", of: "ranks" },
+  { name: "change", title: "Change", unit: "ranks", stage: "allocation", kind: "change", of: "change" },
+  {
+    name: "sensitivity",
+    title: "Sensitivity",
+    unit: "of all scores",
+    stage: "allocation",
+    kind: "percent",
+    values: [0.1, 0.2, 0.7],
+  },
+  { name: "kept", title: "Update, kept", unit: "of the weight", stage: "allocation", kind: "percent", trained: "kept" },
+];
+/** @type {Stage[]} */
+const STAGES = [
+  { name: "data", title: "Data", map: false, number: "16", note: "samples", sentence: "16 samples.", code: "" },
+  { name: "spectra", title: "Spectra", map: true, number: "", note: "", sentence: "", code: "viz.Workbench(spectrum)" },
+  { name: "allocation", title: "Allocation", map: true, number: "", note: "", sentence: "", code: "" },
+  {
+    name: "answers",
+    title: "Answers",
+    map: false,
+    number: "4 of 5",
+    note: "right",
+    sentence: "4 of 5.",
+    code: "attribute",
+  },
 ];
 /** @type {About} */
 export const ABOUT = {
@@ -21,10 +43,17 @@ export const ABOUT = {
   outs: [8, 4, 8],
   experts: [1, 1, 1],
   ins: [8, 8, 8],
+  stages: STAGES,
   tabs: TABS,
   panels: [
-    { name: "data", title: "Data", about: "Where it comes from. More.", parts: [{ kind: "text", text: "words" }] },
-    { name: "allocation", title: "Allocation", about: "", parts: [] },
+    {
+      name: "data",
+      title: "Data",
+      stage: "data",
+      about: "Where it comes from. More.",
+      parts: [{ kind: "text", text: "words" }],
+    },
+    { name: "allocation", title: "Allocation", stage: "allocation", about: "", parts: [] },
   ],
   spectra: [],
   by_rank: {},

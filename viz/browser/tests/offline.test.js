@@ -7,7 +7,7 @@ import { offline } from "../offline.js";
 function page() {
   const about = { ...ABOUT, names: ["a", "b", "c"], outs: [4, 4, 4], ins: [4, 4, 4], experts: [1, 1, 1] };
   const current = { ...CURRENT, ranks: [1, 1, 4] }, readings = [0, 1, 2].map((module) => ({ module }));
-  const model = offline({ about, current, tab: "rank", selected: [0], rule: RULE, readings });
+  const model = offline({ about, current, stage: "allocation", tab: "rank", selected: [0], rule: RULE, readings });
   /** @type {(number | undefined)[]} */
   const answers = [];
   model.on("msg:custom", ({ answer }) => answers.push(answer));

@@ -4,7 +4,16 @@ import { ABOUT, CURRENT, RULE } from "./examples.js";
 import widgets, { offline, renderPage } from "../widgets.js";
 
 function workbench() {
-  const el = place(), state = { about: ABOUT, current: CURRENT, tab: "rank", panel: "", selected: [1], training: {} };
+  const el = place(),
+    state = {
+      about: ABOUT,
+      current: CURRENT,
+      stage: "allocation",
+      tab: "rank",
+      panel: "",
+      selected: [1],
+      training: {},
+    };
   const model = modelOf(structuredClone(state));
   widgets.render({ model, el });
   resize();
@@ -25,7 +34,8 @@ Deno.test("the map has a cell for each module with its rank, and says what decid
   assert.deepEqual([0, 1, 2].map((k) => cell(k).textContent), ["2", "1", "3"]);
   assert.equal(cell(1).getAttribute("aria-label"), "layer 0 v, rank 1, the least allowed");
   assert.equal(cell(1).getAttribute("aria-selected"), "true");
-  assert.match(text(".said"), /^layer 0 v.*Rank 1 \(kept: 2\)\. Score 0\.6 × the mean, which asks for 0\.4: 1 is/);
+  assert.equal(text(".side h2"), "layer 0 v");
+  assert.match(text(".said"), /^1kept: 2.*Score 0\.6 × the mean, which asks for 0\.4: 1 is the least allowed\.$/);
   assert.match(text(".legend"), /by hand.*the least allowed/);
   assert.equal(el.querySelector("[data-tab=kept]").hidden, true);
 });
@@ -97,15 +107,13 @@ Deno.test("an answer of the kernel is drawn, and a refusal is said", () => {
 
 Deno.test("a panel opens and closes, and that of the allocation follows it", () => {
   const { el, model, text } = workbench();
-  /** @type {(name: string) => Event} */
-  const tab = (name) => send(el.querySelector(`[data-panel=${name}]`), "click");
-  tab("data");
-  assert.equal(text(".parts"), "words");
-  tab("data");
-  assert.equal(el.querySelector(".parts"), null);
-  tab("allocation");
+  const word = el.querySelector("[data-panel=allocation] summary");
+  send(word, "click");
+  assert.equal(text(".parts caption"), "Ranks by projection");
   model.set("current", { ...CURRENT, parts: { allocation: [{ kind: "text", text: "other" }] } });
   assert.equal(text(".parts"), "other");
+  send(word, "click");
+  assert.equal(el.querySelector(".parts"), null);
 });
 
 Deno.test("two trainings are begun with the options that are set, followed, and stopped one by one", () => {
@@ -126,11 +134,11 @@ Deno.test("two trainings are begun with the options that are set, followed, and 
 
 Deno.test("the page draws the workbench without a kernel, or panels alone if no module is known", () => {
   const rule = { ...RULE, scores: [1, 2, 7], floors: [0, 0, 0] };
-  const state = { about: ABOUT, current: CURRENT, tab: "rank", selected: [0], rule };
+  const state = { about: ABOUT, current: CURRENT, stage: "allocation", tab: "rank", selected: [0], rule };
   const el = place();
   renderPage(structuredClone(state), el);
   resize();
-  assert.equal(el.querySelectorAll("section.panel").length, 2);
+  assert.equal(el.querySelectorAll("details.panel").length, 2);
   assert.equal(el.querySelector(".train"), null);
   send(el.querySelector(".cell"), "keydown", { key: "+" });
   assert.equal(el.querySelector(".cell").textContent, "3");

@@ -1,11 +1,9 @@
-// Beside the map and around it: the selected module, what the allocation gives, and what is saved of it.
+// Around the map: what was done and what changed, and what is saved of it.
 
 import { button } from "../controls.js";
 import { make } from "../elements.js";
-import { moduleCharts } from "../module_charts.js";
-import { placeOf } from "../modules.js";
 import { downloadPng, downloadSvg } from "./picture.js";
-import { changes, describeModule, headline, warning } from "./sentences.js";
+import { changes, warning } from "./sentences.js";
 import { isOfRun } from "./values.js";
 
 /** @import { Bench } from "./workbench.js" */
@@ -16,38 +14,14 @@ const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
 const SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
 
 /**
- * Draws what is said of the selected module.
+ * Has the sentences follow the allocation: what was refused or done, and what changed since it was kept.
  *
- * @param {Bench} bench
- * @param {HTMLElement} side
- * @returns {() => void} What has it follow the selection and the allocation.
+ * @type {(bench: Bench, message: Element, foot: Element) => () => void}
  */
-export function drawSelected(bench, side) {
-  const { about, model } = bench, said = make("div", { class: "said", "aria-live": "polite" }, side);
-  const charts = moduleCharts(about);
-  side.appendChild(charts.root);
-  return () => {
-    const selected = model.get("selected"), k = selected.at(-1), rest = selected.length - 1;
-    said.replaceChildren();
-    if (k === undefined) return;
-    const place = placeOf(about, k);
-    make("h2", {}, said, place + (rest ? `, and ${rest} more selected` : ""));
-    make("div", { class: "name" }, said, about.names[k]);
-    describeModule(bench, k).forEach((line, i) => make("div", i ? {} : { class: "why" }, said, line));
-    charts.draw({ k, place, rank: bench.current.ranks[k], counts: model.get("resampled")?.[k] });
-  };
-}
-
-/**
- * Has the sentences follow the allocation: what it gives, what was refused or done, and what changed since it was kept.
- *
- * @type {(bench: Bench, places: {finding: Element, message: Element, foot: Element}) => () => void}
- */
-export function sayAllocation(bench, { finding, message, foot }) {
+export function sayAllocation(bench, message, foot) {
   const moved = make("div", { class: "moved" }, foot), other = make("div", {}, foot);
   return () => {
     const { about, current } = bench;
-    finding.textContent = headline(bench);
     message.textContent = current.message || warning(bench);
     message.classList.toggle("note", Boolean(current.note));
     moved.textContent = changes(bench);

@@ -1,12 +1,19 @@
 // What the workbench says of a module, of the allocation, and of what changed.
 
 import { prices } from "../allocate.js";
+import { largest } from "../colors.js";
 import { placeOf, sum } from "../modules.js";
 import { capitalized, number, percent, signedWhole, sizeText, whole } from "../text.js";
 import { change, value } from "./values.js";
 
-/** @import { About, Tab } from "../traits.js" */
+/** @import { About, Tab, Values } from "../traits.js" */
 /** @import { Bench } from "./workbench.js" */
+
+/**
+ * A share of the whole: its text, the `part` of the bar that is filled, from 0 to 1, and a note.
+ *
+ * @typedef {{label: string, text: string, part: number, note?: string}} Share
+ */
 
 /** @type {Record<string, string>} */
 const REASONS = {
@@ -44,7 +51,7 @@ export function why(bench, k) {
   const { current } = bench, rank = current.ranks[k], reason = current.reasons[k];
   const score = scoreText(bench, k);
   const instead = rank === current.rank ? `${rank}, the nominal rank` : `${rank} instead of ${current.rank}`;
-  if (!rank) return `Left out: no adapter${kept(bench, k)}${score && `, ${score}`}.`;
+  if (!rank) return `Left out: no adapter${score && `, ${score}`}.`;
   const ideal = current.ideals[k], asks = ideal === null ? "" : `, which asks for ${number(ideal)}`;
   const lead = current.is_captured ? REASONS.captured : score, range = rangeText(bench, k);
   const byRule = `${lead}: ${instead}${range}; at most ${current.most[k]}`;
@@ -58,7 +65,7 @@ export function why(bench, k) {
     "by hand": `Set by hand to ${instead}${score && `; ${score}`}`,
   };
   const sentence = sentences[reason] ?? `${reason}: ${instead}`;
-  return `Rank ${rank}${kept(bench, k)}. ${capitalized(sentence)}.`;
+  return `${capitalized(sentence)}.`;
 }
 
 /** @type {(bench: Bench, name: string) => Tab | undefined} */
@@ -83,12 +90,53 @@ function rangeText({ model }, k) {
 }
 
 /**
- * Everything that is known of a module, a line each.
+ * What the rank of a module is compared with: the kept rank if it changed, else the nominal one.
+ *
+ * @type {(bench: Bench, k: number) => string}
+ */
+export function insteadOf(bench, k) {
+  const { current } = bench;
+  if (change(bench, k)) return `kept: ${current.kept[k]}`;
+  return current.ranks[k] === current.rank ? "the nominal rank" : `instead of ${current.rank}`;
+}
+
+/**
+ * The shares of a module: of all scores and of the budget, compared with the largest of a module, and those that its
+ * rank holds.
+ *
+ * @type {(bench: Bench, k: number) => Share[]}
+ */
+export function sharesOf(bench, k) {
+  const { about, current } = bench, { values, low, high } = tabOf(bench, "sensitivity") ?? {};
+  const ends = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
+  const price = prices(about, current.controls.budget), budget = current.rank * sum(price);
+  const spent = price.map((cost, i) => (cost * current.ranks[i]) / budget);
+  /** @type {Share[]} */
+  const shares = [{ label: "of the budget", ...compared(spent, k) }];
+  if (values?.[k] !== undefined && values[k] !== null) {
+    const note = ends.length ? `95\u00a0% interval ${ends.join(" to ")}` : "";
+    shares.unshift({ label: "of all scores", ...compared(values, k), note });
+  }
+  for (const tab of about.tabs) {
+    const part = tab.curves ? value(bench, tab, k) : null;
+    if (part !== null) shares.push({ label: tab.unit, text: percent(part), part });
+  }
+  return shares;
+}
+
+/** @type {(shares: Values, k: number) => {text: string, part: number}} */
+function compared(shares, k) {
+  const share = shares[k] ?? 0, most = largest(shares.map((share) => share ?? 0));
+  return { text: percent(share), part: share / most };
+}
+
+/**
+ * What else is known of a module, a line each.
  *
  * @type {(bench: Bench, k: number) => string[]}
  */
-export function describeModule(bench, k) {
-  const { about, current } = bench, lines = [why(bench, k)], count = about.experts[k];
+export function factsOf(bench, k) {
+  const { about, current } = bench, lines = [], count = about.experts[k];
   if (count > 1) {
     lines.push(`One rank for all ${count} experts of the parameter; shares and curves are means over them`);
   }
@@ -97,13 +145,9 @@ export function describeModule(bench, k) {
     const isByScore = current.controls.scaling === "nominal" && scaling !== 1;
     lines.push(`Scaling ${number(scaling)}${isByScore ? ", by the score, whatever the rank" : ""}`);
   }
-  const { values, low, high } = tabOf(bench, "sensitivity") ?? {}, share = values?.[k] ?? null;
-  const ends = [low?.[k] ?? null, high?.[k] ?? null].filter((end) => end !== null).map(percent);
-  const interval = ends.length ? `, 95 % interval ${ends.join(" to ")}` : "";
-  if (share !== null) lines.push(`${percent(share)} of all scores${interval}`);
   for (const tab of about.tabs) {
     const v = value(bench, tab, k);
-    if (SHOWN_ELSEWHERE.includes(tab.name) || v === null) continue;
+    if (SHOWN_ELSEWHERE.includes(tab.name) || tab.curves || v === null) continue;
     lines.push(`${["percent", "signed"].includes(tab.kind) ? percent(v) : number(v)} ${tab.unit}`);
   }
   return lines;
@@ -125,6 +169,18 @@ export function headline({ about, current }) {
     ? `Every module ${which}gets rank ${high}`
     : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
   return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+}
+
+/**
+ * The range of the ranks in a few words, and what it is compared with.
+ *
+ * @type {(bench: Bench) => {number: string, note: string}}
+ */
+export function rangeOf({ about, current }) {
+  const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
+  if (low < high) return { number: `${low} to ${high}`, note: `instead of ${current.rank} everywhere` };
+  const all = about.names.length, count = adapted.length;
+  return { number: String(high), note: count < all ? `in ${count} of ${all} modules` : "everywhere" };
 }
 
 /**

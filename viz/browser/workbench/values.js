@@ -2,7 +2,7 @@
 
 import { MINUS, number, signed } from "../text.js";
 
-/** @import { Tab } from "../traits.js" */
+/** @import { Stage, Tab } from "../traits.js" */
 /** @import { Bench } from "./workbench.js" */
 
 /**
@@ -20,22 +20,32 @@ export const change = ({ current }, k) => current.ranks[k] - current.kept[k];
 export const isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
 
 /**
- * Whether a tab is there: some are about a training.
+ * The stage whose view is shown.
+ *
+ * @type {(bench: Bench) => Stage}
+ */
+export const stageOf = (
+  { about, model },
+) => /** @type {Stage} */ (about.stages.find(({ name }) => name === model.get("stage")));
+
+/**
+ * Whether a tab is there: each is of a stage, and some are about a training.
  *
  * @type {(bench: Bench, tab: Tab) => boolean}
  */
-export function isOffered(bench, { trained, run }) {
-  return (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) && (!run || isOfRun(bench));
+export function isOffered(bench, { stage, trained, run }) {
+  return stage === bench.model.get("stage") && (!trained || Boolean(bench.model.get("training")?.arms?.[trained])) &&
+    (!run || isOfRun(bench));
 }
 
 /**
- * The tab that is shown, by default the second.
+ * The tab that is shown, by default the first of the stage, or of all if it has none.
  *
  * @type {(bench: Bench) => Tab}
  */
 export function currentTab(bench) {
-  const { tabs } = bench.about, name = bench.model.get("tab");
-  return tabs.find((tab) => tab.name === name && (!tab.run || isOfRun(bench))) ?? tabs[1];
+  const { about, model } = bench, tabs = about.tabs.filter((tab) => isOffered(bench, tab));
+  return tabs.find(({ name }) => name === model.get("tab")) ?? tabs[0] ?? about.tabs[0];
 }
 
 /**

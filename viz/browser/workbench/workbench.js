@@ -5,20 +5,22 @@ import { fold } from "../controls.js";
 import { download, make } from "../elements.js";
 import { explainer } from "../explain.js";
 import { guide } from "../guide.js";
-import { panelSections, panelTabs } from "../panels/panels.js";
+import { panelFolds } from "../panels/panels.js";
 import { racePanel } from "../race.js";
 import { drawControls, drawTabs, markTab, offerTabs } from "./bar.js";
-import { drawDownloads, drawSelected, sayAllocation } from "./details.js";
+import { drawCard } from "./card.js";
+import { drawDownloads, sayAllocation } from "./details.js";
 import { followKeys, followPointer } from "./gestures.js";
 import { layOut, paintMap } from "./map.js";
 import { Requests } from "./requests.js";
+import { drawStages } from "./stages.js";
 import { currentTab } from "./values.js";
 
 /** @import { Bar, Cell } from "../grid.js" */
 /** @import { About, Ask, Content, Current, Model } from "../traits.js" */
 
-const LEAD = "Each cell is a module, its number the rank of its adapter. " +
-  "Drag a cell up or down: the others share the rest of the budget.";
+const LEAD =
+  "An adapter, stage by stage. Drag a cell of the map to change its rank: the others share the rest of the budget.";
 
 /**
  * A rank that is dragged: of module `k`, from height `y` and `rank`, and the `last` that was asked for.
@@ -56,7 +58,7 @@ const LEAD = "Each cell is a module, its number the rank of its adapter. " +
  * @returns {() => void} What has it stop following the model and the page.
  */
 export function renderWorkbench({ model, el }) {
-  const { bench, bar, finding, message, map, side, body, foot } = drawFrame(model, el);
+  const { bench, rail, finding, bar, message, missing, map, side, foot, train, body } = drawFrame(model, el);
   const { about, page, requests } = bench;
   /** @type {Ask} */
   const ask = (call, args, gesture) => requests.ask(call, args, gesture);
@@ -64,24 +66,26 @@ export function renderWorkbench({ model, el }) {
   const follow = [];
   bench.tell = () => follow.forEach((draw) => draw(bench.current));
   bench.paint = () => {
-    if (!bench.cells.length) return;
-    paintMap(bench);
+    if (bench.cells.length) paintMap(bench);
     markTab(bench);
     offerTabs(bench);
     bench.tell();
   };
-  const drawnControls = drawControls(bench, bar);
   drawTabs(bench);
-  follow.push(drawSelected(bench, side), sayAllocation(bench, { finding, message, foot }), drawnControls);
-  if (!page) follow.push(racePanel(body, { about, model, ask, width: () => map.clientWidth || 400 }));
+  follow.push(
+    drawStages(bench, { rail, finding, missing, body, ofMap: [bar, map, side, foot], ofAllocation: [train] }),
+    drawControls(bench, bar),
+    sayAllocation(bench, message, foot),
+    drawCard(bench, side),
+  );
+  if (!page) follow.push(racePanel(train, { about, model, ask, width: () => map.clientWidth || 400 }));
   model.on("msg:custom", (content) => receive(requests, content)); // before the panels ask for anything
-  const panels = make("div", { class: "panels" }, bench.root);
-  if (about.panels.length && page) follow.push(panelSections(panels, about, bench.current, model, ask));
-  else if (about.panels.length) follow.push(panelTabs(panels, about, model, ask));
+  follow.push(panelFolds(make("div", { class: "panels" }, body), about, model, ask));
   followPointer(bench);
   followKeys(bench);
   followModel(bench);
   const stop = followPage(bench, map);
+  bench.paint();
   requests.rest();
   return () => {
     stop();
@@ -102,13 +106,16 @@ function drawFrame(model, el) {
   const head = make("div", { class: "head" }, root), what = make("div", { class: "what" }, head);
   make("h1", {}, what, about.title);
   make("div", {}, what, LEAD);
+  const rail = make("nav", { class: "rail", "aria-label": "Stages" }, root);
   const finding = make("div", { class: "finding" }, root), bar = make("div", { class: "bar" }, root);
   const message = make("div", { class: "message", role: "status" }, root);
+  const missing = make("div", { class: "missing" }, root);
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
   const body = make("div", { class: "body" }, root);
   const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, body);
   const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
   const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, body);
+  const train = make("div", { class: "race" }, body);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
   explainer(root);
   const resamples = () => !page && Boolean(about.resamples) && !bench.current.is_captured;
@@ -119,7 +126,7 @@ function drawFrame(model, el) {
   const bench = { model, el, about, page, current, focus, ...drawn, drag: null, requests, paint() {}, tell() {} };
   drawDownloads(bench, fold(head, "Save and download"));
   guide(fold(head, "Help"), page);
-  return { bench, bar, finding, message, map, side, body, foot };
+  return { bench, rail, finding, bar, message, missing, map, side, foot, train, body };
 }
 
 /** @type {(requests: Requests, content: Content) => void} */
@@ -137,7 +144,7 @@ function followModel(bench) {
     bench.paint();
     if (ranks.some((rank, k) => rank !== bench.current.ranks[k])) requests.changed();
   });
-  model.on("change:tab", () => bench.paint());
+  for (const trait of ["stage", "tab"]) model.on(`change:${trait}`, () => bench.paint());
   model.on("change:selected", () => {
     bench.focus = model.get("selected").at(-1) ?? bench.focus;
     bench.paint();

@@ -19,6 +19,7 @@ class AlignmentPanel(Panel):
     """Overlaps of every pair by module and rank, and what chance gives."""
 
     name, title = "alignment", "Alignment"
+    stage = "directions"
     about = (
         "Overlap: the mean squared cosine of the principal angles between the first directions of two subspaces; 1 the "
         "same space, 0 orthogonal."

@@ -17,6 +17,7 @@ class AnswerTablePanel(Panel):
     """A table of both answers to each request; a row opens as a conversation."""
 
     name, title = "answers", "Answers"
+    stage = "answers"
     about = "What base and adapter answer to the same requests; right is what the metric of the task counts."
     needs = ("answers",)
 

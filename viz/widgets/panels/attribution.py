@@ -34,6 +34,7 @@ class AttributionPanel(Panel):
     """Answers by token and module, with parts of the adapter switched off; if a kernel answers, any of them."""
 
     name, title = "attribution", "Attribution"
+    stage = "answers"
     about = (
         "What each module of the trained adapter added to the tokens of an answer. Contributions add up to what the "
         "tokens gained. What leaving a module out costs is another number: a probability near 1 can hardly fall, and "

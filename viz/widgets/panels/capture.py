@@ -12,6 +12,7 @@ class CapturePanel(Panel):
     """Captured gradient of all modules together, by kind and rank, between chance and the best possible."""
 
     name, title = "capture", "Gradient"
+    stage = "directions"
     about = "Which part of the gradient of held-out samples an adapter with a frozen A can follow, by kind and rank."
     needs = ("capture",)
 

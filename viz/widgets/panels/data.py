@@ -13,6 +13,7 @@ class DataPanel(Panel):
     """Base model, task and samples."""
 
     name, title = "data", "Data"
+    stage = "data"
     needs = ("sensitivity", "spectrum", "allocation", "run")
 
     def parts(self) -> list[Part]:

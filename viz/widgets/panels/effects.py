@@ -46,6 +46,7 @@ class EffectsPanel(Panel):
     """The slider over the adapter's scale, which holds no text, above the texts, the worst first."""
 
     name, title = "effects", "Side effects"
+    stage = "answers"
     about = "What the adapter changed on text that it was not meant for."
     needs = ("effects", "rescaling")
 

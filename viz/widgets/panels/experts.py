@@ -21,6 +21,7 @@ class ExpertsPanel(Panel):
     """A sentence, a map of the experts by layer, and the experts that do most of the work."""
 
     name, title = "experts", "Experts"
+    stage = "allocation"
     about = "Which routed experts of the mixture the samples of the task use."
     needs = ("expert_use",)
 

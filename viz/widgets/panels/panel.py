@@ -60,9 +60,11 @@ class Panel:
     Attributes
     ----------
     name, title : str
-        What identifies the panel, and the text of its tab.
+        What identifies the panel, and its heading.
+    stage : str
+        The stage of the method, by its name in ``stages.py``, whose view has the panel; by default the one of the map.
     about : str
-        Stands above the parts; its first sentence explains the tab.
+        Stands above the parts; its first sentence explains the heading.
     needs : tuple of str
         Fields of `Results`: without any of them there is no panel.
     needs_map : bool
@@ -77,6 +79,7 @@ class Panel:
 
     name: ClassVar[str]
     title: ClassVar[str]
+    stage: ClassVar[str] = "allocation"
     about: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     needs_map: ClassVar[bool] = False
@@ -104,7 +107,8 @@ class Panel:
         parts = self.parts()
         if not parts and not self.follows_allocation:
             return None
-        return {"name": self.name, "title": self.title, "about": self.about, "parts": parts}
+        texts = {"name": self.name, "title": self.title, "stage": self.stage, "about": self.about}
+        return texts | {"parts": parts}
 
     @property
     def result(self) -> Any:

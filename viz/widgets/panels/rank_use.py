@@ -23,6 +23,7 @@ class RankUsePanel(Panel):
     """Rank used by projection and by module."""
 
     name, title = "rank-use", "Rank use"
+    stage = "training"
     about = (
         f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Directions of "
         "small norm may still matter to the loss."

@@ -22,12 +22,15 @@ PAGE_BYTES = 1_500_000
 """Most values in a page without a kernel; in the page they take a third more."""
 PAGE_DIRECTIONS = 4
 """Directions of each kind in such a page."""
+END = 3
+"""Most tokens at each end of a first direction that the card of a module names."""
 
 
 class ReadsPanel(Panel):
     """Directions of the selected module, whose values follow when the browser asks for them."""
 
     name, title = "reads", "Reads"
+    stage = "directions"
     about = (
         "Which tokens the directions of the selected module respond to. z is how far a token's input lies from the "
         "mean along a direction, in standard deviations; the sign is arbitrary, so both ends are shown. Random "
@@ -67,6 +70,7 @@ class ReadsPanel(Panel):
             "agreement": by_module("agreement"),
             "sinks": [names.index(name) for name in activations.sinks() if name in names],
             "need": bool(activations.need),
+            "words": [first_words(activations, name) for name in names],
             "samples": min(samples, activations.meta.samples or samples),
             "of": activations.meta.samples,
         }
@@ -99,6 +103,14 @@ def finding(activations: DirectionActivations) -> str:
         "Share of z\u00b2 on constant tokens, which are the same in all samples (chat template, system prompt): "
         f"{'; '.join(parts)}; random {percent(control.constant)}. They are {percent(control.tokens)} of the tokens."
     )
+
+
+def first_words(activations: DirectionActivations, name: str) -> list[str]:
+    """The tokens at both ends of the first direction of a module, the furthest first; none if it reads no tokens."""
+    if name not in activations.z:
+        return []
+    ends = activations.top(name, 1, k=END).sort_values("value", key=abs, ascending=False)
+    return list(dict.fromkeys(ends["token"]))
 
 
 def extent(activations: DirectionActivations, small: bool) -> tuple[int, int]:

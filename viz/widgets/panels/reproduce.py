@@ -34,6 +34,7 @@ class ReproducePanel(Panel):
     """Commands, calls, origins and versions."""
 
     name, title = "reproduce", "Reproduce"
+    stage = "data"
     about = "The same versions, data and seed give the same results; other hardware gives them up to rounding."
     needs = ("run", "allocation")
 

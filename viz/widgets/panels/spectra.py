@@ -20,6 +20,7 @@ class SpectraPanel(Panel):
     """Medians by projection, and all modules."""
 
     name, title = "spectra", "Spectra"
+    stage = "spectra"
     about = (
         "How many directions the inputs of a module use on the samples of the task. The effective rank is the "
         "participation ratio of the eigenvalues of the input covariance."

@@ -21,6 +21,7 @@ class TrainingPanel(Panel):
     """Curves, metrics, circumstances and history of the run."""
 
     name, title = "training", "Training"
+    stage = "training"
     about = "How the loss fell, and the metrics of the task before and after."
     needs = ("run",)
 

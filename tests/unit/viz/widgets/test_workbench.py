@@ -309,7 +309,8 @@ def test_two_subspaces_are_compared_in_the_panel() -> None:
     it = viz.Workbench(calibration(), subspaces(), other={"drawn": other(), "same": subspaces()}, rank=2)
     alignment = it.compare("drawn", "wc", rank=3)
     assert alignment.sides == ("wc", "drawn")  # the own subspaces are not compared with themselves
-    assert (it.widget.panel, it.widget.compared) == ("alignment", {"left": "wc", "right": "drawn", "rank": 3})
+    assert (it.widget.stage, it.widget.panel) == ("directions", "alignment")
+    assert it.widget.compared == {"left": "wc", "right": "drawn", "rank": 3}
     tabs = {tab["name"]: tab for tab in it.widget.about["tabs"]}
     left, right = (one.basis(it.names[3], 4).double() for one in (subspaces(), other()))
     assert tabs["overlap"]["curves"][3][3] == pytest.approx(float((left @ right.T).square().sum() / 4), rel=6e-3)
@@ -348,7 +349,7 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
     assert same(again.allocation, it.allocation)
     assert again.code() == it.code()
     assert again.selected == it.selected
-    assert again.widget.tab == "overlap"
+    assert (again.widget.stage, again.widget.tab) == ("directions", "overlap")
     assert again.widget.about == it.widget.about
     viz.Workbench(calibration(), subspaces(), rank=2).save(tmp_path / "session")
     assert not viz.Workbench.load(tmp_path / "session").results.others  # all of it was replaced

@@ -56,6 +56,10 @@ def test_the_panel_says_which_tokens_and_how_much_is_constant() -> None:
     agreement = found.to_frame().groupby(["module", "kind"])["agreement"].mean()
     for name, row in zip(NAMES, part["agreement"], strict=True):
         assert row == pytest.approx([agreement[name, kind] for kind in found.kinds], abs=0.006)
+    for name, words in zip(NAMES, part["words"], strict=True):
+        furthest = int(found.z[name][0, 0].float().abs().argmax())
+        assert words[0] == found.tokens[found.sides[name]].texts[furthest]
+        assert 1 < len(words) <= 6
     for row in found.constant_share().itertuples():
         assert f"{row.kind} {percent(row.constant)}" in finding(found)
 
@@ -116,6 +120,7 @@ def test_a_module_that_was_not_read_has_no_values() -> None:
     part = shown(dataclasses.replace(found, **parts))
     assert part["side"][2] is None
     assert part["constant"][2] == [None, None]
+    assert (part["words"][2], bool(part["words"][0])) == ([], True)
     assert reading(dataclasses.replace(found, **parts), NAMES, 2) == {"module": 2}
 
 

@@ -31,6 +31,7 @@ class StepsPanel(Panel):
     """The losses of a run as a table and a chart, and one of them when the browser asks for it."""
 
     name, title = "steps", "Steps"
+    stage = "training"
     about = "The loss at every step."
     needs = ("run",)
     answers = ("loss",)
@@ -86,7 +87,7 @@ def test_it_is_in_the_workbench_the_page_and_the_report(tmp_path: Path) -> None:
         (page_data(viz.report(save({"run": small["run"]}, tmp_path / "alone"))), small["run"]),
     ):
         panel = shown(values)["steps"]
-        assert (panel["title"], panel["about"]) == ("Steps", "The loss at every step.")
+        assert (panel["title"], panel["stage"], panel["about"]) == ("Steps", "training", "The loss at every step.")
         assert losses(panel) == trained.history["loss"].tolist()
     assert "steps" not in shown({"about": viz.Workbench(calibration(), rank=2).widget.about})
 
