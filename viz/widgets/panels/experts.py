@@ -12,7 +12,6 @@ from tlora.utils.text import count_text
 from viz.glossary import GLOSSARY
 from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import Column, Part, percent, shorten_all, table, text, whole
-from viz.widgets.stages import ALLOCATION
 
 TOP = 8
 """Experts in the table of those that do most of the work."""
@@ -22,7 +21,7 @@ class ExpertsPanel(Panel):
     """A sentence, a map of the experts by layer, and the experts that do most of the work."""
 
     name, title = "experts", "Experts"
-    stage = ALLOCATION
+    stage = "allocation"
     about = "Which routed experts of the mixture the samples of the task use."
     needs = ("expert_use",)
 

@@ -15,7 +15,6 @@ from tlora.subspaces.alignment import Alignment
 from tlora.tasks.task import Task
 from viz.widgets.panels.parts import Part
 from viz.widgets.results import TEXTS, Results, fields_with
-from viz.widgets.stages import ALLOCATION
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Panel:
 
     name: ClassVar[str]
     title: ClassVar[str]
-    stage: ClassVar[str] = ALLOCATION
+    stage: ClassVar[str] = "allocation"
     about: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     needs_map: ClassVar[bool] = False
