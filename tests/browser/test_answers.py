@@ -10,10 +10,28 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import viz
-from tests.helpers.jupyterlab import opened_file
+from tests.helpers.jupyterlab import opened, opened_file
 from tests.helpers.results import many_answers
 
 pytestmark = [pytest.mark.browser, pytest.mark.rest]
+
+
+BUILD = """
+import viz
+from tests.helpers.results import many_answers
+viz.show(many_answers())
+"""
+
+
+def test_a_notebook_shows_the_panel_alone(server: str, chromium: str) -> None:
+    # first in this file: the other tests keep a browser open, and there can be one at a time
+    with opened(server, chromium) as lab:
+        lab.write("answers.ipynb", BUILD.strip())
+        lab.run("viz.show", 240)
+        panel = lab.page.locator(".tlora")
+        expect(panel.locator("#answers .finding")).to_have_text(f"{many_answers().headline}.")
+        panel.get_by_role("button", name="request 9", exact=True).click()
+        expect(panel.locator(".turn")).to_have_count(4)
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: f074f7f49b9a0b2e8ac875379328b722c08b06c8d1be6dcbc980c3ccd51da0ec
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 743da94af0e2e26848d9354ce1086a8cfe75311676cebffbee662c8a0ec7f75c
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -809,9 +809,9 @@ function filterCounts(rows) {
 var LISTED = 8;
 var LONGEST = 160;
 var ROLES = { table: "table", group: "rowgroup", row: "row", head: "columnheader", name: "rowheader", cell: "cell" };
-function answerTablePart(parent, part) {
+function answerTablePart(parent, part, { model }) {
   const choice = part.choice ??= { filter: "all", column: null, descending: false, isWhole: false, open: /* @__PURE__ */ new Set() };
-  make("p", { class: "finding" }, parent, part.sentence);
+  if (!model) make("p", { class: "finding" }, parent, part.sentence);
   const filters = group(make("div", { class: "bar" }, parent), "Rows");
   const table = make("table", { role: ROLES.table, "aria-label": "Answers" }, parent);
   const head = make("tr", { role: ROLES.row }, make("thead", { role: ROLES.group }, table));

@@ -41,10 +41,13 @@ Deno.test("columns sort by number, by text with its numbers, and by marks with t
   assert.deepEqual(ROWS.map(({ row }) => row), [2, 10, 0, 1]); // which stay as they were
 });
 
-/** @param {Row[]} rows */
-function drawn(rows = ROWS) {
+/**
+ * @param {Row[]} rows
+ * @param {any} model That of the workbench, if it is there.
+ */
+function drawn(rows = ROWS, model = null) {
   const root = place(), part = { sentence: "1 of 3 right, 2 before.", rows };
-  answerTablePart(root, part);
+  answerTablePart(root, part, { model });
   /** @type {(words: string) => any} */
   const button = (words) => [...root.querySelectorAll("button")].find((each) => each.textContent === words);
   const numbers = () => [...root.querySelectorAll(".answers-row > .row")].map((cell) => Number(cell.textContent));
@@ -54,6 +57,7 @@ function drawn(rows = ROWS) {
 Deno.test("a click on a head sorts, another turns the order around, and the head says so", () => {
   const { root, button, numbers } = drawn(), sorts = () => root.querySelectorAll("[aria-sort]:not([aria-sort=none])");
   assert.equal(root.querySelector("p").textContent, "1 of 3 right, 2 before.");
+  assert.equal(drawn(ROWS, {}).root.querySelector("p"), null); // the stage of the workbench says it
   assert.equal(sorts().length, 0);
   send(button("gain, nats"), "click");
   assert.deepEqual(numbers(), [2, 0, 1, 10]);
@@ -83,7 +87,7 @@ Deno.test("a row opens as a conversation, which stays open in another order, and
   send(button("row"), "click");
   assert.equal(turns().length, 4);
   const again = place();
-  answerTablePart(again, part); // as if another panel had been open
+  answerTablePart(again, part, { model: null }); // as if another panel had been open
   assert.equal(again.querySelectorAll(".turn").length, 4);
   send(button("request 2"), "click");
   assert.equal(turns().length, 0);

@@ -8,6 +8,7 @@ import { nats } from "../../text.js";
 import { drawConversation, drawMark, drawShare } from "./conversation.js";
 import { chosenRows, COLUMNS, filterCounts, FILTERS } from "./rows.js";
 
+/** @import { Context } from "../panels.js" */
 /** @import { Row } from "./rows.js" */
 
 const LISTED = 8; // rows that are shown at first
@@ -26,10 +27,10 @@ const ROLES = { table: "table", group: "rowgroup", row: "row", head: "columnhead
 
 /** @typedef {{part: Part, choice: Choice, heads: Map<string, Element>, body: Element, foot: Element, most: number}} Panel */
 
-/** @type {(parent: Element, part: Part) => void} */
-export function answerTablePart(parent, part) {
+/** @type {(parent: Element, part: Part, context: Pick<Context, "model">) => void} */
+export function answerTablePart(parent, part, { model }) {
   const choice = (part.choice ??= { filter: "all", column: null, descending: false, isWhole: false, open: new Set() });
-  make("p", { class: "finding" }, parent, part.sentence);
+  if (!model) make("p", { class: "finding" }, parent, part.sentence); // else it is that of the stage
   const filters = group(make("div", { class: "bar" }, parent), "Rows");
   const table = make("table", { role: ROLES.table, "aria-label": "Answers" }, parent);
   const head = make("tr", { role: ROLES.row }, make("thead", { role: ROLES.group }, table));
