@@ -23,8 +23,8 @@ SOURCES = {
     for package in OURS
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-PUBLIC = {"_fields", "_replace"}
-"""Documented by Python, of named tuples."""
+PUBLIC = {"_fields", "_replace", "_repr_mimebundle_"}
+"""Documented: by Python, of named tuples, and by IPython, of what it displays."""
 
 
 class Private(NamedTuple):
