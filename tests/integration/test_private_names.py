@@ -197,7 +197,8 @@ def overrides() -> Iterator[tuple[str, str]]:
         for kind in vars(module).values():
             if inspect.isclass(kind) and kind.__module__ == module.__name__:
                 foreign = [base for base in kind.__mro__ if not base.__module__.startswith(OURS)]
-                for name, member in vars(kind).items():
+                for name in vars(kind).keys() - PUBLIC:
+                    member = vars(kind)[name]
                     if is_private(name) and inspect.isfunction(member) and any(name in vars(base) for base in foreign):
                         yield file, name
 
