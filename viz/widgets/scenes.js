@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 743da94af0e2e26848d9354ce1086a8cfe75311676cebffbee662c8a0ec7f75c
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: da23c24e21fe0662ce2a3829361ec7683fa7165d408f46b6727dc3e82d477214
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 743da94af0e2e26848d9354ce1086a8cfe75311676cebffbee662c8a0ec7f75c
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: da23c24e21fe0662ce2a3829361ec7683fa7165d408f46b6727dc3e82d477214
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2375,8 +2375,8 @@ function sharesOf(bench, k) {
   const spent = price.map((cost2, i) => cost2 * current.ranks[i] / budget);
   const shares = [{ label: "of the budget", ...compared(spent, k) }];
   if (values?.[k] !== void 0 && values[k] !== null) {
-    const note = ends2.length ? `95\xA0% interval ${ends2.join(" to ")}` : "";
-    shares.unshift({ label: "of all scores", ...compared(values, k), note });
+    const share = compared(values, k), interval = ends2.length ? `95\xA0% interval ${ends2.join(" to ")}; ` : "";
+    shares.unshift({ label: "of all scores", ...share, note: interval + share.note });
   }
   for (const tab of about.tabs) {
     const part = tab.curves ? value(bench, tab, k) : null;
@@ -2386,7 +2386,7 @@ function sharesOf(bench, k) {
 }
 function compared(shares, k) {
   const share = shares[k] ?? 0, most = largest(shares.map((share2) => share2 ?? 0));
-  return { text: percent(share), part: share / most };
+  return { text: percent(share), part: share / most, note: `full bar: ${percent(most)}` };
 }
 function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];

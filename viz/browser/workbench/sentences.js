@@ -114,8 +114,8 @@ export function sharesOf(bench, k) {
   /** @type {Share[]} */
   const shares = [{ label: "of the budget", ...compared(spent, k) }];
   if (values?.[k] !== undefined && values[k] !== null) {
-    const note = ends.length ? `95\u00a0% interval ${ends.join(" to ")}` : "";
-    shares.unshift({ label: "of all scores", ...compared(values, k), note });
+    const share = compared(values, k), interval = ends.length ? `95\u00a0% interval ${ends.join(" to ")}; ` : "";
+    shares.unshift({ label: "of all scores", ...share, note: interval + share.note });
   }
   for (const tab of about.tabs) {
     const part = tab.curves ? value(bench, tab, k) : null;
@@ -124,10 +124,10 @@ export function sharesOf(bench, k) {
   return shares;
 }
 
-/** @type {(shares: Values, k: number) => {text: string, part: number}} */
+/** @type {(shares: Values, k: number) => {text: string, part: number, note: string}} */
 function compared(shares, k) {
   const share = shares[k] ?? 0, most = largest(shares.map((share) => share ?? 0));
-  return { text: percent(share), part: share / most };
+  return { text: percent(share), part: share / most, note: `full bar: ${percent(most)}` };
 }
 
 /**
