@@ -92,10 +92,11 @@ def test_a_drag_an_answer_and_a_stop(page: Any) -> None:
     expect(rank).not_to_have_text(before)
     expect(page.locator(".tlora").first).to_contain_text(f"q_proj': {rank.text_content()}}})")
 
-    page.get_by_role("tab", name="Attribution").click()
+    page.locator(".rail [data-stage=answers]").click()
     page.locator(".attribution .cell").first.click()
     expect(page.locator(".part.attribution")).to_contain_text("now answers:", timeout=60_000)
 
+    page.locator(".rail [data-stage=allocation]").click()
     page.get_by_role("button", name="Train both").click()
     stop = page.get_by_role("button", name="Stop kept")
     expect(stop).to_be_enabled(timeout=60_000)
