@@ -28,10 +28,10 @@ def test_the_workbench_of_a_notebook_changes_what_the_next_cell_uses(lab: Lab) -
     cell, use = lab.cell("viz.Workbench("), "chosen = workbench.allocation"
     cell.get_by_text("Rule and budget").click()
     cell.get_by_role("slider", name="Rank").press("ArrowRight")
-    cell.get_by_text("rank=9").wait_for()
+    cell.get_by_text("rank=9").first.wait_for()
     cell.locator(".cell").first.click()
     lab.page.keyboard.press("x")
-    cell.get_by_text("exclude_modules=").wait_for()
+    cell.get_by_text("exclude_modules=").first.wait_for()
     lab.run(use)
     assert "rank=9" in lab.printed(use)
     assert "exclude_modules=" in lab.printed(use)
