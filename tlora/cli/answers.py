@@ -10,7 +10,7 @@ import typer
 
 import tlora
 from tlora.cli.checks import PAGE_FORMAT, TABLE_FORMAT
-from tlora.cli.evaluate import compare_with_training, contents_text, is_split_here, recorded_data
+from tlora.cli.evaluate import compare_with_training, is_split_here, recorded_data
 from tlora.cli.loading import base_name, load_adapted, load_data
 from tlora.cli.options import Placement
 from tlora.cli.output import Report, load_viz
@@ -63,10 +63,9 @@ def _load_rows(
     """Return the task, the split, and what the rows are in words."""
     from tlora.tasks.load import task_files
 
-    record, recorded, is_trained_on = recorded_data(folder, data)
+    record, recorded, is_trained_on, copied = recorded_data(folder, data)
     is_file = len(task_files(data)) == 1 and not Path(data).is_dir()
     split = split or ("test" if is_trained_on or not is_file else "all")
-    copied = contents_text(record, data)
     if split == "all":
         if not is_file:
             raise ValueError(f"--split all takes a file, and {data} has splits: choose train, validation or test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -51,7 +51,7 @@ def evaluate(
 
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
-    record, data, is_trained_on = recorded_data(folder, task)
+    record, data, is_trained_on, copied = recorded_data(folder, task)
     try:
         loaded = load_data(name, data, report, **where)
     except TooFewSamplesError as error:
@@ -73,37 +73,37 @@ def evaluate(
     if as_json:
         print_json({"task": loaded.name, "samples": samples, "metrics": metrics})
         return
-    copied = contents_text(record, task)
     typer.echo(f"{metrics_text(metrics)}\n({samples} test samples of {loaded.name}{copied})\n")
     following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}
     typer.echo(summary_text({"next": next_command(ctx, "export", following)}))
 
 
-def recorded_data(folder: Path, task: str) -> tuple[tlora.TrainingRun | None, Data, bool]:
-    """Return the run of an adapter, how its task was split if it is this one or has its contents, and whether it is."""
+class Recorded(NamedTuple):
+    """What the run of an adapter says of a task.
+
+    ``data`` is how the task was split if the adapter was trained on it, or on a file with the same contents; ``copied``
+    says which file that was.
+    """
+
+    record: tlora.TrainingRun | None
+    data: Data
+    is_trained_on: bool
+    copied: str
+
+
+def recorded_data(folder: Path, task: str) -> Recorded:
+    """Read the run of an adapter, and compare its task with this one."""
     from tlora.adapters.files import RUN
-
-    record = tlora.TrainingRun.load(folder) if (folder / RUN).exists() else None
-    recorded = record.meta.recipe.get("data", {}) if record else {}
-    is_trained_on = bool(recorded) and (_is_same_task(recorded["task"], task) or bool(original_of(record, task)))
-    return record, Data(**recorded | {"task": task}) if is_trained_on else Data(task=task), is_trained_on
-
-
-def original_of(record: tlora.TrainingRun | None, task: str) -> str:
-    """Return the path of what the adapter was trained on if this is a copy of it; else nothing."""
     from tlora.tasks.load import digest_task
 
+    record = tlora.TrainingRun.load(folder) if (folder / RUN).exists() else None
     recipe = record.meta.recipe if record else {}
-    contents = recipe.get("contents")
-    if not contents or _is_same_task(recipe["data"]["task"], task):
-        return ""
-    return str(recipe["data"]["task"]) if digest_task(task, {}).get("task") == contents else ""
-
-
-def contents_text(record: tlora.TrainingRun | None, task: str) -> str:
-    """Say so if a task is a copy of what an adapter was trained on."""
-    original = original_of(record, task)
-    return f", with the contents of {original}" if original else ""
+    recorded, contents = recipe.get("data", {}), recipe.get("contents")
+    is_same = bool(recorded) and _is_same_task(recorded["task"], task)
+    is_copy = bool(recorded and contents) and not is_same and digest_task(task, {}).get("task") == contents
+    data = Data(**recorded | {"task": task}) if is_same or is_copy else Data(task=task)
+    copied = f", with the contents of {recorded['task']}" if is_copy else ""
+    return Recorded(record, data, is_same or is_copy, copied)
 
 
 def _is_same_task(recorded: str, task: str) -> bool:

@@ -64,7 +64,7 @@ def measure_scales(
     refuse_other_writer(output, MEASURE_SCALES)
     report, folder = Report(quiet), adapter_folder(adapter)
     name, where = base_name(folder, model)
-    data = recorded_data(folder, task)[1]
+    data = recorded_data(folder, task).data
     loaded = load_data(name, data, report, **where)
     texts = tlora.load_texts(loaded.tokenizer, *text)
     bare = load_base(name, loaded, data.seed, placement, report, **where)

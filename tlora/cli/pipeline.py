@@ -446,12 +446,14 @@ def answer_one(adapted: Any, task: tlora.Task, run: tlora.TrainingRun) -> dict[s
 
 def results_of(plan: tlora.Plan, origin: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Return by name the results of a plan that an adapter's folder holds."""
+    from tlora.models.experts import is_expert
+
     results: dict[str, Any] = {"allocation": add_origin(plan.allocation, origin)}
     if plan.calibration:
         with report.step("spectrum of the inputs"):
             spectrum = plan.calibration.spectrum()
         results |= {"sensitivity": add_origin(plan.calibration.sensitivity, origin), "spectrum": spectrum}
-        if any(target.part == "experts" for target in plan.calibration.targets.values()):
+        if any(map(is_expert, plan.calibration.targets)):
             results["expert_use"] = tlora.expert_use(plan.calibration)
     return results
 

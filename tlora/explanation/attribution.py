@@ -20,6 +20,7 @@ from tlora.models.targets import Target
 from tlora.numerics.statistics import mean_interval
 from tlora.results import Meta
 from tlora.utils.defaults import ENERGY
+from tlora.utils.text import place_text
 from tlora.utils.validation import require_choice, require_index
 
 Level = Literal["layer", "projection"]
@@ -457,4 +458,4 @@ def _mean_row(values: NDArray[np.float64], odds: NDArray[np.float64]) -> dict[st
 
 
 def _place(row: Any) -> str:
-    return f"layer {row['layer']} {row['projection']}" if row["layer"] >= 0 else str(row["module"])
+    return place_text(row["layer"], row["projection"], str(row["module"]))

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,22 @@ class ComparedAnswer:
     def changed(self) -> bool:
         """Whether the answers differ, apart from white space at both ends."""
         return self.base.strip() != self.adapter.strip()
+
+
+class AnswerCounts(NamedTuple):
+    """How many answers are right with the adapter and in the base, of those with a mark, and how many changed."""
+
+    right: int
+    before: int
+    marked: int
+    changed: int
+
+
+def count_answers(answers: Sequence[ComparedAnswer]) -> AnswerCounts:
+    """Count the answers that are right; without a reference an answer has no mark."""
+    marked = [one for one in answers if one.adapter_right is not None]
+    right, before = (sum(bool(getattr(one, name)) for one in marked) for name in ("adapter_right", "base_right"))
+    return AnswerCounts(right, before, len(marked), sum(one.changed for one in answers))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -133,17 +149,16 @@ class AnswerTable(Result):
     @property
     def headline(self) -> str:
         """The totals: answers that are right, how many were before, how many changed, and whether it was stopped."""
-        marked = [one for one in self.answers if one.adapter_right is not None]
-        changed = sum(one.changed for one in self.answers)
+        counts = count_answers(self.answers)
         ending = "; interrupted" if self.interrupted else ""
-        if not marked:
+        if not counts.marked:
             gain = np.mean([one.gain for one in self.answers])
-            return f"{changed} of {count_text(len(self.answers), 'answer')} changed, mean gain {gain:+.2f} nats{ending}"
-        right, before = (sum(bool(getattr(one, name)) for one in marked) for name in ("adapter_right", "base_right"))
-        rest = len(self.answers) - len(marked)
+            of = count_text(len(self.answers), "answer")
+            return f"{counts.changed} of {of} changed, mean gain {gain:+.2f} nats{ending}"
+        rest = len(self.answers) - counts.marked
         without = f"; {count_text(rest, 'row')} without reference" if rest else ""
-        changes = f"{count_text(changed, 'answer')} changed{without}"
-        return f"{right} of {len(marked)} right, {before} before; {changes}{ending}"
+        changes = f"{count_text(counts.changed, 'answer')} changed{without}"
+        return f"{counts.right} of {counts.marked} right, {counts.before} before; {changes}{ending}"
 
     def _summary(self) -> str:
         return self.headline

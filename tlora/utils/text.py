@@ -20,6 +20,16 @@ def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def capitalized(text: str) -> str:
+    """A text with a capital first letter; the others stay, unlike with `str.capitalize`."""
+    return text[:1].upper() + text[1:]
+
+
+def place_text(layer: int, projection: str, module: str) -> str:
+    """The place of a module: ``"layer 3 q_proj"``, or its full name outside of the layers."""
+    return f"layer {layer} {projection}" if layer >= 0 else module
+
+
 def range_text(values: Collection[float], write: Callable[[float], str] = "{:.3g}".format) -> str:
     """The least and the largest of some numbers, as ``write`` writes them: "0.5 to 2", or "1" if they are the same."""
     return " to ".join(dict.fromkeys(map(write, (min(values), max(values)))))

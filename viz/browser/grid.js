@@ -202,9 +202,8 @@ export function setLength(bar, share) {
 }
 
 /**
- * Cells to look at: each is [row, column, value, text], with values from 0 to `most` or null, or those of a `fill`. The text is shown
- * where it fits, and on hover.
- * Rows are `height` pixels high.
+ * Cells to look at: each is [row, column, value, text], with values from 0 to `most` or null, or those of a `fill`. The
+ * text is shown where it fits, and on hover. Rows are `height` pixels high.
  *
  * @typedef {{title: string, rows: string[], columns: number[], cells: GridCell[], most?: number,
  *   fill?: (value: number | null) => Color, width?: number, height?: number}} Cells

@@ -24,7 +24,8 @@ const RANGES = "What they hold on average (dashed: least and most of an expert),
  */
 
 /**
- * The charts of the selected module, in an element that is drawn again for each module: one, and on demand the lines of text and the others.
+ * The charts of the selected module, in an element that is drawn again for each module: one, and on demand the lines
+ * of text and the others.
  *
  * @type {(about: About) => {root: HTMLElement, draw: (module: Module) => void}}
  */

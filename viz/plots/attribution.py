@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tlora.explanation.attribution import Attribution
+from tlora.utils.text import place_text
 from tlora.utils.validation import check_arguments, require_index
 from viz import style
 from viz.plots.tokens import GAP, STRIP, append_strip, draw_strip, strip_limit
@@ -49,7 +50,7 @@ def plot_attribution(attribution: Attribution, sample: int = 0, *, ax: Axes | No
         ends = [top["contribution"] - top["low"], top["high"] - top["contribution"]]
         ax.errorbar(top["contribution"], places, xerr=ends, fmt="none", linewidth=1, **style.ink(0.6))
     ax.plot(top["cost"], places, "o", color=dot, markersize=5)
-    labels = [style.cut(style.place(row) if row["layer"] >= 0 else row["module"]) for _, row in top.iterrows()]
+    labels = [style.cut(place_text(*row)) for row in top[["layer", "projection", "module"]].itertuples(index=False)]
     ax.set_yticks(places, labels, parse_math=False)
     ax.set_ylim(len(top) - 0.4, -0.6)
     ax.axvline(0, linewidth=0.8, **style.ink(0.6))

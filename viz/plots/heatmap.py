@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from viz import style
 
@@ -90,8 +89,7 @@ def color_bar(ax: Axes, mesh: QuadMesh, label: str) -> None:
     bar.set_label(label)
     bar.outline.set_visible(False)
     if isinstance(mesh.norm, LogNorm):
-        bar.ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
-        bar.ax.yaxis.set_minor_locator(NullLocator())
+        style.plain_logarithm(bar.ax.yaxis)
 
 
 def scale(values: pd.Series) -> Normalize:

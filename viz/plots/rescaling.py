@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from tlora.explanation.measure_scales import LEFT_OUT, PART, SCALE, TASK, RescaledPoint, Rescaling
+from tlora.utils.text import capitalized
 from tlora.utils.validation import check_arguments
 from viz import style
 
@@ -83,5 +84,4 @@ def _headline(rescaling: Rescaling) -> str:
     points = dict.fromkeys((best, whole))
     texts = " instead of ".join(f"{rescaling.lost(point):+.3f}" for point in points).replace("-", style.MINUS)
     tasks = " instead of ".join(f"{rescaling.loss(point, TASK):.3f}" for point in points)
-    label = best.label[:1].upper() + best.label[1:]
-    return f"{label}: other text changes by {texts} nats per token, and the task loss is {tasks}"
+    return f"{capitalized(best.label)}: other text changes by {texts} nats per token, and the task loss is {tasks}"

@@ -77,6 +77,7 @@ def explore(
     """
     with progress_bar(total=1, desc="loading libraries", show=True, leave=False):  # for the first time, seconds
         from tlora.calibration.expert_use import expert_use
+        from tlora.models.experts import is_expert
         from tlora.recipes import Recipe, prepare
         from viz.widgets.workbench import Workbench
     given = {"model": model, "task": task, "recipe": recipe, "rank": rank, "samples": samples}
@@ -91,7 +92,7 @@ def explore(
             "capture": measure_capture(model, task, plan.subspaces, gradient_checkpointing),
             "activations": read_directions(model, task, plan.subspaces),
         }
-    if plan.calibration and any(target.part == "experts" for target in plan.calibration.targets.values()):
+    if plan.calibration and any(map(is_expert, plan.calibration.targets)):
         observed["expert_use"] = expert_use(plan.calibration)
     workbench = Workbench.from_plan(plan, model=model, task=task, **observed)
     workbench.display()

@@ -10,7 +10,7 @@ import numpy as np
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.experts import parameter_name
 from viz.experts import means_by_parameter
-from viz.widgets.modules import ENERGY, VARIANCE
+from viz.widgets.modules import ENERGY, VARIANCE, is_of_map
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.results import Results
 from viz.widgets.stages import ALLOCATION
@@ -39,13 +39,10 @@ def map_tabs(
         _tab("sensitivity", "Sensitivity", "share of all scores", "percent", ALLOCATION, **_shares(sensitivity)),
         _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", ALLOCATION, of="scalings"),
     ]
-    if results.spectrum is not None:
+    if results.spectrum is not None and is_of_map(results.spectrum.names, sensitivity.names):
         ranks = means_by_parameter({name: [rank] for name, rank in results.spectrum.effective_rank.items()})
-        if list(ranks) == sensitivity.names:
-            shown = {"values": shorten_all(np.concatenate(list(ranks.values())))}
-            tabs.append(
-                _tab("effective", "Effective rank", "effective rank of the inputs", "number", "spectra", **shown)
-            )
+        shown = {"values": shorten_all(np.concatenate(list(ranks.values())))}
+        tabs.append(_tab("effective", "Effective rank", "effective rank of the inputs", "number", "spectra", **shown))
     for name, values in curves.items():
         title, unit, stage = CURVES[name]
         unit = unit.format(next(iter(results.others), ""))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, count_directions
 from tlora.subspaces.alignment import overlap_with_neighbors
 from tlora.subspaces.gradient_capture import GradientCapture
@@ -78,9 +77,9 @@ def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
     return {"label": label, "meaning": describe_kind(source.kind), "index": index, "curves": curves}
 
 
-def is_of_map(names: Iterable[str], sensitivity: Sensitivity) -> bool:
-    """Whether these are all modules of the map, in its order."""
-    return list(members_by_parameter(names)) == sensitivity.names
+def is_of_map(names: Iterable[str], cells: Sequence[str]) -> bool:
+    """Whether these modules are all ``cells`` of the map, in its order."""
+    return list(members_by_parameter(names)) == list(cells)
 
 
 def drawn_directions(count: int) -> NDArray[np.intp]:

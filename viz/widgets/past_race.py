@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlora.comparison.race_result import Race, interval_text
+from tlora.utils.text import count_text
 from viz import style
 
 
@@ -105,5 +106,4 @@ def describe_difference(arms: Mapping[str, RacedArm], places: Sequence[str]) -> 
 
 def _count(changes: Mapping[str, int]) -> str:
     """``"34 ranks in 15 modules"``."""
-    ranks, modules = sum(changes.values()), len(changes)
-    return f"{ranks:,} rank{'s' * (ranks > 1)} in {modules:,} module{'s' * (modules > 1)}"
+    return f"{count_text(sum(changes.values()), 'rank')} in {count_text(len(changes), 'module')}"

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tlora.explanation.compare_answers import count_answers
 from tlora.explanation.direction_activations_result import CONTROL
-from tlora.utils.text import count_text, is_share
+from tlora.utils.text import capitalized, count_text, is_share
 from viz import style
 from viz.widgets.modules import ENERGY, VARIANCE, describe_kind
 from viz.widgets.results import Results
@@ -124,20 +125,16 @@ def _training(results: Results, curves: Curves, rank: int) -> Summary | None:
 
 def _answers(results: Results, curves: Curves, rank: int) -> Summary | None:
     if results.answers is not None:
-        marks = [
-            (one.base_right, one.adapter_right) for one in results.answers.answers if one.adapter_right is not None
-        ]
-        words = f"{results.answers.headline}."
-        if not marks:
-            return Summary(words.partition(" changed")[0], "changed", words)
-        before, after = (sum(map(bool, side)) for side in zip(*marks, strict=True))
-        return Summary(f"{after:,} of {len(marks):,}", f"right, from {before:,}", words)
+        counts, words = count_answers(results.answers.answers), f"{results.answers.headline}."
+        if not counts.marked:
+            of = count_text(len(results.answers.answers), "answer")
+            return Summary(f"{counts.changed} of {of}", "changed", words)
+        return Summary(f"{counts.right:,} of {counts.marked:,}", f"right, from {counts.before:,}", words)
     if (right := _right(results)) is not None:
         return right
     if results.attribution is not None:
         rise = style.signed(results.attribution.rise)
-        headline = results.attribution.headline
-        return Summary(rise, "nats gained by an answer", f"{headline[:1].upper()}{headline[1:]}.")
+        return Summary(rise, "nats gained by an answer", f"{capitalized(results.attribution.headline)}.")
     if results.effects is not None:
         change = style.signed(results.effects.sets()["loss_change"].max())
         return Summary(change, "nats a token on other text", f"{results.effects.headline}.")

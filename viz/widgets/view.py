@@ -88,7 +88,9 @@ def about(
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
         "stages": stage_values(results, curves, rank),
         "tabs": map_tabs(sensitivity, results, curves, training is not None),
-        "spectra": [spectra(label, one) for label, one in sources.items() if one and is_of_map(one.names, sensitivity)],
+        "spectra": [
+            spectra(label, one) for label, one in sources.items() if one and is_of_map(one.names, sensitivity.names)
+        ],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
         "panels": registry.panel_values(panels),
         "texts": any(getattr(results, name) for name in fields_with(TEXTS)),

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: da23c24e21fe0662ce2a3829361ec7683fa7165d408f46b6727dc3e82d477214
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 07a37964c134860623705d1e92a9925872df82ec4dbd6f2060b19c5756dcf87a
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1473,7 +1473,8 @@ function describe2({ layers, column, expert }, measures, at) {
   return `Layer ${layers[column[at]]} expert ${expert[at]}: ${numbers2.join(", ")}.`;
 }
 function drawMap2(map, legend, { layers, column, expert }, measure) {
-  const { kind, values, low, high } = measure, dark = isDark(map), ground = groundOf(dark), isSigned = kind === "points";
+  const { kind, values, low, high } = measure, isSigned = kind === "points";
+  const dark = isDark(map), ground = groundOf(dark);
   const most = Math.abs(values[top(measure)] ?? 0) || 1, count2 = Math.max(...expert) + 1;
   const cells = values.map((value2, n) => [expert[n], column[n], isSigned ? value2 : value2 || null, ""]);
   const svg = cellGrid(map, {
@@ -1488,24 +1489,12 @@ function drawMap2(map, legend, { layers, column, expert }, measure) {
     width: Math.min(WIDEST, map.clientWidth || WIDEST),
     height: Math.max(3, Math.min(17, HIGHEST / count2))
   });
-  const drawn = [...svg.querySelectorAll("rect")], box = make("div", { class: "legend" }, legend);
-  if (isSigned) {
-    drawColors(
-      box,
-      [BLUE, ground, RED],
-      [-most, 0, most].map((end) => form(measure, end)),
-      `${measure.unit}; ${PLACES}; dots: the interval excludes zero`
-    );
-    drawn.forEach((cell, n) => ((low?.[n] ?? 0) > 0 || (high?.[n] ?? 0) < 0) && drawDot(svg, cell));
-    return drawn;
-  }
-  const none = cells.some(([, , value2]) => value2 === null) ? `; gray: ${form(measure, 0)}` : "";
-  drawColors(
-    box,
-    [ground, GREEN],
-    [0, most / 4, most].map((end) => form(measure, end)),
-    `${measure.unit}; ${PLACES}${none}`
-  );
+  const colors = isSigned ? [BLUE, ground, RED] : [ground, GREEN], drawn = [...svg.querySelectorAll("rect")];
+  const ends2 = (isSigned ? [-most, 0, most] : [0, most / 4, most]).map((end) => form(measure, end));
+  const gray = cells.some(([, , value2]) => value2 === null) ? `; gray: ${form(measure, 0)}` : "";
+  const note = isSigned ? "; dots: the interval excludes zero" : gray;
+  drawColors(make("div", { class: "legend" }, legend), colors, ends2, `${measure.unit}; ${PLACES}${note}`);
+  drawn.forEach((cell, n) => ((low?.[n] ?? 0) > 0 || (high?.[n] ?? 0) < 0) && drawDot(svg, cell));
   return drawn;
 }
 function drawDot(svg, cell) {
@@ -1862,19 +1851,16 @@ function drawParts(parent, parts, context) {
 }
 var partsOf = ({ name, parts }, current) => parts.length ? parts : current.parts?.[name] ?? [];
 var follows = ({ parts }) => !parts.length;
-function panelSections(parent, about) {
-  for (const panel of about.panels) {
-    const section = make("section", { class: "panel", id: panel.name }, parent);
-    make("h2", {}, section, panel.title);
-    if (panel.about) make("p", { class: "about" }, section, panel.about);
-    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
-  }
-}
 function renderPanels(about, el) {
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
   explainer(root);
   make("h1", {}, root, about.title);
-  panelSections(root, about);
+  for (const panel of about.panels) {
+    const section = make("section", { class: "panel", id: panel.name }, root);
+    make("h2", {}, section, panel.title);
+    if (panel.about) make("p", { class: "about" }, section, panel.about);
+    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
+  }
 }
 function panelFolds(parent, about, model, ask) {
   const context = { about, model, ask }, folds = about.panels.map((panel) => drawFold(parent, panel, model));

@@ -40,13 +40,13 @@ from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import replace_file
 from tlora.utils.front_end import has_front_end
-from tlora.utils.text import size_text
+from tlora.utils.text import capitalized, size_text
 from tlora.utils.validation import check_arguments
-from viz.experts import means_by_parameter, members_by_parameter
+from viz.experts import means_by_parameter
 from viz.plots.allocation import allocation_headline
 from viz.widgets import view
 from viz.widgets.base import PicturedWidget
-from viz.widgets.modules import curves_by_rank
+from viz.widgets.modules import curves_by_rank, is_of_map
 from viz.widgets.page import page_html
 from viz.widgets.panels.alignment import AlignmentPanel, align_pairs
 from viz.widgets.panels.panel import Context, Panel
@@ -799,7 +799,7 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
     """Refuse bases of other modules, or made for an allocation: they leave no rank room to grow."""
     if subspaces is None:
         return
-    if list(members_by_parameter(subspaces.shapes)) != names:
+    if not is_of_map(subspaces.shapes, names):
         raise ValueError(
             f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of {len(names)} others: pass "
             "two results of one calibration"
@@ -817,4 +817,4 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
 def as_sentence(refusal: str) -> str:
     """A refusal as a sentence of its own; the name of an argument, a module or a file keeps its first letter."""
     is_word = refusal.split(" ")[0].rstrip(",:").isalpha()
-    return refusal[:1].upper() + refusal[1:] if is_word else refusal
+    return capitalized(refusal) if is_word else refusal

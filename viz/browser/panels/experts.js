@@ -174,10 +174,8 @@ function describe({ layers, column, expert }, measures, at) {
  * @type {(map: HTMLElement, legend: Element, part: Part, measure: Measure) => Element[]}
  */
 function drawMap(map, legend, { layers, column, expert }, measure) {
-  const { kind, values, low, high } = measure,
-    dark = isDark(map),
-    ground = groundOf(dark),
-    isSigned = kind === "points";
+  const { kind, values, low, high } = measure, isSigned = kind === "points";
+  const dark = isDark(map), ground = groundOf(dark);
   const most = Math.abs(values[top(measure)] ?? 0) || 1, count = Math.max(...expert) + 1;
   /** @type {GridCell[]} */
   const cells = values.map((value, n) => [expert[n], column[n], isSigned ? value : value || null, ""]);
@@ -193,24 +191,12 @@ function drawMap(map, legend, { layers, column, expert }, measure) {
     width: Math.min(WIDEST, map.clientWidth || WIDEST),
     height: Math.max(3, Math.min(17, HIGHEST / count)),
   });
-  const drawn = [...svg.querySelectorAll("rect")], box = make("div", { class: "legend" }, legend);
-  if (isSigned) {
-    drawColors(
-      box,
-      [BLUE, ground, RED],
-      [-most, 0, most].map((end) => form(measure, end)),
-      `${measure.unit}; ${PLACES}; dots: the interval excludes zero`,
-    );
-    drawn.forEach((cell, n) => ((low?.[n] ?? 0) > 0 || (high?.[n] ?? 0) < 0) && drawDot(svg, cell));
-    return drawn;
-  }
-  const none = cells.some(([, , value]) => value === null) ? `; gray: ${form(measure, 0)}` : "";
-  drawColors(
-    box,
-    [ground, GREEN],
-    [0, most / 4, most].map((end) => form(measure, end)),
-    `${measure.unit}; ${PLACES}${none}`,
-  );
+  const colors = isSigned ? [BLUE, ground, RED] : [ground, GREEN], drawn = [...svg.querySelectorAll("rect")];
+  const ends = (isSigned ? [-most, 0, most] : [0, most / 4, most]).map((end) => form(measure, end));
+  const gray = cells.some(([, , value]) => value === null) ? `; gray: ${form(measure, 0)}` : "";
+  const note = isSigned ? "; dots: the interval excludes zero" : gray;
+  drawColors(make("div", { class: "legend" }, legend), colors, ends, `${measure.unit}; ${PLACES}${note}`);
+  drawn.forEach((cell, n) => ((low?.[n] ?? 0) > 0 || (high?.[n] ?? 0) < 0) && drawDot(svg, cell));
   return drawn;
 }
 

@@ -36,21 +36,7 @@ const partsOf = ({ name, parts }, current) => (parts.length ? parts : current.pa
 const follows = ({ parts }) => !parts.length;
 
 /**
- * All panels one below another, for a page of results without a map.
- *
- * @type {(parent: Element, about: About) => void}
- */
-export function panelSections(parent, about) {
-  for (const panel of about.panels) {
-    const section = make("section", { class: "panel", id: panel.name }, parent);
-    make("h2", {}, section, panel.title);
-    if (panel.about) make("p", { class: "about" }, section, panel.about);
-    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
-  }
-}
-
-/**
- * The panels without a map: on a page, or of one result in a notebook.
+ * All panels one below another, without a map: on a page, or of one result in a notebook.
  *
  * @type {(about: About, el: HTMLElement) => void}
  */
@@ -58,7 +44,12 @@ export function renderPanels(about, el) {
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   explainer(root);
   make("h1", {}, root, about.title);
-  panelSections(root, about);
+  for (const panel of about.panels) {
+    const section = make("section", { class: "panel", id: panel.name }, root);
+    make("h2", {}, section, panel.title);
+    if (panel.about) make("p", { class: "about" }, section, panel.about);
+    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
+  }
 }
 
 /**

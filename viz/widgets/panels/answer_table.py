@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tlora.explanation.compare_answers import AnswerTable
-from tlora.models.targets import Target
+from tlora.utils.text import place_text
 from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import Part, shorten, shorten_all
 
@@ -44,7 +44,7 @@ def _taken_apart(table: AnswerTable) -> dict[int, dict[str, Any]]:
     attribution = table.attribution
     if attribution is None:
         return {}
-    places = [_place(target) for target in attribution.targets.values()]
+    places = [place_text(target.layer, target.projection, target.name) for target in attribution.targets.values()]
     rows = {}
     for n, one in zip(table.explained, attribution.samples, strict=True):
         tokens = [one.tokens[position] for position in one.positions]
@@ -55,7 +55,3 @@ def _taken_apart(table: AnswerTable) -> dict[int, dict[str, Any]]:
             "modules": [(places[k], shorten(float(contributions[k]))) for k in order],
         }
     return rows
-
-
-def _place(target: Target) -> str:
-    return f"layer {target.layer} {target.projection}" if target.layer >= 0 else target.name

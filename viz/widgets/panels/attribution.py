@@ -10,7 +10,7 @@ import pandas as pd
 
 from tlora.explanation.attribution import CHANGES, Attribution
 from tlora.utils.progress import report_progress
-from tlora.utils.text import count_text
+from tlora.utils.text import capitalized, count_text
 from viz.widgets.panels.answers import answer_values, switch_key
 from viz.widgets.panels.live_attribution import LiveAttribution
 from viz.widgets.panels.panel import Panel
@@ -61,7 +61,7 @@ class AttributionPanel(Panel):
             "live": live,
         }
         largest = largest_modules(attribution, "The modules that contributed most, mean over answers")
-        words = f"{attribution.sentence[:1].upper()}{attribution.sentence[1:]} {changed_tokens(attribution)}"
+        words = f"{capitalized(attribution.sentence)} {changed_tokens(attribution)}"
         return [part, text(words), largest, *_answers(attribution)]
 
     def requests(self) -> Mapping[str, Callable[..., None]]:
