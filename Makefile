@@ -55,9 +55,10 @@ test-rest: $(INSTALLED) $(MODELS) browser docs  ## Build the site and run all no
 test-lab: $(INSTALLED) $(MODELS)  ## Run the tests of the laboratory in benchmarks/
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" benchmarks/tests
 
+# Slow tests first: one of their files takes half an hour, and must not come last and alone.
 test-long: $(INSTALLED) $(MODELS) browser docs  ## Run everything: the slow tests and the laboratory too
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest benchmarks/tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --junitxml=.durations.xml tests/slow $(filter-out tests/slow/,$(wildcard tests/*/))
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) benchmarks/tests
 	$(NBVAL) notebooks
 
 slowest: .durations.xml  ## List the 30 slowest tests of the last `make test`
