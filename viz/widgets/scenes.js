@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 07a37964c134860623705d1e92a9925872df82ec4dbd6f2060b19c5756dcf87a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 03cd252f2d8ddb9c0cd2d58671fe7661f36b3ff10f1f396a1760cb791a8101b9
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

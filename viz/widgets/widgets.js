@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 07a37964c134860623705d1e92a9925872df82ec4dbd6f2060b19c5756dcf87a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 03cd252f2d8ddb9c0cd2d58671fe7661f36b3ff10f1f396a1760cb791a8101b9
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2372,7 +2372,7 @@ function sharesOf(bench, k) {
 }
 function compared(shares, k) {
   const share = shares[k] ?? 0, most = largest(shares.map((share2) => share2 ?? 0));
-  return { text: percent(share), part: share / most, note: `full bar: ${percent(most)}` };
+  return { text: percent(share), part: share / most, note: `the largest is ${percent(most)}` };
 }
 function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
@@ -3153,7 +3153,7 @@ function followAllocation(bench, stage, { number: number2, note }) {
 var isNotRun = ({ about }, { name, code }) => Boolean(code) && ![...about.panels, ...about.tabs].some(({ stage }) => stage === name);
 
 // workbench/workbench.js
-var LEAD = "An adapter, stage by stage. Drag a cell of the map to change its rank: the others share the rest of the budget.";
+var LEAD = "A LoRA adapter in six stages. A cell of the map is a linear layer, its number the rank there. Drag it: the others share the rest.";
 function renderWorkbench({ model, el }) {
   const { bench, rail, finding, bar, message, missing, map, side, foot, train, body } = drawFrame2(model, el);
   const { about, page, requests } = bench;

@@ -127,7 +127,7 @@ export function sharesOf(bench, k) {
 /** @type {(shares: Values, k: number) => {text: string, part: number, note: string}} */
 function compared(shares, k) {
   const share = shares[k] ?? 0, most = largest(shares.map((share) => share ?? 0));
-  return { text: percent(share), part: share / most, note: `full bar: ${percent(most)}` };
+  return { text: percent(share), part: share / most, note: `the largest is ${percent(most)}` };
 }
 
 /**

@@ -20,7 +20,7 @@ import { currentTab } from "./values.js";
 /** @import { About, Ask, Content, Current, Model } from "../traits.js" */
 
 const LEAD =
-  "An adapter, stage by stage. Drag a cell of the map to change its rank: the others share the rest of the budget.";
+  "A LoRA adapter in six stages. A cell of the map is a linear layer, its number the rank there. Drag it: the others share the rest.";
 
 /**
  * A rank that is dragged: of module `k`, from height `y` and `rank`, and the `last` that was asked for.
