@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 03cd252f2d8ddb9c0cd2d58671fe7661f36b3ff10f1f396a1760cb791a8101b9
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 19903c41d4f8c63ef93b200d29b26c98949a37e0c750d7c28de6b1cad0c65fb7
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -56,10 +56,10 @@ def _data(results: Results, curves: Curves, rank: int) -> Summary | None:
     if not samples:
         return None
     of, model = f" of {results.task}" if results.task else "", PurePath(results.model).name or "the model"
-    sentence, note = f"{count_text(samples, 'sample')}{of} calibrated {model}.", "samples"
+    sentence, note = f"{count_text(samples, 'sample')}{of} calibrated {model}.", "samples to calibrate"
     if results.run is not None and (trained := results.run.meta.samples):
         return Summary(
-            f"{samples:,}", f"{note}, {trained:,} to train on", f"{sentence} {trained:,} trained the adapter."
+            f"{samples:,}", f"{note}, {trained:,} to train", f"{sentence} {trained:,} trained the adapter."
         )
     return Summary(f"{samples:,}", note, sentence)
 
@@ -69,7 +69,7 @@ def _spectra(results: Results, curves: Curves, rank: int) -> Summary | None:
         medians = results.spectrum.to_frame()[["effective_rank", "dimension"]].median()
         used, of = style.number(medians["effective_rank"]), f"{medians['dimension']:,.0f} dimensions"
         sentence = f"The inputs of the median module use {used} of {of}: its effective rank."
-        return Summary(used, f"directions used of {of}", sentence)
+        return Summary(used, f"of {of} used, median", sentence)
     what = next((what for what in (ENERGY, VARIANCE) if what in curves), None)
     if what is None:
         return None
@@ -120,7 +120,7 @@ def _training(results: Results, curves: Curves, rank: int) -> Summary | None:
         f"The loss of {run.evaluated_on} samples went from {before:.3g} to {after:.3g} nats in "
         f"{count_text(run.steps, 'step')}."
     )
-    return Summary(f"{after:.3g}", f"nats, from {before:.3g}", sentence)
+    return Summary(f"{after:.3g}", f"nats of loss, from {before:.3g}", sentence)
 
 
 def _answers(results: Results, curves: Curves, rank: int) -> Summary | None:

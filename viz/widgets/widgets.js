@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 03cd252f2d8ddb9c0cd2d58671fe7661f36b3ff10f1f396a1760cb791a8101b9
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 19903c41d4f8c63ef93b200d29b26c98949a37e0c750d7c28de6b1cad0c65fb7
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2399,7 +2399,8 @@ function headline({ about, current }) {
   const which = adapted.length < about.names.length ? "that is adapted " : "";
   const most = top2.length > 1 ? `${top2.length} modules` : placeOf(about, top2[0]);
   const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
-  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+  const [trained] = sizes(about, current.ranks, false), [byLora] = sizes(about, ranksOfLora(current), true);
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}, ${percent(trained / byLora)} of the parameters that LoRA of rank ${current.rank} trains.`;
 }
 function rangeOf({ about, current }) {
   const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
@@ -2421,9 +2422,8 @@ function changes(bench) {
   return `Since it was kept: ${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}.`;
 }
 function costs({ about, current }) {
-  const loraRanks = current.ranks.map(() => current.rank);
   const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
-  const lora = sizes(about, loraRanks, true);
+  const lora = sizes(about, ranksOfLora(current), true);
   const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
   if (about.peak) names.push("peak memory of training");
   return names.map((name, i) => {
@@ -2431,6 +2431,7 @@ function costs({ about, current }) {
     return [name, text(kept2[i]), text(now[i]), percent(now[i] / kept2[i]), text(lora[i])];
   });
 }
+var ranksOfLora = ({ ranks, rank }) => ranks.map(() => rank);
 function sizes({ outs, ins, experts, peak }, ranks, trainsA) {
   const b = sum(ranks.map((rank, k) => rank * experts[k] * outs[k]));
   const a = sum(ranks.map((rank, k) => rank * experts[k] * ins[k]));
@@ -2448,7 +2449,12 @@ function warning({ current }) {
 // workbench/bar.js
 function drawControls(bench, bar) {
   const { about, page, requests } = bench;
-  const rank = drawControl(bench, bar, "rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  const rank = drawControl(bench, bar, "rank", "Nominal rank", "input", {
+    type: "range",
+    min: 1,
+    max: about.most,
+    step: 1
+  });
   const steps = group(bar, "History");
   const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
   const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));

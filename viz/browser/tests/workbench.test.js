@@ -56,7 +56,10 @@ Deno.test("costs are those of the shapes, and what changed is counted", () => {
   assert.deepEqual(cells(parameters), ["trainable parameters", "40", "44", "110\u00a0%", "88"]);
   assert.deepEqual(cells(adapter).slice(1, 3), ["352 bytes", "368 bytes"]);
   assert.match(text(".moved"), /2 of 3 modules changed, 1 ranks more and 1 fewer, \+4 trainable parameters/);
-  assert.match(text(".finding"), /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks\.$/);
+  assert.match(
+    text(".finding"),
+    /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks, 50\u00a0% of the parameters that LoRA of rank 2 trains\.$/,
+  );
 });
 
 Deno.test("the rank and the history are seen at once, all else behind three words", () => {
@@ -67,7 +70,7 @@ Deno.test("the rank and the history are seen at once, all else behind three word
   assert.deepEqual(folds.map((fold) => fold.firstChild.textContent), ["Save and download", "Help", "Rule and budget"]);
   assert.equal(folds.some((fold) => fold.hasAttribute("open")), false);
   const [save, , rule] = folds.map(controls), bar = controls(el.querySelector(".tlora > .bar"));
-  assert.deepEqual(bar.slice(0, -rule.length), ["Rank", "Undo", "Redo", "Keep"]);
+  assert.deepEqual(bar.slice(0, -rule.length), ["Nominal rank", "Undo", "Redo", "Keep"]);
   assert.deepEqual(rule, ["Temperature", "Budget", "Scaling", "min_rank", "max_rank", "uniform", "Copy"]);
   assert.deepEqual(save, ["SVG", "PNG", "Page", "Save session, 1 kB"]);
 });

@@ -27,7 +27,12 @@ import { currentTab, isOffered } from "./values.js";
  */
 export function drawControls(bench, bar) {
   const { about, page, requests } = bench;
-  const rank = drawControl(bench, bar, "rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  const rank = drawControl(bench, bar, "rank", "Nominal rank", "input", {
+    type: "range",
+    min: 1,
+    max: about.most,
+    step: 1,
+  });
   const steps = group(bar, "History");
   const undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => requests.ask("undo"));
   const redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => requests.ask("redo"));

@@ -6,7 +6,7 @@ import { placeOf, sum } from "../modules.js";
 import { capitalized, number, percent, signedWhole, sizeText, whole } from "../text.js";
 import { change, value } from "./values.js";
 
-/** @import { About, Tab, Values } from "../traits.js" */
+/** @import { About, Current, Tab, Values } from "../traits.js" */
 /** @import { Bench } from "./workbench.js" */
 
 /**
@@ -168,7 +168,9 @@ export function headline({ about, current }) {
   const ranks = low === high
     ? `Every module ${which}gets rank ${high}`
     : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
-  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}.`;
+  const [trained] = sizes(about, current.ranks, false), [byLora] = sizes(about, ranksOfLora(current), true);
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}, ` +
+    `${percent(trained / byLora)} of the parameters that LoRA of rank ${current.rank} trains.`;
 }
 
 /**
@@ -213,9 +215,8 @@ export function changes(bench) {
  * @type {(bench: Bench) => string[][]}
  */
 export function costs({ about, current }) {
-  const loraRanks = current.ranks.map(() => current.rank);
   const kept = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
-  const lora = sizes(about, loraRanks, true);
+  const lora = sizes(about, ranksOfLora(current), true);
   const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
   if (about.peak) names.push("peak memory of training");
   return names.map((name, i) => {
@@ -223,6 +224,9 @@ export function costs({ about, current }) {
     return [name, text(kept[i]), text(now[i]), percent(now[i] / kept[i]), text(lora[i])];
   });
 }
+
+/** @type {(current: Current) => number[]} */
+const ranksOfLora = ({ ranks, rank }) => ranks.map(() => rank);
 
 /**
  * Trained parameters, and bytes of the adapter, of AdamW's two states, and of the peak, with a gradient too.

@@ -42,8 +42,8 @@ def number(stage: str, curves: Any = {}, rank: int = 2, **parts: Any) -> tuple[s
 
 def test_each_number_is_that_of_its_result() -> None:
     scores, trained = calibration().sensitivity, replace(run(), meta=replace(run().meta, samples=300))
-    assert number("data", sensitivity=scores) == ("4", "samples")
-    assert number("data", sensitivity=scores, run=trained) == ("4", "samples, 300 to train on")
+    assert number("data", sensitivity=scores) == ("4", "samples to calibrate")
+    assert number("data", sensitivity=scores, run=trained) == ("4", "samples to calibrate, 300 to train")
     ranks = spectrum().effective_rank.values()
     assert float(number("spectra", spectrum=spectrum())[0]) == pytest.approx(median(ranks), rel=0.01)
     energy = {"energy": [[0.1, 0.4], [0.2, 0.6, 0.9], []]}
@@ -53,7 +53,7 @@ def test_each_number_is_that_of_its_result() -> None:
     assert (float(share.split()[0]) / 100, note) == (pytest.approx(found, rel=0.05), "of the gradient in 2 directions")
     assert number("directions", subspaces=subspaces()) == ("8", "directions by module")
     loss = replace(run(), before={"loss": 5.4}, after={"loss": 0.25})
-    assert number("training", run=loss) == ("0.25", "nats, from 5.4")
+    assert number("training", run=loss) == ("0.25", "nats of loss, from 5.4")
     assert number("training", run=replace(run(), before={}, after={})) == (str(run().steps), "optimizer steps")
     recipes = [run().meta.recipe | {"evaluated_samples": samples} for samples in (8, None)]
     metrics: dict[str, Any] = {
