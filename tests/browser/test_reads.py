@@ -38,8 +38,7 @@ def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest
     bench = viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
     file: Path = bench.page(tmp_path_factory.mktemp("page") / "reads.html", texts=True)
     with opened_file(chromium, file, request.param) as page:
-        page.locator("[data-stage=directions]").click()
-        page.locator("[data-panel=reads] summary").click()
+        page.get_by_role("button", name="compare them").click()  # of the words on the card of the module
         yield page
 
 

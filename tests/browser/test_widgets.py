@@ -82,7 +82,7 @@ def test_the_page_works_without_a_kernel_and_a_network(chromium: str, tmp_path: 
         for stage in page.locator(".rail button").all():
             stage.click()
             titles += page.locator(".panel:not([hidden]) > summary").all_inner_texts()
-        assert titles == ["Data", "Reproduce", "Spectra", "Sensitivity", "Allocation", "Training", "Rank use"]
+        assert titles == ["Data", "Reproduce", "Spectra", "Sensitivity", "By projection", "Training", "Rank use"]
         page.locator("[data-stage=training]").click()
         assert page.locator("[data-panel=training] .chart path.curve").count() == 3
     assert said == []

@@ -72,7 +72,7 @@ def test_click_selects_and_shows_the_module(bench: Bench) -> None:
     share = llama_sensitivity(16).to_frame()["share"][12]
     for part in (
         "layer 1 up_proj",
-        f"Score {224 * share:.2g} × the mean",
+        f"Sensitivity {224 * share:.2g} × the mean",
         "of all scores",
         "95\u00a0% interval",
         "of the energy",
@@ -97,7 +97,7 @@ def test_stages_show_their_panels_one_at_a_time_and_what_runs_them(bench: Bench)
     assert shown == {
         "data": ["Data"],
         "directions": ["Alignment"],
-        "allocation": ["Sensitivity", "Allocation"],
+        "allocation": ["Sensitivity", "By projection"],
         **others,
     }
     missing = bench.root.locator(".missing")

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 19903c41d4f8c63ef93b200d29b26c98949a37e0c750d7c28de6b1cad0c65fb7
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6277d7a30536d2a2122e1bfb82b2171cf545a1faa723ae028ee66bfa01670b4b
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 19903c41d4f8c63ef93b200d29b26c98949a37e0c750d7c28de6b1cad0c65fb7
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6277d7a30536d2a2122e1bfb82b2171cf545a1faa723ae028ee66bfa01670b4b
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2342,7 +2342,7 @@ var tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
 function scoreText(bench, k) {
   const { values: scores = [] } = tabOf(bench, "sensitivity") ?? {}, score = scores[k] ?? null;
   const middle = sum(scores.map((score2) => score2 ?? 0)) / scores.length;
-  return score === null || !middle ? "" : `score ${number(score / middle)} \xD7 the mean`;
+  return score === null || !middle ? "" : `sensitivity ${number(score / middle)} \xD7 the mean`;
 }
 function rangeText({ model }, k) {
   const counts = model.get("resampled")?.[k] ?? [];
@@ -2371,8 +2371,9 @@ function sharesOf(bench, k) {
   return shares;
 }
 function compared(shares, k) {
-  const share = shares[k] ?? 0, most = largest(shares.map((share2) => share2 ?? 0));
-  return { text: percent(share), part: share / most, note: `the largest is ${percent(most)}` };
+  const share = shares[k] ?? 0, all = shares.map((share2) => share2 ?? 0), most = largest(all);
+  const mean2 = sum(all) / all.length;
+  return { text: percent(share), part: share / most, note: `tick: the mean, ${percent(mean2)}`, mean: mean2 / most };
 }
 function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
@@ -2400,7 +2401,7 @@ function headline({ about, current }) {
   const most = top2.length > 1 ? `${top2.length} modules` : placeOf(about, top2[0]);
   const ranks = low === high ? `Every module ${which}gets rank ${high}` : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
   const [trained] = sizes(about, current.ranks, false), [byLora] = sizes(about, ranksOfLora(current), true);
-  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}, ${percent(trained / byLora)} of the parameters that LoRA of rank ${current.rank} trains.`;
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}; with A frozen, ${percent(trained / byLora)} of the parameters that LoRA of rank ${current.rank} trains.`;
 }
 function rangeOf({ about, current }) {
   const adapted = current.ranks.filter((rank) => rank), low = Math.min(...adapted), high = Math.max(...adapted);
@@ -2689,7 +2690,8 @@ function drawResamples(root, { place: place2, rank, counts }) {
 // workbench/card.js
 var COMPARED = "Bars: those of scores and of the budget end at the largest share of a module, the others at 100\xA0%.";
 var READ = "Words its first direction reads";
-var DOUBT = "Random directions read words, too: the panel Reads compares them.";
+var DOUBT = "Random directions read words, too: ";
+var COMPARE2 = "compare them";
 function drawCard(bench, side) {
   const { about, model } = bench, place2 = make("h2", {}, side), name = make("div", { class: "name" }, side);
   const said = make("div", { class: "said", "aria-live": "polite" }, side);
@@ -2708,7 +2710,7 @@ function drawCard(bench, side) {
     write(instead, insteadOf(bench, k));
     write(reason, why(bench, k));
     drawShares2(shares, sharesOf(bench, k));
-    drawWords(words, wordsOf(bench, k));
+    drawWords(bench, words, wordsOf(bench, k));
     const lines = [...factsOf(bench, k), COMPARED], counts = model.get("resampled")?.[k];
     charts.draw({ k, place: placeOf(about, k), rank: bench.current.ranks[k], counts, lines });
   };
@@ -2726,12 +2728,13 @@ function drawStepper(bench, row) {
 }
 function drawShares2(parent, shares) {
   parent.replaceChildren();
-  for (const { label, text, part, note = "" } of shares) {
+  for (const { label, text, part, note = "", mean: mean2 } of shares) {
     const row = make("div", { class: "share" }, parent);
     make("span", {}, row, label);
     make("b", {}, row, text);
     const track = make("div", { class: "track", "aria-hidden": "true" }, row);
     make("div", { style: `width: ${Math.round(100 * Math.min(1, part))}%` }, track);
+    if (mean2 !== void 0) make("i", { style: `left: ${Math.round(100 * mean2)}%` }, track);
     if (note) make("small", {}, row, note);
   }
 }
@@ -2742,13 +2745,18 @@ function wordsOf({ about }, k) {
     reads?.words?.[k] ?? []
   );
 }
-function drawWords(parent, words) {
+function drawWords({ model }, parent, words) {
   parent.replaceChildren();
   if (!words.length) return;
   make("div", { class: "key" }, parent, READ);
   const strip = make("div", { class: "strip" }, parent);
   for (const word of words) plainToken(strip, word);
-  make("small", {}, parent, DOUBT);
+  const compare2 = make("button", { type: "button", class: "link" }, make("small", {}, parent, DOUBT), COMPARE2);
+  compare2.addEventListener("click", () => {
+    model.set("panel", "reads");
+    model.set("stage", "directions");
+    model.save_changes();
+  });
 }
 
 // workbench/picture.js
@@ -3159,7 +3167,7 @@ function followAllocation(bench, stage, { number: number2, note }) {
 var isNotRun = ({ about }, { name, code }) => Boolean(code) && ![...about.panels, ...about.tabs].some(({ stage }) => stage === name);
 
 // workbench/workbench.js
-var LEAD = "A LoRA adapter in six stages. A cell of the map is a linear layer, its number the rank there. Drag it: the others share the rest.";
+var LEAD = "A LoRA adapter in six stages. A cell of the map is a linear layer with the rank that it gets. Drag one: the others share the rest of the budget.";
 function renderWorkbench({ model, el }) {
   const { bench, rail, finding, bar, message, missing, map, side, foot, train, body } = drawFrame2(model, el);
   const { about, page, requests } = bench;

@@ -35,7 +35,7 @@ Deno.test("the map has a cell for each module with its rank, and says what decid
   assert.equal(cell(1).getAttribute("aria-label"), "layer 0 v, rank 1, the least allowed");
   assert.equal(cell(1).getAttribute("aria-selected"), "true");
   assert.equal(text(".side h2"), "layer 0 v");
-  assert.match(text(".said"), /^1kept: 2.*Score 0\.6 × the mean, which asks for 0\.4: 1 is the least allowed\.$/);
+  assert.match(text(".said"), /^1kept: 2.*Sensitivity 0\.6 × the mean, which asks for 0\.4: 1 is the least allowed\.$/);
   assert.match(text(".legend"), /by hand.*the least allowed/);
   assert.equal(el.querySelector("[data-tab=kept]").hidden, true);
 });
@@ -58,7 +58,7 @@ Deno.test("costs are those of the shapes, and what changed is counted", () => {
   assert.match(text(".moved"), /2 of 3 modules changed, 1 ranks more and 1 fewer, \+4 trainable parameters/);
   assert.match(
     text(".finding"),
-    /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks, 50\u00a0% of the parameters that LoRA of rank 2 trains\.$/,
+    /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks; with A frozen, 50\u00a0% of the parameters that LoRA of rank 2 trains\.$/,
   );
 });
 

@@ -14,7 +14,8 @@ import { factsOf, insteadOf, sharesOf, why } from "./sentences.js";
 const COMPARED =
   "Bars: those of scores and of the budget end at the largest share of a module, the others at 100\u00a0%.";
 const READ = "Words its first direction reads";
-const DOUBT = "Random directions read words, too: the panel Reads compares them.";
+const DOUBT = "Random directions read words, too: ";
+const COMPARE = "compare them";
 
 /**
  * Draws the card.
@@ -41,7 +42,7 @@ export function drawCard(bench, side) {
     write(instead, insteadOf(bench, k));
     write(reason, why(bench, k));
     drawShares(shares, sharesOf(bench, k));
-    drawWords(words, wordsOf(bench, k));
+    drawWords(bench, words, wordsOf(bench, k));
     const lines = [...factsOf(bench, k), COMPARED], counts = model.get("resampled")?.[k];
     charts.draw({ k, place: placeOf(about, k), rank: bench.current.ranks[k], counts, lines });
   };
@@ -68,12 +69,13 @@ function drawStepper(bench, row) {
 /** @type {(parent: Element, shares: Share[]) => void} */
 function drawShares(parent, shares) {
   parent.replaceChildren();
-  for (const { label, text, part, note = "" } of shares) {
+  for (const { label, text, part, note = "", mean } of shares) {
     const row = make("div", { class: "share" }, parent);
     make("span", {}, row, label);
     make("b", {}, row, text);
     const track = make("div", { class: "track", "aria-hidden": "true" }, row);
     make("div", { style: `width: ${Math.round(100 * Math.min(1, part))}%` }, track);
+    if (mean !== undefined) make("i", { style: `left: ${Math.round(100 * mean)}%` }, track);
     if (note) make("small", {}, row, note);
   }
 }
@@ -88,12 +90,17 @@ function wordsOf({ about }, k) {
   return /** @type {string[][] | undefined} */ (reads?.words)?.[k] ?? [];
 }
 
-/** @type {(parent: Element, words: string[]) => void} */
-function drawWords(parent, words) {
+/** @type {(bench: Bench, parent: Element, words: string[]) => void} */
+function drawWords({ model }, parent, words) {
   parent.replaceChildren();
   if (!words.length) return;
   make("div", { class: "key" }, parent, READ);
   const strip = make("div", { class: "strip" }, parent);
   for (const word of words) plainToken(strip, word);
-  make("small", {}, parent, DOUBT);
+  const compare = make("button", { type: "button", class: "link" }, make("small", {}, parent, DOUBT), COMPARE);
+  compare.addEventListener("click", () => {
+    model.set("panel", "reads");
+    model.set("stage", "directions");
+    model.save_changes();
+  });
 }

@@ -12,7 +12,7 @@ import { change, value } from "./values.js";
 /**
  * A share of the whole: its text, the `part` of the bar that is filled, from 0 to 1, and a note.
  *
- * @typedef {{label: string, text: string, part: number, note?: string}} Share
+ * @typedef {{label: string, text: string, part: number, note?: string, mean?: number}} Share
  */
 
 /** @type {Record<string, string>} */
@@ -75,7 +75,7 @@ const tabOf = ({ about }, name) => about.tabs.find((tab) => tab.name === name);
 function scoreText(bench, k) {
   const { values: scores = [] } = tabOf(bench, "sensitivity") ?? {}, score = scores[k] ?? null;
   const middle = sum(scores.map((score) => score ?? 0)) / scores.length;
-  return score === null || !middle ? "" : `score ${number(score / middle)} \u00d7 the mean`;
+  return score === null || !middle ? "" : `sensitivity ${number(score / middle)} \u00d7 the mean`;
 }
 
 /**
@@ -124,10 +124,11 @@ export function sharesOf(bench, k) {
   return shares;
 }
 
-/** @type {(shares: Values, k: number) => {text: string, part: number, note: string}} */
+/** @type {(shares: Values, k: number) => {text: string, part: number, note: string, mean: number}} */
 function compared(shares, k) {
-  const share = shares[k] ?? 0, most = largest(shares.map((share) => share ?? 0));
-  return { text: percent(share), part: share / most, note: `the largest is ${percent(most)}` };
+  const share = shares[k] ?? 0, all = shares.map((share) => share ?? 0), most = largest(all);
+  const mean = sum(all) / all.length;
+  return { text: percent(share), part: share / most, note: `tick: the mean, ${percent(mean)}`, mean: mean / most };
 }
 
 /**
@@ -169,8 +170,8 @@ export function headline({ about, current }) {
     ? `Every module ${which}gets rank ${high}`
     : `Ranks from ${low} to ${high} instead of ${current.rank} everywhere; most to ${most}`;
   const [trained] = sizes(about, current.ranks, false), [byLora] = sizes(about, ranksOfLora(current), true);
-  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}, ` +
-    `${percent(trained / byLora)} of the parameters that LoRA of rank ${current.rank} trains.`;
+  return `${ranks}. ${whole(spent)} of ${whole(budget)} ${unit === "ranks" ? unit : "trainable parameters"}; ` +
+    `with A frozen, ${percent(trained / byLora)} of the parameters that LoRA of rank ${current.rank} trains.`;
 }
 
 /**

@@ -1,4 +1,4 @@
-"""Panel "Allocation": ranks and scalings by projection, compared with a uniform allocation, and what each costs."""
+"""Panel "By projection": ranks and scalings by projection, compared with a uniform allocation, and what each costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from viz.widgets.panels.parts import Column, Part, facts, number, percent, table
 class AllocationPanel(Panel):
     """Sums by projection and how the ranks were decided; it follows the map."""
 
-    name, title = "allocation", "Allocation"
+    name, title = "allocation", "By projection"
     about = "Ranks follow the scores, or the captured gradient, under a fixed budget."
     follows_allocation = True
 
