@@ -112,11 +112,12 @@ def _peak(configuration: Configuration) -> int:
         distributed.init_process_group("gloo")
     _warm(configuration)
     gc.collect()
-    before = psutil.Process().memory_info().rss
+    before = psutil.Process().memory_info()
     model = _model(configuration)
     run = _training if configuration.stage.startswith("training") else _analysis
-    peak = run(configuration, model)
-    return peak - before
+    peak, after = run(configuration, model), psutil.Process().memory_info()
+    # Without the pages of files: of those of the libraries a busy system takes some back meanwhile.
+    return (peak - after.shared) - (before.rss - before.shared)
 
 
 def _warm(configuration: Configuration) -> None:
