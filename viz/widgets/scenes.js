@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 07a37964c134860623705d1e92a9925872df82ec4dbd6f2060b19c5756dcf87a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: cbb3002c55f131b3f00db4a4e5d86b32d9f8217f463a921143c6066a7110fddb
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
