@@ -123,8 +123,11 @@ def ask(view: Any, call: str, **args: Any) -> str:
 
 def test_a_row_is_taken_apart_as_if_it_had_been_named_before() -> None:
     """Its tokens, its modules and its switches are those of a table that was made with ``explain=``."""
-    table = tlora.compare_answers(adapted(), task(), limit=3, progress=False)
-    view = ResultView(table, adapted(), task())
+    model = adapted()
+    table, named = (
+        tlora.compare_answers(model, task(), limit=3, explain=explain, progress=False) for explain in ([], [1])
+    )
+    view = ResultView(table, model, task())
     assert view.about["live"]
     with followed(view) as states:
         assert ask(view, "explain_row", row=1) == ""
@@ -132,7 +135,7 @@ def test_a_row_is_taken_apart_as_if_it_had_been_named_before() -> None:
     assert any("row 1 apart, about" in state["said"] for state in states)  # before the work begins
     assert {"timing one point", "attribution"} <= {state["bar"]["words"].split(",")[0] for state in states[:-1]}
     (row,) = view.explained["rows"]
-    (before,) = [one for one in part(answer_table())["rows"] if one["row"] == 1]
+    (before,) = [one for one in part(named)["rows"] if one["row"] == 1]
     for name in ("request", "base", "adapter", "reference", "base_right", "adapter_right", "changed", "gain"):
         assert row[name] == before[name]
     assert [token for token, _ in row["apart"]["tokens"]] == [token for token, _ in before["apart"]["tokens"]]
@@ -145,8 +148,9 @@ def test_a_row_is_taken_apart_as_if_it_had_been_named_before() -> None:
 
 def test_rows_without_a_reference_and_requests_of_a_table_are_taken_apart() -> None:
     """What the adapter answers is then explained; a table of requests needs only the tokenizer of the task."""
-    table = tlora.compare_answers(adapted(), ["w4 w9"], tokenizer=task().tokenizer, progress=False)
-    view = ResultView(table, adapted(), task())
+    model = adapted()
+    table = tlora.compare_answers(model, ["w4 w9"], tokenizer=task().tokenizer, progress=False)
+    view = ResultView(table, model, task())
     with followed(view):
         ask(view, "explain_row", row=0)
     (row,), (sample,) = view.explained["rows"], view.explained["samples"]
@@ -156,21 +160,23 @@ def test_rows_without_a_reference_and_requests_of_a_table_are_taken_apart() -> N
 
 
 def test_a_request_of_the_readers_own_becomes_a_row_of_a_page_too(tmp_path) -> None:
-    bench = viz.Workbench(calibration(), answers=many_answers(), adapted=adapted(), task=task(), rank=2)
+    model = adapted()
+    bench = viz.Workbench(calibration(), answers=many_answers(), adapted=model, task=task(), rank=2)
     view = bench.widget
     with followed(view):
         bench._answer(view, {"call": "explain", "args": {"prompt": "w4 w9", "answer": "w7"}, "id": 1}, [])
     (row,) = view.explained["rows"]
-    expected = tlora.attribute(adapted(), "w4 w9", "w7", tokenizer=task().tokenizer, progress=False).samples[0]
+    expected = tlora.attribute(model, "w4 w9", "w7", tokenizer=task().tokenizer, progress=False).samples[0]
     assert (row["row"], row["request"], row["reference"]) == (-1, "w4 w9", "w7")
     assert [row["base"], row["adapter"]] == expected.generated
     assert row["gain"] == pytest.approx(float(np.sum((expected.adapter - expected.base)[0].numpy())), rel=1e-3)
-    assert page_data(bench.page(tmp_path / "a.html", texts=True))["explained"] == view.explained
+    assert page_data(bench.page(tmp_path / "a.html", texts=True))["explained"] == json.loads(json.dumps(view.explained))
     assert "explained" not in page_data(bench.page(tmp_path / "b.html"))
 
 
 def test_it_can_be_stopped_and_a_second_one_waits() -> None:
-    view = ResultView(many_answers(), adapted(), task())
+    model = adapted()
+    view = ResultView(tlora.compare_answers(model, task(), limit=4, progress=False), model, task())
     refusals: list[str] = []
     with followed(view, stop_at="attribution") as states:
         ask(view, "explain_row", row=2)

@@ -157,7 +157,9 @@ def test_an_adapted_model_needs_the_answers_that_it_explains(parts: dict[str, An
 
 
 def test_the_attribution_of_another_adapter_is_refused() -> None:
-    other = tlora.attach(copy.deepcopy(base()), None, tlora.allocate(calibration().sensitivity, exclude_modules=[0]))
+    other = tlora.attach(
+        copy.deepcopy(base()), None, tlora.allocate(calibration().sensitivity, rank=2, exclude_modules=[0])
+    )
     it = bench(adapted=other, task=task())
     it._answer(it.widget, {"call": "switch", "args": {"sample": 0, "ranks": []}, "id": 1}, [])
     assert "adapted=" in it.widget.current["message"]
