@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import tlora
 import viz
@@ -43,7 +44,11 @@ LEFT = """(selectors) => {
     }
     return left;
 }"""
-TEXTS = "(found) => found.map((one) => { one.dataset.known = ''; return one.innerText ?? one.textContent; })"
+TEXTS = "(found) => found.map((one) => { one.dataset.known = ''; return one.innerText ?? one.firstChild?.data ?? ''; })"
+CELLS = """(found) => found.map((one) => {
+    one.dataset.known = "";
+    return [Number(one.dataset.k), one.querySelector("text")?.textContent ?? ""];
+})"""
 TABLES = """(found) => found.map((table) => {
     const caption = table.querySelector("caption") ?? table.closest("details").querySelector("summary");
     caption.dataset.known = table.dataset.known = "";
@@ -185,10 +190,7 @@ def check_map(page: Page, tab: str, values: Sequence[float], top: float | None =
     """The cells of a tab, which may be empty, and the ends of its scale."""
     if page.page.locator(f"[data-tab={tab}]").is_visible():
         page.page.locator(f"[data-tab={tab}]").click()
-    cells = page.page.locator(".map .cell").evaluate_all(
-        "(found) => found.map((one) => [Number(one.dataset.k), one.textContent])"
-    )
-    page.texts(".map .cell")
+    cells = page.page.locator(".map .cell").evaluate_all(CELLS)
     assert len(cells) == len(values)
     for k, text in cells:
         assert text == "" or agrees(text, values[k]), (tab, k, text, values[k])
@@ -351,12 +353,9 @@ def test_reads(page: Page, scores: Any, results: dict[str, Any], allocation: Any
     frame = activations.to_frame()
     name = max(scores.names, key=lambda one: allocation.ranks[one])
     own = {kind: part for kind, part in frame[frame["module"] == name].groupby("kind")}
-    weighted = {
-        kind: 100 * (part["constant"] * part["deviation"] ** 2).sum() / (part["deviation"] ** 2).sum()
-        for kind, part in own.items()
-    }
+    held = {kind: 100 * part["constant"].mean() for kind, part in own.items()}
     agreed = {kind: 100 * part["agreement"].mean() for kind, part in own.items()}
-    values = [weighted["fisher"], weighted["random"], agreed["fisher"], agreed["random"], activations.meta.samples]
+    values = [held["fisher"], held["random"], agreed["fisher"], agreed["random"], activations.meta.samples]
     page.says("[data-panel=reads] .strips > p", *values)
     assert page.texts("[data-panel=reads] h3") == page.texts(".side h2")
     assert page.texts("[data-panel=reads] tbody tr > th") == [str(n + 1) for n in range(len(own["fisher"]))]
@@ -508,10 +507,7 @@ def test_attribution(page: Page, scores: Any, results: dict[str, Any]) -> None:
             else:
                 same(text, value if name == "gained" else 100 * value)
     contributed = sample.by_module.double().sum(1).numpy()
-    cells = page.page.locator(".attribution .cell").evaluate_all(
-        "(found) => found.map((one) => [Number(one.dataset.k), one.textContent])"
-    )
-    page.texts(".attribution .cell")
+    cells = page.page.locator(".attribution .cell").evaluate_all(CELLS)
     assert len(cells) == len(found.names)
     for k, text in cells:
         assert text == "" or agrees(text, contributed[0, k]), (k, text)
@@ -570,7 +566,7 @@ def test_side_effects(page: Page, results: dict[str, Any]) -> None:
         same(text, value)
     assert changes == sorted(changes, reverse=True)
     (end,) = [text for text in page.texts(".effects .legend > span:not(.ramp)") if "beyond" in text]
-    rises = np.concatenate([np.array(one.rise) for one in effects.samples])
+    rises = torch.cat([one.rise for one in effects.samples]).numpy()
     most, beyond = numbers(end)
     assert agrees(beyond, 100 * (np.abs(rises) > float(most)).mean()), end
     assert [numbers(text) for text in page.texts(".effects .key")] == [["6", "52", "46"]]
