@@ -42,7 +42,7 @@ def answer_values(attribution: Attribution, samples: Iterable[ExplainedAnswer]) 
             "base": nats(one.base),
             "adapter": nats(one.adapter),
             "choices": one.choices,
-            "modules": [[shorten_all(token) for token in measure] for measure in one.by_module],
+            "modules": [[shorten_all(token, 5) for token in measure] for measure in one.by_module],
             "head": nats(one.start - one.base),
             "generated": one.generated,
             "switched": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from viz.widgets.panels.panel import Panel
 
@@ -11,7 +11,7 @@ from viz.widgets.panels.panel import Panel
 class LivePanel(Panel):
     """A panel of answers: what was taken apart in one of them is shown in all."""
 
-    answers = ("explaining", "explained")
+    answers: ClassVar[tuple[str, ...]] = ("explaining", "explained")
 
     @property
     def is_live(self) -> bool:
