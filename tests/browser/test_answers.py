@@ -34,6 +34,38 @@ def test_a_notebook_shows_the_panel_alone(server: str, chromium: str) -> None:
         expect(panel.locator(".turn")).to_have_count(4)
 
 
+LIVE = """
+import copy, tlora, viz
+from tests.helpers.foreign import foreign
+from tests.helpers.jobs import task
+from tests.helpers.results import base
+adapted = foreign(copy.deepcopy(base()))
+viz.show(tlora.compare_answers(adapted, task(), limit=3, progress=False), adapted=adapted, task=task())
+"""
+
+
+def test_in_a_notebook_the_kernel_takes_rows_and_requests_apart_in_place(server: str, chromium: str) -> None:
+    with opened(server, chromium) as lab:
+        lab.write("live.ipynb", LIVE.strip())
+        lab.run("viz.show", 240)
+        panel = lab.page.locator(".tlora #answers")
+        opener = panel.locator("[data-row='2']")
+        opener.click()
+        gained = panel.locator(".gained")
+        expect(gained).not_to_contain_text("--rows")
+        gained.get_by_role("button", name="Take apart").focus()
+        lab.page.keyboard.press("Enter")
+        expect(gained.locator(".chip").first).to_be_visible(timeout=120_000)
+        expect(gained.locator(".modules tr")).to_have_count(5)
+        expect(gained.get_by_role("button")).to_have_count(0)
+        panel.get_by_label("A request of your own").fill("w4 w9")
+        panel.locator("form").get_by_role("button", name="Take apart").click()
+        own = panel.locator(".answers-row").first
+        expect(own.locator(".row")).to_have_text("own 1", timeout=120_000)
+        expect(panel.locator(".turns").first.locator(".said").first).to_have_text("w4 w9")
+        expect(panel.locator(".gained")).to_have_count(2)
+
+
 @pytest.fixture(scope="module", params=["light", "dark"])
 def page(request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page in both themes; any error of its script fails."""

@@ -304,6 +304,20 @@ def _write(gated: GatedAdapter, task: Task, rows: Dataset) -> tuple[list[Compare
     return answers, scored
 
 
+def scored_task(gated: GatedAdapter, task: Task, row: Dataset) -> Task:
+    """Return the task of one row as its gain is computed: of the reference, or without one of the adapter's answer."""
+    (own,) = row
+    if task.kind == "classification":
+        _, (scored,) = _classify(gated, task, row)
+    elif own["answer"].strip():
+        scored = _scored(task, own, (), "")
+    else:
+        with evaluation_mode(gated.peft):
+            (ids,) = generate_tokens(gated.peft, task, row, 1, True)
+        scored = _scored(task, own, ids, decode_answer(task, own, ids))
+    return replace(task, test=Dataset.from_list([scored], features=row.features))
+
+
 def _scored(task: Task, row: Row, ids: Sequence[int], text: str) -> Row:
     """The row with labels on its reference alone, or on what the adapter wrote."""
     if not row["answer"].strip():

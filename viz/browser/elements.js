@@ -52,6 +52,13 @@ export function write(element, text) {
 }
 
 /**
+ * What has the focus, in the document or the shadow root of an element.
+ *
+ * @type {(element: Element) => Element | null}
+ */
+export const focusIn = (element) => /** @type {Document | ShadowRoot} */ (element.getRootNode()).activeElement ?? null;
+
+/**
  * Has the browser save a file.
  *
  * @type {(name: string, blob: Blob) => void}

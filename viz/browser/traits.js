@@ -1,6 +1,7 @@
 // What Python sends, as types: the traits of the widgets, and the same values as JSON in a page.
 
 /** @import { Modules } from "./grid.js" */
+/** @import { Row } from "./panels/answer_table/rows.js" */
 /** @import { Answer, Sample } from "./panels/attribution/contributions.js" */
 /** @import { Reading } from "./panels/readings.js" */
 
@@ -61,7 +62,7 @@
  * @typedef {Modules & {title: string, names: string[], outs: number[], ins: number[], experts: number[], peak?: number[] | null, stages: Stage[],
  *   tabs: Tab[], spectra: Spectrum[], by_rank: Record<string, string>, panels: Panel[], texts?: boolean,
  *   presets: Record<string, string>, most: number, steps: number, run?: number[] | null, training: Defaults,
- *   resamples?: boolean, session: string, page?: boolean}} About
+ *   resamples?: boolean, session: string, page?: boolean, live?: boolean}} About
  */
 
 /**
@@ -165,7 +166,14 @@
  * @property {Comparison[]} [races]
  * @property {Partial<Reading>} [reading]
  * @property {Partial<Answer> & {sample?: number, key?: string}} [switched]
- * @property {{said?: string, running?: boolean, bar?: Progress, samples?: Sample[]}} [explained]
+ * @property {Explaining} [explaining]
+ * @property {{samples?: Sample[], rows?: Row[]}} [explained] What a kernel has taken apart.
+ */
+
+/**
+ * How the answer stands that a kernel takes apart: of a row, or null of a request of the reader's own.
+ *
+ * @typedef {{row?: number | null, said?: string, running?: boolean, bar?: Progress}} Explaining
  */
 
 /** @typedef {[number, number, number | null, string]} GridCell Row, column, value and text. */

@@ -18,6 +18,6 @@ export { renderPage } from "./page.js";
 function render({ model, el }) {
   const about = model.get("about");
   if (!about) return renderMonitor({ model, el });
-  return about.names.length ? renderWorkbench({ model, el }) : renderPanels(about, el);
+  return about.names.length ? renderWorkbench({ model, el }) : renderPanels(about, el, about.live ? model : null);
 }
 export default { render };

@@ -14,6 +14,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from tlora.utils.front_end import has_front_end, kernel, shell
+from tlora.utils.text import capitalized
 
 FOLDER = Path(__file__).parent
 SCRIPT, LOOK = FOLDER / "widgets.js", FOLDER / "widgets.css"
@@ -33,6 +34,27 @@ def for_widget(file: Path) -> Path | str:
 def hears_while_busy() -> bool:
     """Whether the kernel can answer a widget while a cell runs: ipykernel 7 has subshells."""
     return "kernel subshells" in getattr(kernel(), "kernel_info", {}).get("supported_features", ())
+
+
+def answer_while_busy(widget: anywidget.AnyWidget) -> None:
+    """Have the controls of a widget answer while a cell runs, if kernel and front end have subshells.
+
+    ipykernel answers where a widget was last changed, which may be the thread that is busy with the cell. With this it
+    answers in the subshell that the front end asks, as JupyterLab does from 4.4 on.
+    """
+    if widget.comm is not None:
+        widget.comm._reply_subshell_for = lambda data, asked: asked
+
+
+def refusal_sentence(refusal: Exception) -> str:
+    """What a widget says of a request that was refused."""
+    return as_sentence(str(refusal.args[-1] if refusal.args else refusal))
+
+
+def as_sentence(refusal: str) -> str:
+    """A refusal as a sentence of its own; the name of an argument, a module or a file keeps its first letter."""
+    is_word = refusal.split(" ")[0].rstrip(",:").isalpha()
+    return capitalized(refusal) if is_word else refusal
 
 
 class PicturedWidget(ABC):
@@ -66,15 +88,6 @@ class PicturedWidget(ABC):
 
     def _picture(self) -> dict[str, str]:
         return {"image/png": b64encode(self._repr_png_()).decode("ascii"), "text/plain": self.line}
-
-    def _answer_while_busy(self) -> None:
-        """Have the controls answer while a cell runs, if kernel and front end have subshells.
-
-        ipykernel answers where a widget was last changed, which may be the thread that is busy with the cell. With
-        this it answers in the subshell that the front end asks, as JupyterLab does from 4.4 on.
-        """
-        if self.widget.comm is not None:
-            self.widget.comm._reply_subshell_for = lambda data, asked: asked
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
         """The picture is always in it, so that it is there when the notebook is read or exported later."""

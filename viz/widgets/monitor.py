@@ -20,7 +20,7 @@ from tlora.utils.front_end import has_front_end, shell
 from tlora.utils.text import duration_text
 from viz import style
 from viz.plots import heatmap
-from viz.widgets.base import LOOK, SCRIPT, PicturedWidget, for_widget, hears_while_busy, png_bytes
+from viz.widgets.base import LOOK, SCRIPT, PicturedWidget, answer_while_busy, for_widget, hears_while_busy, png_bytes
 from viz.widgets.panels.parts import shorten
 from viz.widgets.training_follower import TrainingFollower
 
@@ -134,7 +134,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self.widget = MonitorView()
         self.widget.on_msg(self._answer)
         self._set_button("Stop", disabled=True)
-        self._answer_while_busy()
+        answer_while_busy(self.widget)
 
     @property
     def line(self) -> str:

@@ -17,6 +17,8 @@ from tlora.results import Result
 from tlora.utils.files import replace_file
 from tlora.utils.validation import check_arguments
 from viz.widgets.page import page_html
+from viz.widgets.panels.panel import Context
+from viz.widgets.panels.registry import make_panels
 from viz.widgets.results import RESULT_CLASSES, Results, load_results
 from viz.widgets.view import about_alone
 from viz.widgets.workbench import Workbench
@@ -91,5 +93,6 @@ def report(
     if results.sensitivity or results.allocation:
         return Workbench.from_results(results).page(path, texts=True)
     with replace_file(path) as file:
-        file.write_text(page_html(results, about=about_alone(results)), encoding="utf-8")
+        about = about_alone(results, make_panels(Context(results)))
+        file.write_text(page_html(results, about=about), encoding="utf-8")
     return path

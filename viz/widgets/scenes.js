@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6277d7a30536d2a2122e1bfb82b2171cf545a1faa723ae028ee66bfa01670b4b
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 102863bf575741ff0c8e06a14ad3578fad6b26b3f2a18988e82b2c9b05470031
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

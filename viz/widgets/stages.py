@@ -175,7 +175,10 @@ STAGES = (
         "training", "Training", _training,
         "viz.Workbench(calibration, run=tlora.train(tlora.attach(model, workbench.plan), task))",
     ),
-    Stage("answers", "Answers", _answers, "viz.Workbench(calibration, attribution=tlora.attribute(adapted, task))"),
+    Stage(
+        "answers", "Answers", _answers,
+        "viz.Workbench(calibration, answers=tlora.compare_answers(adapted, task), adapted=adapted, task=task)",
+    ),
 )  # fmt: skip
 
 

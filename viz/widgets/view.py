@@ -20,7 +20,7 @@ from viz.widgets.map import map_tabs
 from viz.widgets.modules import is_of_map, spectra
 from viz.widgets.panels import registry
 from viz.widgets.panels.allocation import training_bytes
-from viz.widgets.panels.panel import Context, Panel
+from viz.widgets.panels.panel import Panel
 from viz.widgets.panels.parts import shorten, shorten_all
 from viz.widgets.results import TEXTS, Results, fields_with
 from viz.widgets.stages import ALLOCATION, stage_values
@@ -104,10 +104,9 @@ def about(
     }
 
 
-def about_alone(results: Results) -> dict[str, Any]:
+def about_alone(results: Results, panels: Sequence[Panel]) -> dict[str, Any]:
     """What is shown of results without a map: their panels."""
-    panels = registry.panel_values(registry.make_panels(Context(results)))
-    return {"title": results.title, "names": [], "panels": panels}
+    return {"title": results.title, "names": [], "panels": registry.panel_values(panels)}
 
 
 def current(names: Sequence[str], allocation: Allocation, state: AllocationState, most: int) -> dict[str, Any]:

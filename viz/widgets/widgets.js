@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6277d7a30536d2a2122e1bfb82b2171cf545a1faa723ae028ee66bfa01670b4b
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 102863bf575741ff0c8e06a14ad3578fad6b26b3f2a18988e82b2c9b05470031
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -19,6 +19,10 @@ function put(element, name, value2) {
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
+var focusIn = (element) => (
+  /** @type {Document | ShadowRoot} */
+  element.getRootNode().activeElement ?? null
+);
 function download(name, blob) {
   const link = make("a", { download: name, href: URL.createObjectURL(blob) });
   link.click();
@@ -508,6 +512,82 @@ function drawCurves(parent, { arms = {}, rows = [], columns = [], cells = [] }, 
   cellGrid(parent, { title: "Update of each module", rows, columns, cells, most, width });
 }
 
+// workbench/requests.js
+var REST = 400;
+var Requests = class {
+  /** @type {Message[]} */
+  queue = [];
+  isBusy = false;
+  hasMore = false;
+  // resamples of this version
+  version = 1;
+  // of the ranks
+  resampled = 0;
+  // the version whose resamples were asked for
+  gestures = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  timer = void 0;
+  /**
+   * @param {Pick<Model, "send">} model
+   * @param {() => boolean} resamples Whether ranks are resampled at all.
+   * @param {() => boolean} isDragging
+   */
+  constructor(model, resamples, isDragging) {
+    this.model = model;
+    this.resamples = resamples;
+    this.isDragging = isDragging;
+  }
+  get isIdle() {
+    return !this.isBusy && !this.queue.length;
+  }
+  /** The number of a new gesture. */
+  gesture() {
+    return ++this.gestures;
+  }
+  /**
+   * @param {string} call
+   * @param {object} args
+   * @param {string | null} gesture Which gesture it is part of.
+   */
+  ask(call, args = {}, gesture = null) {
+    if (gesture !== null && this.queue.at(-1)?.gesture === gesture) this.queue.pop();
+    this.queue.push({ call, args, gesture });
+    this.next();
+  }
+  next() {
+    if (this.isBusy) return;
+    const request = this.queue.shift();
+    if (!request) return this.rest();
+    this.isBusy = true;
+    this.model.send({ ...request, id: this.version });
+  }
+  /** When the user rests, asks for ranks from resampled scores, in parts: the next request does not wait for all. */
+  rest() {
+    if (!this.resamples()) return;
+    this.stop();
+    if (!this.hasMore && this.resampled >= this.version || this.isDragging()) return;
+    this.timer = setTimeout(() => {
+      this.resampled = this.version;
+      this.ask("resample");
+    }, this.hasMore ? 0 : REST);
+  }
+  /** The ranks have changed. */
+  changed() {
+    this.version++;
+    this.hasMore = false;
+    this.rest();
+  }
+  /** @type {(more: boolean) => void} */
+  answered(more) {
+    this.isBusy = false;
+    this.hasMore = more;
+    this.next();
+  }
+  stop() {
+    clearTimeout(this.timer);
+  }
+};
+
 // table.js
 function fillTable(table, { head, rows, look = () => ({}), term = (name) => name }) {
   if (head.length) {
@@ -668,6 +748,61 @@ function drawProjections(parent, about, pair, rank, known) {
   });
 }
 
+// panels/explaining.js
+var STOP2 = "Give this answer up; the others stay";
+function drawButtons(parent, look, ask) {
+  const begin = make("button", look, parent, "Take apart");
+  const stop = button(parent, "Stop", STOP2, () => ask?.("stop_explaining"));
+  const said = make("span", { role: "status" }, parent);
+  function follow3({ row, running = false, said: words = "", bar } = {}, isThis) {
+    const isMine = isThis(row), hadFocus = focusIn(begin) === begin;
+    begin.disabled = running;
+    stop.hidden = !running || !isMine;
+    if (hadFocus && !stop.hidden) stop.focus();
+    said.replaceChildren(...isMine ? [words] : []);
+    if (isMine && running && bar) drawBar(make("div", {}, said), bar);
+  }
+  return { begin, follow: follow3 };
+}
+function drawTakeApart(parent, row, model, ask) {
+  const { begin, follow: follow3 } = drawButtons(make("div", {}, parent), { type: "button", class: "primary" }, ask);
+  begin.addEventListener("click", () => ask?.("explain_row", { row }));
+  const now = () => follow3(model.get("explaining"), (other) => other === row);
+  now();
+  return now;
+}
+function drawRequestForm(parent, model, ask) {
+  const form2 = make("form", { class: "bar own" }, parent);
+  const field = (label) => make("input", { type: "text" }, labeled(form2, label));
+  const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
+  const { follow: follow3 } = drawButtons(form2, { type: "submit" }, ask);
+  form2.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!request.value.trim()) return;
+    ask?.("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
+  });
+  const now = () => follow3(model.get("explaining"), (row) => row === null);
+  now();
+  return now;
+}
+
+// panels/follow_kernel.js
+function followKernel(root, model, events) {
+  let wasOnPage = root.isConnected;
+  const listeners = Object.entries(events).map(([event, follow3]) => {
+    const listener = () => {
+      if (!root.isConnected && wasOnPage) return listeners.forEach(([name, each]) => model.off?.(name, each));
+      wasOnPage = root.isConnected;
+      follow3();
+    };
+    return (
+      /** @type {const} */
+      [event, listener]
+    );
+  });
+  for (const [event, listener] of listeners) model.on(event, listener);
+}
+
 // ramp.js
 function drawColors(legend, colors, [low, middle, high], words) {
   const gradient = colors.map((color) => `rgb(${color})`);
@@ -710,14 +845,15 @@ function drawMark(parent, right) {
   const word = right ? "right" : "wrong";
   make("span", { class: `mark ${word}`, role: "img", "aria-label": word, title: word }, parent, SIGNS2[word]);
 }
-function drawConversation(parent, row) {
+function drawConversation(parent, row, { about, take }) {
   const box = make("div", { class: "conversation" }, parent), turns = make("div", { class: "turns" }, box);
   drawTurn(turns, "request", row.request, null);
   drawTurn(turns, "base", row.base, row.base_right);
   drawTurn(turns, "adapter", row.adapter, row.adapter_right);
   if (row.reference !== null) drawTurn(turns, "reference", row.reference, null);
   const gained2 = make("div", { class: "gained" }, box);
-  if (row.apart) drawApart(gained2, row, row.apart);
+  if (row.apart) drawApart(gained2, row, row.apart, about);
+  else if (take) offerToTake(gained2, row, take);
   else sayHow(gained2, row);
 }
 function drawTurn(parent, speaker, text, right) {
@@ -725,7 +861,7 @@ function drawTurn(parent, speaker, text, right) {
   drawMark(name, right);
   make("div", { class: "said" }, turn2, text || "(nothing)");
 }
-function drawApart(parent, { reference, gain }, { tokens, modules }) {
+function drawApart(parent, { reference, gain }, { tokens, modules }, about) {
   const whose = reference === null ? "the adapter's answer" : "the reference";
   make("p", {}, parent, `What each token of ${whose} gained, ${nats(gain)} nats together:`);
   const chips = make("div", { class: "chips" }, parent), most = largest(tokens.map(([, gain2]) => gain2));
@@ -742,11 +878,17 @@ function drawApart(parent, { reference, gain }, { tokens, modules }) {
     make("td", {}, line, nats(value2));
     drawShare(make("td", { class: "bars" }, line), value2 / longest);
   }
+  if (!about.panels.some(({ name }) => name === "attribution")) return;
   make("p", { class: "note" }, parent, "What leaving a module out costs is another number: panel Attribution.");
 }
 function drawShare(parent, share) {
   const look = { class: share < 0 ? "share less" : "share more", style: `width: ${100 * Math.abs(share)}%` };
   make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
+}
+function offerToTake(parent, { row, reference }, take) {
+  const whose = reference === null ? "the adapter's answer" : "the reference";
+  make("p", {}, parent, `What each token of ${whose} gained, and by which modules, is not known yet.`);
+  take(parent, row);
 }
 function sayHow(parent, { row }) {
   const line = make("p", { class: "note" }, parent, "To see what each token gained, and by which modules, add ");
@@ -761,6 +903,12 @@ function sayHow(parent, { row }) {
 }
 
 // panels/answer_table/rows.js
+function withKnown(rows, known) {
+  const byRow = new Map(known.map((row) => [row.row, row]));
+  const own = known.filter(({ row }) => row < 0).sort((a, b) => a.row - b.row);
+  return [...own, ...rows.map((row) => byRow.get(row.row) ?? row)];
+}
+var rowName = (row) => row < 0 ? `own ${-row}` : String(row);
 var FILTERS = {
   "all": { sentence: "All rows", keeps: () => true },
   "newly right": {
@@ -809,22 +957,49 @@ function filterCounts(rows) {
 var LISTED = 8;
 var LONGEST = 160;
 var ROLES = { table: "table", group: "rowgroup", row: "row", head: "columnheader", name: "rowheader", cell: "cell" };
-function answerTablePart(parent, part, { model }) {
+function answerTablePart(parent, part, { about, model, ask }) {
   const choice = part.choice ??= { filter: "all", column: null, descending: false, isWhole: false, open: /* @__PURE__ */ new Set() };
-  if (!model) make("p", { class: "finding" }, parent, part.sentence);
+  if (!about.stages) make("p", { class: "finding" }, parent, part.sentence);
   const filters = group(make("div", { class: "bar" }, parent), "Rows");
+  onArrows(filters);
   const table = make("table", { role: ROLES.table, "aria-label": "Answers" }, parent);
   const head = make("tr", { role: ROLES.row }, make("thead", { role: ROLES.group }, table));
   const body = make("tbody", { role: ROLES.group }, table), foot = make("div", { class: "key", role: "status" }, parent);
-  const most = largest(part.rows.map(({ gain }) => gain));
-  const panel = { part, choice, heads: /* @__PURE__ */ new Map(), body, foot, most };
-  drawFilters(panel, filters);
+  const rows = withKnown(part.rows, model?.get("explained")?.rows ?? []), waiting = /* @__PURE__ */ new Map();
+  const most = largest(rows.map(({ gain }) => gain));
+  const take = model && part.live ? takeRow(waiting, model, ask) : null;
+  const panel = { rows, choice, filters, heads: /* @__PURE__ */ new Map(), body, foot, most, waiting, opening: { about, take } };
+  drawFilters(panel);
   drawHeads(panel, head);
   drawRows(panel);
+  if (model && part.live) followModel(panel, part, model, drawRequestForm(parent, model, ask));
 }
-function drawFilters(panel, filters) {
-  const { part, choice } = panel;
-  const buttons = filterCounts(part.rows).map(([name, count2]) => {
+var takeRow = (waiting, model, ask) => (parent, row) => void waiting.set(row, drawTakeApart(parent, row, model, ask));
+function followModel(panel, part, model, followForm) {
+  const { choice, body } = panel;
+  function followRows() {
+    const known = model.get("explained")?.rows ?? [], last = known.at(-1);
+    panel.rows = withKnown(part.rows, known);
+    panel.most = largest(panel.rows.map(({ gain }) => gain));
+    if (last && last.row < 0) Object.assign(choice, { filter: "all", column: null });
+    if (last) choice.open.add(last.row);
+    const hadFocus = body.contains(focusIn(body));
+    drawFilters(panel);
+    drawRows(panel);
+    if (hadFocus && last) body.querySelector(`[data-row="${last.row}"]`)?.focus();
+  }
+  followKernel(body, model, {
+    "change:explained": followRows,
+    "change:explaining": () => {
+      for (const follow3 of panel.waiting.values()) follow3();
+      followForm();
+    }
+  });
+}
+function drawFilters(panel) {
+  const { rows, choice, filters } = panel;
+  filters.replaceChildren();
+  const buttons = filterCounts(rows).map(([name, count2]) => {
     const filter = button(filters, `${name} ${count2}`, FILTERS[name].sentence, () => {
       Object.assign(choice, { filter: name, isWhole: false });
       press3();
@@ -835,7 +1010,6 @@ function drawFilters(panel, filters) {
   });
   const press3 = () => buttons.forEach(({ name, filter }) => put(filter, "aria-pressed", name === choice.filter));
   press3();
-  onArrows(filters);
 }
 function drawHeads(panel, head) {
   const { choice } = panel;
@@ -852,12 +1026,13 @@ function drawHeads(panel, head) {
 }
 var classOf = (column) => column.split(",")[0];
 function drawRows(panel) {
-  const { part, choice, heads, body, foot } = panel, found = chosenRows(part.rows, choice);
+  const { rows, choice, heads, body, foot } = panel, found = chosenRows(rows, choice);
   const shown = choice.isWhole ? found : found.slice(0, LISTED), hidden = found.length - shown.length;
   for (const [column, cell] of heads) {
     put(cell, "aria-sort", column !== choice.column ? "none" : choice.descending ? "descending" : "ascending");
   }
   body.replaceChildren();
+  panel.waiting.clear();
   for (const row of shown) drawRow2(panel, row);
   foot.replaceChildren(`${shown.length} of ${found.length} rows`);
   if (!hidden) return;
@@ -867,13 +1042,13 @@ function drawRows(panel) {
     body.querySelectorAll("th button")[LISTED]?.focus();
   });
 }
-function drawRow2({ choice, body, most }, row) {
+function drawRow2({ choice, body, most, waiting, opening }, row) {
   const line = make("tr", { role: ROLES.row, class: "answers-row" }, body);
   const cell = (column, tag = "td", role = ROLES.cell) => make(tag, { role, class: classOf(column), "data-label": column }, line);
-  cell("row").textContent = String(row.row);
+  cell("row").textContent = rowName(row.row);
   const name = cell("request", "th", ROLES.name);
   name.setAttribute("scope", "row");
-  const opener = make("button", { type: "button" }, name);
+  const opener = make("button", { type: "button", "data-row": row.row }, name);
   make("span", { class: "clamped" }, opener, shortened(row.request, true));
   drawAnswer(cell("base"), row.base, row.base_right);
   drawAnswer(cell("adapter"), row.adapter, row.adapter_right);
@@ -888,7 +1063,8 @@ function drawRow2({ choice, body, most }, row) {
     put(opener, "aria-expanded", isOpen);
     line.classList.toggle("open", isOpen);
     opened?.remove();
-    opened = isOpen ? drawOpened(line, row) : null;
+    waiting.delete(row.row);
+    opened = isOpen ? drawOpened(line, row, opening) : null;
   }
   line.addEventListener("click", () => {
     if (!choice.open.delete(row.row)) choice.open.add(row.row);
@@ -900,10 +1076,10 @@ function drawAnswer(parent, text, right) {
   drawMark(parent, right);
   make("span", { class: "clamped" }, parent, shortened(text));
 }
-function drawOpened(line, row) {
+function drawOpened(line, row, opening) {
   const opened = make("tr", { role: ROLES.row, class: "opened" });
   line.after(opened);
-  drawConversation(make("td", { role: ROLES.cell, colspan: Object.keys(COLUMNS).length }, opened), row);
+  drawConversation(make("td", { role: ROLES.cell, colspan: Object.keys(COLUMNS).length }, opened), row, opening);
   return opened;
 }
 function shortened(text, end = false) {
@@ -1187,7 +1363,6 @@ function walk(panel, move) {
 // panels/attribution/attribution.js
 var PAUSE = 400;
 var MEANINGS = ["log p: ends at 0", "log p \u2212 log(1 \u2212 p): has no ceiling"];
-var EVENTS = ["change:switched", "change:explained"];
 var ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
 function attributionPart(parent, part, { model, ask }) {
   const choice = part.choice ??= { sample: 0, token: null, measure: 0, ranks: {} };
@@ -1205,10 +1380,10 @@ function attributionPart(parent, part, { model, ask }) {
     }
   };
   const frame = drawFrame(panel);
-  if (model && part.live) frame.followForm = drawForm(panel, model);
+  if (model && part.live) frame.followForm = drawRequestForm(root, model, ask);
   followPointer(panel, frame.svg);
   followKeys(panel, frame.svg);
-  if (model) followModel(panel, frame, model);
+  if (model) followModel2(panel, frame, model);
   drawMap(panel, frame.svg);
   drawSample(panel, frame);
 }
@@ -1230,28 +1405,9 @@ function drawFrame(panel) {
   const legend = make("div", { class: "legend" }, root);
   const finding = make("p", { class: "finding", role: "status" }, root);
   const written = make("div", { class: "written" }, root);
-  const frame = { select: select2, measures, reset, answer, svg, legend, finding, written, followForm() {
+  const frame = { select: select2, measures, reset, answer, svg, legend, finding, written, followForm: () => {
   } };
   return frame;
-}
-function drawForm({ root, ask }, model) {
-  const form2 = make("form", { class: "bar" }, root);
-  const field = (label) => make("input", { type: "text" }, labeled(form2, label));
-  const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
-  const send = make("button", { type: "submit" }, form2, "Take apart"), said = make("span", { role: "status" }, form2);
-  form2.addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (!request.value.trim()) return;
-    ask?.("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
-  });
-  function follow3() {
-    const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
-    send.disabled = running;
-    said.replaceChildren(...running || !samples.length ? [words] : []);
-    if (running && bar) drawBar(make("div", {}, said), bar);
-  }
-  follow3();
-  return follow3;
 }
 var samplesOf = ({ part, model }) => [...part.samples, ...model?.get("explained")?.samples ?? []];
 function drawSample(panel, { select: select2, answer }) {
@@ -1307,27 +1463,23 @@ function turn(panel, modules, rank) {
   panel.refused = `What leaving out ${nameOf(part, modules)} costs was not measured: ${ALL}`;
   panel.paint();
 }
-function followModel(panel, frame, model) {
+function followModel2(panel, frame, model) {
   const { root, choice, known } = panel;
-  let wasOnPage = false;
-  function follow3() {
-    if (!root.isConnected && wasOnPage) {
-      for (const event of EVENTS) model.off?.(event, follow3);
-      return;
-    }
-    wasOnPage = root.isConnected;
+  function followSwitches() {
     const { sample, key, ...answer } = model.get("switched") ?? {}, name = `${sample} ${key}`;
     if (key !== void 0) known[name] = { ...known[name], ...answer };
-    frame.followForm();
-    const count2 = samplesOf(panel).length;
-    if (frame.select.children.length !== count2) {
-      Object.assign(choice, { sample: count2 - 1, token: null, ranks: {} });
-      return drawSample(panel, frame);
-    }
     panel.paint();
     if (key === switchKey(panel) && sample === choice.sample) regenerate(panel);
   }
-  for (const event of EVENTS) model.on(event, follow3);
+  function followAnswers() {
+    Object.assign(choice, { sample: samplesOf(panel).length - 1, token: null, ranks: {} });
+    drawSample(panel, frame);
+  }
+  followKernel(root, model, {
+    "change:switched": followSwitches,
+    "change:explained": followAnswers,
+    "change:explaining": frame.followForm
+  });
 }
 
 // panels/effects.js
@@ -1548,7 +1700,7 @@ var LISTED2 = 5;
 var WINDOW = 40;
 var STRONGEST = 8;
 var DRAWN_SAMPLES = 4;
-var EVENTS2 = ["change:selected", "change:reading", "change:current"];
+var EVENTS = ["change:selected", "change:reading", "change:current"];
 var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
 var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
@@ -1562,22 +1714,12 @@ function readsPart(parent, part, { about, model: known, ask }) {
   const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
-    const { activeElement } = (
-      /** @type {Document | ShadowRoot} */
-      root.getRootNode()
-    );
-    const key = activeElement && root.contains(activeElement) ? activeElement.getAttribute("data-key") : null;
+    const focused = focusIn(root), key = focused && root.contains(focused) ? focused.getAttribute("data-key") : null;
     root.replaceChildren();
     drawModule(panel, selected(), model.get("current").ranks[selected()]);
     if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
-  let wasOnPage = false;
   function follow3() {
-    if (!root.isConnected && wasOnPage) {
-      for (const event of EVENTS2) model.off?.(event, follow3);
-      return;
-    }
-    wasOnPage = root.isConnected;
     const { module, ...reading } = model.get("reading") ?? {}, k = selected();
     if (module !== k) return ask?.("read", { module: k }, "read");
     if (panel.values.module !== k) {
@@ -1585,7 +1727,7 @@ function readsPart(parent, part, { about, model: known, ask }) {
     }
     draw();
   }
-  for (const event of EVENTS2) model.on(event, follow3);
+  followKernel(root, model, Object.fromEntries(EVENTS.map((event) => [event, follow3])));
   root.addEventListener("keydown", (event) => moveFocus(root, event));
   follow3();
 }
@@ -1851,16 +1993,23 @@ function drawParts(parent, parts, context) {
 }
 var partsOf = ({ name, parts }, current) => parts.length ? parts : current.parts?.[name] ?? [];
 var follows = ({ parts }) => !parts.length;
-function renderPanels(about, el) {
+function renderPanels(about, el, model = null) {
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el);
   explainer(root);
   make("h1", {}, root, about.title);
+  const ask = model && asking(model, make("div", { class: "message", role: "status" }, root));
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, root);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
-    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
+    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model, ask });
   }
+}
+function asking(model, message) {
+  const requests = new Requests(model, () => false, () => false);
+  model.on("msg:custom", () => requests.answered(false));
+  model.on("change:current", () => write(message, model.get("current").message ?? ""));
+  return (call, args, gesture) => requests.ask(call, args, gesture);
 }
 function panelFolds(parent, about, model, ask) {
   const context = { about, model, ask }, folds = about.panels.map((panel) => drawFold(parent, panel, model));
@@ -2410,7 +2559,7 @@ function rangeOf({ about, current }) {
   return { number: String(high), note: count2 < all ? `in ${count2} of ${all} modules` : "everywhere" };
 }
 function changes(bench) {
-  const { about, current, page } = bench;
+  const { about, current } = bench;
   const by = (k) => change2(bench, k);
   const moved = about.names.flatMap((_, k) => by(k) ? [k] : []).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
   if (!moved.length) return "";
@@ -2420,7 +2569,7 @@ function changes(bench) {
   const grown = sum(moved.map((k) => by(k) * outs[k]));
   const reason = grown && more === fewer ? " (a rank costs more in modules with more outputs)" : "";
   const most = moved.slice(0, 3).map((k) => `${signedWhole(by(k))} ${placeOf(about, k)}`).join(", ");
-  return `Since it was kept: ${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: ${page ? "tlora race" : "Train both"}.`;
+  return `Since it was kept: ${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: tlora race.`;
 }
 function costs({ about, current }) {
   const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
@@ -2796,10 +2945,10 @@ var SAVED = "Write the results and the allocation to the folder workbench-sessio
 function sayAllocation(bench, message, foot) {
   const moved = make("div", { class: "moved" }, foot), other = make("div", {}, foot);
   return () => {
-    const { about, current } = bench;
+    const { about, current, page } = bench;
     message.textContent = current.message || warning(bench);
     message.classList.toggle("note", Boolean(current.note));
-    moved.textContent = changes(bench);
+    moved.textContent = page ? changes(bench) : "";
     other.textContent = about.run && !isOfRun(bench) ? OTHER_RUN : "";
   };
 }
@@ -3048,82 +3197,6 @@ function drawLegend({ legend, current }, tab, { ramp, ends: ends2 }) {
   }
 }
 
-// workbench/requests.js
-var REST = 400;
-var Requests = class {
-  /** @type {Message[]} */
-  queue = [];
-  isBusy = false;
-  hasMore = false;
-  // resamples of this version
-  version = 1;
-  // of the ranks
-  resampled = 0;
-  // the version whose resamples were asked for
-  gestures = 0;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  timer = void 0;
-  /**
-   * @param {Pick<Model, "send">} model
-   * @param {() => boolean} resamples Whether ranks are resampled at all.
-   * @param {() => boolean} isDragging
-   */
-  constructor(model, resamples, isDragging) {
-    this.model = model;
-    this.resamples = resamples;
-    this.isDragging = isDragging;
-  }
-  get isIdle() {
-    return !this.isBusy && !this.queue.length;
-  }
-  /** The number of a new gesture. */
-  gesture() {
-    return ++this.gestures;
-  }
-  /**
-   * @param {string} call
-   * @param {object} args
-   * @param {string | null} gesture Which gesture it is part of.
-   */
-  ask(call, args = {}, gesture = null) {
-    if (gesture !== null && this.queue.at(-1)?.gesture === gesture) this.queue.pop();
-    this.queue.push({ call, args, gesture });
-    this.next();
-  }
-  next() {
-    if (this.isBusy) return;
-    const request = this.queue.shift();
-    if (!request) return this.rest();
-    this.isBusy = true;
-    this.model.send({ ...request, id: this.version });
-  }
-  /** When the user rests, asks for ranks from resampled scores, in parts: the next request does not wait for all. */
-  rest() {
-    if (!this.resamples()) return;
-    this.stop();
-    if (!this.hasMore && this.resampled >= this.version || this.isDragging()) return;
-    this.timer = setTimeout(() => {
-      this.resampled = this.version;
-      this.ask("resample");
-    }, this.hasMore ? 0 : REST);
-  }
-  /** The ranks have changed. */
-  changed() {
-    this.version++;
-    this.hasMore = false;
-    this.rest();
-  }
-  /** @type {(more: boolean) => void} */
-  answered(more) {
-    this.isBusy = false;
-    this.hasMore = more;
-    this.next();
-  }
-  stop() {
-    clearTimeout(this.timer);
-  }
-};
-
 // workbench/stages.js
 var RUNS = "Nothing to show here yet. This line of Python fills the view:";
 var ALLOCATION = "allocation";
@@ -3192,7 +3265,7 @@ function renderWorkbench({ model, el }) {
   follow3.push(panelFolds(make("div", { class: "panels" }, body), about, model, ask));
   followPointer2(bench);
   followKeys2(bench);
-  followModel2(bench);
+  followModel3(bench);
   const stop = followPage(bench, map);
   bench.paint();
   requests.rest();
@@ -3234,7 +3307,7 @@ function receive(requests, content) {
   if ("answer" in content) requests.answered(Boolean(content.more));
   if (content.file) download(content.file, new Blob([content.text ?? ""], { type: "text/html" }));
 }
-function followModel2(bench) {
+function followModel3(bench) {
   const { model, requests } = bench;
   model.on("change:current", () => {
     const { ranks } = bench.current;
@@ -3458,7 +3531,7 @@ function renderPage(data, el) {
 function render({ model, el }) {
   const about = model.get("about");
   if (!about) return renderMonitor({ model, el });
-  return about.names.length ? renderWorkbench({ model, el }) : renderPanels(about, el);
+  return about.names.length ? renderWorkbench({ model, el }) : renderPanels(about, el, about.live ? model : null);
 }
 var widgets_default = { render };
 export {

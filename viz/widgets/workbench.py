@@ -40,12 +40,12 @@ from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import replace_file
 from tlora.utils.front_end import has_front_end
-from tlora.utils.text import capitalized, size_text
+from tlora.utils.text import size_text
 from tlora.utils.validation import check_arguments
 from viz.experts import means_by_parameter
 from viz.plots.allocation import allocation_headline
 from viz.widgets import view
-from viz.widgets.base import PicturedWidget
+from viz.widgets.base import PicturedWidget, answer_while_busy, as_sentence, refusal_sentence
 from viz.widgets.modules import curves_by_rank, is_of_map
 from viz.widgets.page import page_html
 from viz.widgets.panels.alignment import AlignmentPanel, align_pairs
@@ -117,8 +117,8 @@ class Workbench(PicturedWidget):
     attribution : Attribution, optional
         From `tlora.attribute`: which modules of a trained adapter made its answers more likely.
     adapted : peft.PeftModel, optional
-        The model of the ``attribution``, with ``task``: any part of its adapter can then be switched off or cut to a
-        lower rank, and requests of one's own are taken apart.
+        The model of the ``answers`` or the ``attribution``, with ``task``: rows of the answers and requests of one's
+        own are then taken apart, and any part of its adapter can be switched off or cut to a lower rank.
     effects : SideEffects, optional
         From `tlora.side_effects`: what a trained adapter changed on other text, token by token.
     rescaling : Rescaling, optional
@@ -199,8 +199,6 @@ class Workbench(PicturedWidget):
         self.names = self.sensitivity.names
         self.model: Any = model
         self.task: Any = task
-        if adapted is not None and (attribution is None or task is None):
-            raise ValueError("adapted= needs task= and attribution=tlora.attribute(adapted, task): pass both")
         self.adapted = adapted
         self._recipe = Recipe("workbench")
         given = {name: arguments[name] for name in RESULT_CLASSES if name in arguments}
@@ -227,7 +225,7 @@ class Workbench(PicturedWidget):
         self.widget.current = self._current()
         self.widget.on_msg(self._answer)
         self.widget.observe(self._open_panel, "panel")
-        self._answer_while_busy()
+        answer_while_busy(self.widget)
 
     @classmethod
     def from_plan(cls, plan: Plan, **parts: Any) -> Workbench:
@@ -631,7 +629,7 @@ class Workbench(PicturedWidget):
             try:
                 self._requests[content["call"]](**content.get("args", {}))
             except (KeyError, ValueError, OSError) as refusal:
-                self._tell(as_sentence(str(refusal.args[-1] if refusal.args else refusal)))
+                self._tell(refusal_sentence(refusal))
             finally:
                 self._gesture_now = None
                 more = content["call"] == "resample" and 0 < len(self._resamples) < CHUNKS
@@ -812,9 +810,3 @@ def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
             f"which leaves its rank no room: make them with one number, tlora.task_subspaces(..., max_rank={most}), or "
             "open viz.explore(model, task, recipe)"
         )
-
-
-def as_sentence(refusal: str) -> str:
-    """A refusal as a sentence of its own; the name of an argument, a module or a file keeps its first letter."""
-    is_word = refusal.split(" ")[0].rstrip(",:").isalpha()
-    return capitalized(refusal) if is_word else refusal

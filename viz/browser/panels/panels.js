@@ -1,7 +1,8 @@
 // The panels of the workbench: sections of text, tables, charts, and parts that answer the reader.
 
-import { make } from "../elements.js";
+import { make, write } from "../elements.js";
 import { describe, explainer } from "../explain.js";
+import { Requests } from "../workbench/requests.js";
 import { KINDS } from "./kinds.js";
 
 /** @import { About, Ask, Current, Model, Panel, Part } from "../traits.js" */
@@ -36,20 +37,34 @@ const partsOf = ({ name, parts }, current) => (parts.length ? parts : current.pa
 const follows = ({ parts }) => !parts.length;
 
 /**
- * All panels one below another, without a map: on a page, or of one result in a notebook.
+ * All panels one below another, without a map: on a page, or of one result in a notebook. A `model` answers them if
+ * its kernel has an adapted model.
  *
- * @type {(about: About, el: HTMLElement) => void}
+ * @type {(about: About, el: HTMLElement, model?: Model | null) => void}
  */
-export function renderPanels(about, el) {
+export function renderPanels(about, el, model = null) {
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   explainer(root);
   make("h1", {}, root, about.title);
+  const ask = model && asking(model, make("div", { class: "message", role: "status" }, root));
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, root);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
-    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model: null, ask: null });
+    drawParts(make("div", { class: "parts" }, section), panel.parts, { about, model, ask });
   }
+}
+
+/**
+ * What asks the kernel for something; what it refuses is written.
+ *
+ * @type {(model: Model, message: Element) => Ask}
+ */
+function asking(model, message) {
+  const requests = new Requests(model, () => false, () => false);
+  model.on("msg:custom", () => requests.answered(false));
+  model.on("change:current", () => write(message, model.get("current").message ?? ""));
+  return (call, args, gesture) => requests.ask(call, args, gesture);
 }
 
 /**

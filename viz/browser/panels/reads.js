@@ -2,10 +2,11 @@
 
 import { isDark, largest } from "../colors.js";
 import { group } from "../controls.js";
-import { make } from "../elements.js";
+import { focusIn, make } from "../elements.js";
 import { placeOf, sum } from "../modules.js";
 import { coloredToken, drawRamp, drawStrip } from "../strip.js";
 import { MINUS, percent, quoted, signedNumber, visible } from "../text.js";
+import { followKernel } from "./follow_kernel.js";
 import { ends, readTokens, unpack } from "./readings.js";
 
 /** @import { Token } from "../strip.js" */
@@ -70,19 +71,12 @@ export function readsPart(parent, part, { about, model: known, ask }) {
   const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: new Set(), draw };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
-    const { activeElement } = /** @type {Document | ShadowRoot} */ (root.getRootNode());
-    const key = activeElement && root.contains(activeElement) ? activeElement.getAttribute("data-key") : null;
+    const focused = focusIn(root), key = focused && root.contains(focused) ? focused.getAttribute("data-key") : null;
     root.replaceChildren();
     drawModule(panel, selected(), model.get("current").ranks[selected()]);
     if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
-  let wasOnPage = false;
   function follow() { // the selected module, or its values, have changed
-    if (!root.isConnected && wasOnPage) { // another panel is open
-      for (const event of EVENTS) model.off?.(event, follow);
-      return;
-    }
-    wasOnPage = root.isConnected;
     const { module, ...reading } = model.get("reading") ?? {}, k = selected();
     if (module !== k) return ask?.("read", { module: k }, "read");
     if (panel.values.module !== k) {
@@ -90,7 +84,7 @@ export function readsPart(parent, part, { about, model: known, ask }) {
     }
     draw();
   }
-  for (const event of EVENTS) model.on(event, follow);
+  followKernel(root, model, Object.fromEntries(EVENTS.map((event) => [event, follow])));
   root.addEventListener("keydown", (event) => moveFocus(root, event));
   follow();
 }

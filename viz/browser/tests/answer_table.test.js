@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { place, send } from "./dom.js";
+import { modelOf, place, send } from "./dom.js";
 import { answerTablePart } from "../panels/answer_table/answer_table.js";
 import { chosenRows, filterCounts } from "../panels/answer_table/rows.js";
 
@@ -41,13 +41,16 @@ Deno.test("columns sort by number, by text with its numbers, and by marks with t
   assert.deepEqual(ROWS.map(({ row }) => row), [2, 10, 0, 1]); // which stay as they were
 });
 
+/** @type {any} */
+const ALONE = { about: { panels: [] }, model: null, ask: null };
+
 /**
  * @param {Row[]} rows
- * @param {any} model That of the workbench, if it is there.
+ * @param {any} context What is not that of a page on the panel alone.
  */
-function drawn(rows = ROWS, model = null) {
-  const root = place(), part = { sentence: "1 of 3 right, 2 before.", rows };
-  answerTablePart(root, part, { model });
+function drawn(rows = ROWS, context = {}) {
+  const root = place(), part = { sentence: "1 of 3 right, 2 before.", rows, live: Boolean(context.model) };
+  answerTablePart(root, part, { ...ALONE, ...context });
   /** @type {(words: string) => any} */
   const button = (words) => [...root.querySelectorAll("button")].find((each) => each.textContent === words);
   const numbers = () => [...root.querySelectorAll(".answers-row > .row")].map((cell) => Number(cell.textContent));
@@ -57,7 +60,7 @@ function drawn(rows = ROWS, model = null) {
 Deno.test("a click on a head sorts, another turns the order around, and the head says so", () => {
   const { root, button, numbers } = drawn(), sorts = () => root.querySelectorAll("[aria-sort]:not([aria-sort=none])");
   assert.equal(root.querySelector("p").textContent, "1 of 3 right, 2 before.");
-  assert.equal(drawn(ROWS, {}).root.querySelector("p"), null); // the stage of the workbench says it
+  assert.equal(drawn(ROWS, { about: { panels: [], stages: [] } }).root.querySelector("p"), null); // the stage of the workbench says it
   assert.equal(sorts().length, 0);
   send(button("gain, nats"), "click");
   assert.deepEqual(numbers(), [2, 0, 1, 10]);
@@ -87,7 +90,7 @@ Deno.test("a row opens as a conversation, which stays open in another order, and
   send(button("row"), "click");
   assert.equal(turns().length, 4);
   const again = place();
-  answerTablePart(again, part, { model: null }); // as if another panel had been open
+  answerTablePart(again, part, ALONE); // as if another panel had been open
   assert.equal(again.querySelectorAll(".turn").length, 4);
   send(button("request 2"), "click");
   assert.equal(turns().length, 0);
@@ -106,4 +109,61 @@ Deno.test("eight rows are shown, the others on demand", () => {
   send(button("Show 3 more"), "click");
   assert.equal(numbers().length, 11);
   assert.equal(button("newly right 0").disabled, true);
+});
+
+Deno.test("with a kernel a row is taken apart in place, with a bar, and can be stopped", () => {
+  const model = modelOf({}), /** @type {any[]} */ asked = [];
+  const ask = (/** @type {string} */ call, /** @type {any} */ args) => void asked.push([call, args]);
+  const { root, button } = drawn(ROWS, { model, ask }), gained = () => root.querySelector(".gained");
+  send(button("request 10"), "click");
+  assert.doesNotMatch(gained().textContent, /--rows/);
+  send(gained().querySelector("button"), "click");
+  assert.deepEqual(asked, [["explain_row", { row: 10 }]]);
+  const bar = { words: "attribution, point 2 of 8", done: 0, total: 1 };
+  model.set("explaining", { row: 10, running: true, said: "Taking row 10 apart, about 20 seconds", bar });
+  assert.match(gained().textContent, /about 20 seconds.*point 2 of 8/);
+  assert.ok(gained().querySelector("progress"));
+  const [begin, stop] = gained().querySelectorAll("button");
+  assert.deepEqual([begin.disabled, stop.hidden], [true, false]);
+  assert.equal(root.querySelector("form button").disabled, true);
+  assert.equal(root.querySelector("form progress"), null); // its bar is in the row
+  send(stop, "click");
+  assert.deepEqual(asked.at(-1), ["stop_explaining", undefined]);
+  model.set("explaining", { row: 10, running: false, said: "Stopped." });
+  assert.match(gained().textContent, /Stopped\.$/);
+  assert.equal(begin.disabled, false);
+  const apart = { tokens: [["r", 4], ["10", 6]], modules: [["layer 1 v", 7.5]] };
+  model.set("explained", { rows: [{ ...ROWS[1], apart }] });
+  assert.deepEqual([...root.querySelectorAll(".chip")].map((chip) => chip.textContent), ["r+4.00", "10+6.00"]);
+  assert.equal(gained().querySelector("button"), null);
+  assert.doesNotMatch(gained().textContent, /panel Attribution/); // which is not there
+});
+
+Deno.test("the reader's own request is asked in place, and stands open above the others", () => {
+  const model = modelOf({}), /** @type {any[]} */ asked = [];
+  const ask = (/** @type {string} */ call, /** @type {any} */ args) => void asked.push([call, args]);
+  const { root, button, part } = drawn(ROWS, { model, ask }), [request] = root.querySelectorAll("form input");
+  send(button("newly right 1"), "click");
+  request.value = "mine";
+  send(root.querySelector("form"), "submit");
+  assert.deepEqual(asked, [["explain", { prompt: "mine", answer: null }]]);
+  const own = {
+    ...rowOf(-1, null, null),
+    request: "mine",
+    reference: null,
+    apart: { tokens: [["a", 2]], modules: [] },
+  };
+  model.set("explained", { rows: [own] });
+  const names = () => [...root.querySelectorAll(".answers-row > .row")].map((cell) => cell.textContent);
+  assert.deepEqual(names(), ["own 1", "2", "10", "0", "1"]);
+  assert.equal(button("all 5").getAttribute("aria-pressed"), "true");
+  assert.deepEqual([...root.querySelectorAll(".turn")].map((turn) => turn.textContent), [
+    "requestmine",
+    "baseb-1",
+    "adaptera-1",
+  ]);
+  const again = place(); // a page without the kernel shows it too
+  answerTablePart(again, { ...part, live: false }, { ...ALONE, model });
+  assert.equal(again.querySelector(".answers-row > .row").textContent, "own 1");
+  assert.equal(again.querySelector("form"), null);
 });

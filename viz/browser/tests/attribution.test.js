@@ -89,6 +89,13 @@ Deno.test("the reader's own request is sent, and its answer is shown when it com
   request.value = "own";
   send(root.querySelector("form"), "submit");
   assert.deepEqual(asked, [{ call: "explain", prompt: "own", answer: null }]);
-  model?.set("explained", { running: false, samples: [{ ...SAMPLE, prompt: "own" }] });
+  model?.set("explaining", {
+    row: null,
+    running: true,
+    said: "Taking it apart",
+    bar: { words: "x", done: 0, total: 2 },
+  });
+  assert.match(root.querySelector("form").textContent, /Taking it apart.*x: 0 of 2$/);
+  model?.set("explained", { samples: [{ ...SAMPLE, prompt: "own" }] });
   assert.equal(root.querySelector("select.sample").children.length, 2);
 });

@@ -55,7 +55,7 @@ Deno.test("costs are those of the shapes, and what changed is counted", () => {
   // Outputs 8, 4, 8 times the ranks; plain LoRA of rank 2 trains A too.
   assert.deepEqual(cells(parameters), ["trainable parameters", "40", "44", "110\u00a0%", "88"]);
   assert.deepEqual(cells(adapter).slice(1, 3), ["352 bytes", "368 bytes"]);
-  assert.match(text(".moved"), /2 of 3 modules changed, 1 ranks more and 1 fewer, \+4 trainable parameters/);
+  assert.equal(text(".moved"), ""); // the comparison says it
   assert.match(
     text(".finding"),
     /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks; with A frozen, 50\u00a0% of the parameters that LoRA of rank 2 trains\.$/,
@@ -103,7 +103,6 @@ Deno.test("an answer of the kernel is drawn, and a refusal is said", () => {
   model.set("current", { ...CURRENT, ranks: [1, 1, 4], message: "no" });
   assert.equal(cell(2).textContent, "4");
   assert.equal(text(".message"), "no");
-  assert.match(text(".moved"), /3 of 3 modules changed/);
   send(el.querySelector("[data-tab=change]"), "click");
   assert.deepEqual([0, 1, 2].map((k) => cell(k).textContent), ["\u22121", "\u22121", "+2"]);
 });
@@ -143,6 +142,8 @@ Deno.test("the page draws the workbench without a kernel, or panels alone if no 
   resize();
   assert.equal(el.querySelectorAll("details.panel").length, 2);
   assert.equal(el.querySelector(".train"), null);
+  const moved = el.querySelector(".moved").textContent;
+  assert.match(moved, /2 of 3 modules changed, 1 ranks more and 1 fewer, \+4 trainable parameters/);
   send(el.querySelector(".cell"), "keydown", { key: "+" });
   assert.equal(el.querySelector(".cell").textContent, "3");
   assert.equal(offline(state).get("about").page, true);

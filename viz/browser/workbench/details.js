@@ -1,4 +1,4 @@
-// Around the map: what was done and what changed, and what is saved of it.
+// Around the map: what was done, on a page what changed, and what is saved of it.
 
 import { button } from "../controls.js";
 import { make } from "../elements.js";
@@ -14,17 +14,18 @@ const TEXTS_ASKED = "Include the panels with the text of samples in the page?";
 const SAVED = "Write the results and the allocation to the folder workbench-session; covariances are not in it";
 
 /**
- * Has the sentences follow the allocation: what was refused or done, and what changed since it was kept.
+ * Has the sentences follow the allocation: what was refused or done, and on a page what changed since it was kept; with
+ * a kernel the comparison says that.
  *
  * @type {(bench: Bench, message: Element, foot: Element) => () => void}
  */
 export function sayAllocation(bench, message, foot) {
   const moved = make("div", { class: "moved" }, foot), other = make("div", {}, foot);
   return () => {
-    const { about, current } = bench;
+    const { about, current, page } = bench;
     message.textContent = current.message || warning(bench);
     message.classList.toggle("note", Boolean(current.note));
-    moved.textContent = changes(bench);
+    moved.textContent = page ? changes(bench) : "";
     other.textContent = about.run && !isOfRun(bench) ? OTHER_RUN : "";
   };
 }

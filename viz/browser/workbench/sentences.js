@@ -192,7 +192,7 @@ export function rangeOf({ about, current }) {
  * @type {(bench: Bench) => string}
  */
 export function changes(bench) {
-  const { about, current, page } = bench;
+  const { about, current } = bench;
   /** @type {(k: number) => number} */
   const by = (k) => change(bench, k);
   const moved = about.names.flatMap((_, k) => (by(k) ? [k] : [])).sort((a, b) => Math.abs(by(b)) - Math.abs(by(a)));
@@ -207,7 +207,7 @@ export function changes(bench) {
     whole(fewer)
   } fewer, ` +
     `${signedWhole(grown)} trainable parameters${reason}; most: ${most}. ` +
-    `Only training tells whether that is better: ${page ? "tlora race" : "Train both"}.`;
+    "Only training tells whether that is better: tlora race.";
 }
 
 /**

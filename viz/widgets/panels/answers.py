@@ -1,4 +1,4 @@
-"""What the panel "Attribution" shows of answers: their tokens, modules and changes of the adapter, as JSON values."""
+"""What panels show of answers: their tokens, modules and changes of the adapter, as JSON values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tlora.explanation.attribution import Attribution, ExplainedAnswer
-from viz.widgets.panels.parts import shorten_all
+from tlora.explanation.compare_answers import ComparedAnswer
+from tlora.utils.text import place_text
+from viz.widgets.panels.parts import shorten, shorten_all
+
+MODULES = 5
+"""Modules that are named of an answer, those that contributed most."""
 
 
 def switch_key(ranks: Mapping[int, int]) -> str:
@@ -37,7 +42,7 @@ def answer_values(attribution: Attribution, samples: Iterable[ExplainedAnswer]) 
             "base": nats(one.base),
             "adapter": nats(one.adapter),
             "choices": one.choices,
-            "modules": [[shorten_all(token) for token in measure] for measure in one.by_module],
+            "modules": [[shorten_all(token, 5) for token in measure] for measure in one.by_module],
             "head": nats(one.start - one.base),
             "generated": one.generated,
             "switched": {
@@ -47,6 +52,32 @@ def answer_values(attribution: Attribution, samples: Iterable[ExplainedAnswer]) 
         }
         for one in samples
     ]
+
+
+def row_values(
+    row: int, one: ComparedAnswer, attribution: Attribution | None = None, sample: ExplainedAnswer | None = None
+) -> dict[str, Any]:
+    """A row of the answers: its texts and marks, and if it was taken apart its tokens and largest modules; nats.
+
+    ``row`` is its number in the table, and -1, -2 ... of requests of the reader's own.
+    """
+    marks = {
+        name: None if mark is None else bool(mark)
+        for name, mark in (("base_right", one.base_right), ("adapter_right", one.adapter_right))
+    }
+    texts = {"request": one.request, "base": one.base, "adapter": one.adapter, "reference": one.reference}
+    values = {"row": row, **texts, **marks, "changed": one.changed, "gain": shorten(one.gain, 5), "apart": None}
+    if attribution is None or sample is None:
+        return values
+    places = [place_text(target.layer, target.projection, target.name) for target in attribution.targets.values()]
+    contributions = sample.by_module[0].sum(0)
+    order = contributions.abs().argsort(descending=True)[:MODULES].tolist()
+    tokens = [sample.tokens[position] for position in sample.positions]
+    apart = {
+        "tokens": list(zip(tokens, shorten_all(sample.rise[0], 4), strict=True)),
+        "modules": [(places[k], shorten(float(contributions[k]))) for k in order],
+    }
+    return values | {"apart": apart}
 
 
 def nats(values: Any) -> list[list[float | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -12,8 +11,7 @@ from tlora.explanation.attribution import CHANGES, Attribution
 from tlora.utils.progress import report_progress
 from tlora.utils.text import capitalized, count_text
 from viz.widgets.panels.answers import answer_values, switch_key
-from viz.widgets.panels.live_attribution import LiveAttribution
-from viz.widgets.panels.panel import Panel
+from viz.widgets.panels.live_panel import LivePanel
 from viz.widgets.panels.parts import Column, Part, bar, intervals, number, table, text, texts, whole
 
 PAGE_SAMPLES = 16
@@ -30,7 +28,7 @@ COLUMNS: list[Column] = [
 ]
 
 
-class AttributionPanel(Panel):
+class AttributionPanel(LivePanel):
     """Answers by token and module, with parts of the adapter switched off; if a kernel answers, any of them."""
 
     name, title = "attribution", "Attribution"
@@ -42,12 +40,12 @@ class AttributionPanel(Panel):
         "16 of 16 learned skills. Click a module, a row or a column of the map to switch it off."
     )
     needs = ("attribution",)
-    answers = ("switched", "explained")
+    answers = ("switched", *LivePanel.answers)
 
     def parts(self) -> list[Part]:
         """The map of the answers, a sentence, and tables."""
         attribution: Attribution = self.result
-        targets, live = attribution.targets.values(), self.context.adapted is not None
+        targets, live = attribution.targets.values(), self.is_live
         rows, columns = list(dict.fromkeys(t.projection for t in targets)), sorted({t.layer for t in targets})
         part = {
             "kind": "attribution",
@@ -65,25 +63,12 @@ class AttributionPanel(Panel):
         return [part, text(words), largest, *_answers(attribution)]
 
     def requests(self) -> Mapping[str, Callable[..., None]]:
-        """Switch modules off or cut them, write the answer again, and take a request of the reader's own apart."""
-        if self.context.adapted is None:
-            return {}
-        return {"switch": self._switch, "regenerate": self._regenerate, "explain": self._explain}
-
-    def page_state(self, answers: Mapping[str, Any]) -> dict[str, Any]:
-        """The reader's own requests, as explained."""
-        return {"explained": answers["explained"]}
-
-    @cached_property
-    def _live(self) -> LiveAttribution:
-        context = self.context
-        assert context.adapted is not None  # else there are no requests
-        assert context.task is not None
-        return LiveAttribution(context.adapted, context.task, self.result, context.calibration, self._report)
+        """Switch modules off or cut them and write the answer again, besides those of all panels of answers."""
+        return {"switch": self._switch, "regenerate": self._regenerate, **super().requests()} if self.is_live else {}
 
     def _switch(self, sample: int, ranks: Sequence[tuple[int, int]]) -> None:
         """Score an answer with some modules switched off or cut; ``ranks`` are pairs of a module and what is left."""
-        self.show(switched=self._live.switch(sample, dict(ranks)))
+        self.show(switched=self.context.live.switch(sample, dict(ranks)))
 
     def _regenerate(self, sample: int, ranks: Sequence[tuple[int, int]]) -> None:
         """Write the answer again with these modules switched off or cut."""
@@ -93,14 +78,8 @@ class AttributionPanel(Panel):
             self.show(switched=part | {"bar": bar(words, done, total)})
 
         with report_progress(report):
-            answer = self._live.regenerate(sample, dict(ranks))
+            answer = self.context.live.regenerate(sample, dict(ranks))
         self.show(switched=part | {"answer": answer})
-
-    def _explain(self, prompt: str, answer: str | None) -> None:
-        self._live.explain(prompt, answer)
-
-    def _report(self, explained: dict[str, Any]) -> None:
-        self.show(explained=explained)
 
 
 def largest_modules(attribution: Attribution, caption: str) -> Part:

@@ -13,6 +13,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
 from tlora.subspaces.alignment import Alignment
 from tlora.tasks.task import Task
+from viz.widgets.panels.live_attribution import LiveAttribution
 from viz.widgets.panels.parts import Part
 from viz.widgets.results import TEXTS, Results, fields_with
 
@@ -45,6 +46,22 @@ class Context:
     adapted: PeftModel | None = None
     task: Task | None = None
     calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if self.adapted is not None and (self.task is None or not (self.results.answers or self.results.attribution)):
+            raise ValueError(
+                "adapted= needs task=, and answers=tlora.compare_answers(adapted, task) or "
+                "attribution=tlora.attribute(adapted, task): pass them too"
+            )
+
+    @cached_property
+    def live(self) -> LiveAttribution:
+        """What answers requests about the adapter, for all panels."""
+        assert self.adapted is not None  # else there are no requests
+        assert self.task is not None
+        assert self.show is not None
+        known = self.results.attribution, self.results.answers
+        return LiveAttribution(self.adapted, self.task, *known, self.calibration, self.show)
 
     def has(self, field: str) -> bool:
         """Whether a result, by its field in `Results`, is known and may be shown."""

@@ -2,13 +2,17 @@
 
 import { largest } from "../../colors.js";
 import { button, group, onArrows } from "../../controls.js";
-import { make, put } from "../../elements.js";
+import { focusIn, make, put } from "../../elements.js";
 import { explained } from "../../explain.js";
 import { nats } from "../../text.js";
+import { drawRequestForm, drawTakeApart } from "../explaining.js";
+import { followKernel } from "../follow_kernel.js";
 import { drawConversation, drawMark, drawShare } from "./conversation.js";
-import { chosenRows, COLUMNS, filterCounts, FILTERS } from "./rows.js";
+import { chosenRows, COLUMNS, filterCounts, FILTERS, rowName, withKnown } from "./rows.js";
 
+/** @import { Ask, Model } from "../../traits.js" */
 /** @import { Context } from "../panels.js" */
+/** @import { Opening } from "./conversation.js" */
 /** @import { Row } from "./rows.js" */
 
 const LISTED = 8; // rows that are shown at first
@@ -23,31 +27,76 @@ const ROLES = { table: "table", group: "rowgroup", row: "row", head: "columnhead
  * @typedef {{filter: string, column: string | null, descending: boolean, isWhole: boolean, open: Set<number>}} Choice
  */
 
-/** @typedef {{sentence: string, rows: Row[], choice?: Choice}} Part */
+/** @typedef {{sentence: string, rows: Row[], live?: boolean, choice?: Choice}} Part */
 
-/** @typedef {{part: Part, choice: Choice, heads: Map<string, Element>, body: Element, foot: Element, most: number}} Panel */
+/**
+ * The panel while it is drawn. `waiting` has the buttons of open rows follow the kernel, by row; `rows` are those of the
+ * table and of the reader.
+ *
+ * @typedef {{rows: Row[], choice: Choice, filters: HTMLElement, heads: Map<string, Element>, body: Element,
+ *   foot: Element, most: number, waiting: Map<number, () => void>, opening: Opening}} Panel
+ */
 
-/** @type {(parent: Element, part: Part, context: Pick<Context, "model">) => void} */
-export function answerTablePart(parent, part, { model }) {
+/** @type {(parent: Element, part: Part, context: Pick<Context, "about" | "model" | "ask">) => void} */
+export function answerTablePart(parent, part, { about, model, ask }) {
   const choice = (part.choice ??= { filter: "all", column: null, descending: false, isWhole: false, open: new Set() });
-  if (!model) make("p", { class: "finding" }, parent, part.sentence); // else it is that of the stage
+  if (!about.stages) make("p", { class: "finding" }, parent, part.sentence); // else it is that of the stage
   const filters = group(make("div", { class: "bar" }, parent), "Rows");
+  onArrows(filters);
   const table = make("table", { role: ROLES.table, "aria-label": "Answers" }, parent);
   const head = make("tr", { role: ROLES.row }, make("thead", { role: ROLES.group }, table));
   const body = make("tbody", { role: ROLES.group }, table),
     foot = make("div", { class: "key", role: "status" }, parent);
-  const most = largest(part.rows.map(({ gain }) => gain));
+  const rows = withKnown(part.rows, model?.get("explained")?.rows ?? []), waiting = new Map();
+  const most = largest(rows.map(({ gain }) => gain));
+  const take = model && part.live ? takeRow(waiting, model, ask) : null;
   /** @type {Panel} */
-  const panel = { part, choice, heads: new Map(), body, foot, most };
-  drawFilters(panel, filters);
+  const panel = { rows, choice, filters, heads: new Map(), body, foot, most, waiting, opening: { about, take } };
+  drawFilters(panel);
   drawHeads(panel, head);
   drawRows(panel);
+  if (model && part.live) followModel(panel, part, model, drawRequestForm(parent, model, ask));
 }
 
-/** @type {(panel: Panel, filters: HTMLElement) => void} */
-function drawFilters(panel, filters) {
-  const { part, choice } = panel;
-  const buttons = filterCounts(part.rows).map(([name, count]) => {
+/**
+ * Draws what takes an open row apart.
+ *
+ * @type {(waiting: Panel["waiting"], model: Model, ask: Ask | null) => (parent: Element, row: number) => void}
+ */
+const takeRow = (waiting, model, ask) => (parent, row) => void waiting.set(row, drawTakeApart(parent, row, model, ask));
+
+/**
+ * Has the rows follow the kernel: one that was taken apart is opened.
+ *
+ * @type {(panel: Panel, part: Part, model: Model, followForm: () => void) => void}
+ */
+function followModel(panel, part, model, followForm) {
+  const { choice, body } = panel;
+  function followRows() {
+    const known = model.get("explained")?.rows ?? [], last = known.at(-1);
+    panel.rows = withKnown(part.rows, known);
+    panel.most = largest(panel.rows.map(({ gain }) => gain));
+    if (last && last.row < 0) Object.assign(choice, { filter: "all", column: null }); // the reader's own is on top
+    if (last) choice.open.add(last.row);
+    const hadFocus = body.contains(focusIn(body));
+    drawFilters(panel);
+    drawRows(panel);
+    if (hadFocus && last) /** @type {HTMLElement | null} */ (body.querySelector(`[data-row="${last.row}"]`))?.focus();
+  }
+  followKernel(body, model, {
+    "change:explained": followRows,
+    "change:explaining": () => {
+      for (const follow of panel.waiting.values()) follow();
+      followForm();
+    },
+  });
+}
+
+/** @type {(panel: Panel) => void} */
+function drawFilters(panel) {
+  const { rows, choice, filters } = panel;
+  filters.replaceChildren();
+  const buttons = filterCounts(rows).map(([name, count]) => {
     const filter = button(filters, `${name} ${count}`, FILTERS[name].sentence, () => {
       Object.assign(choice, { filter: name, isWhole: false });
       press();
@@ -58,7 +107,6 @@ function drawFilters(panel, filters) {
   });
   const press = () => buttons.forEach(({ name, filter }) => put(filter, "aria-pressed", name === choice.filter));
   press();
-  onArrows(filters);
 }
 
 /** @type {(panel: Panel, head: Element) => void} */
@@ -81,12 +129,13 @@ const classOf = (column) => column.split(",")[0];
 
 /** @type {(panel: Panel) => void} */
 function drawRows(panel) {
-  const { part, choice, heads, body, foot } = panel, found = chosenRows(part.rows, choice);
+  const { rows, choice, heads, body, foot } = panel, found = chosenRows(rows, choice);
   const shown = choice.isWhole ? found : found.slice(0, LISTED), hidden = found.length - shown.length;
   for (const [column, cell] of heads) {
     put(cell, "aria-sort", column !== choice.column ? "none" : choice.descending ? "descending" : "ascending");
   }
   body.replaceChildren();
+  panel.waiting.clear();
   for (const row of shown) drawRow(panel, row);
   foot.replaceChildren(`${shown.length} of ${found.length} rows`);
   if (!hidden) return;
@@ -98,15 +147,15 @@ function drawRows(panel) {
 }
 
 /** @type {(panel: Panel, row: Row) => void} */
-function drawRow({ choice, body, most }, row) {
+function drawRow({ choice, body, most, waiting, opening }, row) {
   const line = make("tr", { role: ROLES.row, class: "answers-row" }, body);
   /** @type {(column: string, tag?: string, role?: string) => HTMLElement} */
   const cell = (column, tag = "td", role = ROLES.cell) =>
     make(tag, { role, class: classOf(column), "data-label": column }, line);
-  cell("row").textContent = String(row.row);
+  cell("row").textContent = rowName(row.row);
   const name = cell("request", "th", ROLES.name);
   name.setAttribute("scope", "row");
-  const opener = make("button", { type: "button" }, name);
+  const opener = make("button", { type: "button", "data-row": row.row }, name);
   make("span", { class: "clamped" }, opener, shortened(row.request, true));
   drawAnswer(cell("base"), row.base, row.base_right);
   drawAnswer(cell("adapter"), row.adapter, row.adapter_right);
@@ -122,7 +171,8 @@ function drawRow({ choice, body, most }, row) {
     put(opener, "aria-expanded", isOpen);
     line.classList.toggle("open", isOpen);
     opened?.remove();
-    opened = isOpen ? drawOpened(line, row) : null;
+    waiting.delete(row.row);
+    opened = isOpen ? drawOpened(line, row, opening) : null;
   }
   line.addEventListener("click", () => {
     if (!choice.open.delete(row.row)) choice.open.add(row.row);
@@ -137,11 +187,11 @@ function drawAnswer(parent, text, right) {
   make("span", { class: "clamped" }, parent, shortened(text));
 }
 
-/** @type {(line: Element, row: Row) => Element} */
-function drawOpened(line, row) {
+/** @type {(line: Element, row: Row, opening: Opening) => Element} */
+function drawOpened(line, row, opening) {
   const opened = make("tr", { role: ROLES.row, class: "opened" });
   line.after(opened);
-  drawConversation(make("td", { role: ROLES.cell, colspan: Object.keys(COLUMNS).length }, opened), row);
+  drawConversation(make("td", { role: ROLES.cell, colspan: Object.keys(COLUMNS).length }, opened), row, opening);
   return opened;
 }
 

@@ -5,7 +5,10 @@ import { make } from "../../elements.js";
 import { coloredToken } from "../../strip.js";
 import { nats } from "../../text.js";
 
+/** @import { About } from "../../traits.js" */
 /** @import { Apart, Row } from "./rows.js" */
+
+/** @typedef {{about: Pick<About, "panels">, take: ((parent: Element, row: number) => void) | null}} Opening */
 
 const SIGNS = { right: "\u2713", wrong: "\u2717" };
 
@@ -21,18 +24,19 @@ export function drawMark(parent, right) {
 }
 
 /**
- * Draws the conversation of a row.
+ * Draws the conversation of a row. `context` is that of the panel, with what takes a row apart if a kernel does.
  *
- * @type {(parent: Element, row: Row) => void}
+ * @type {(parent: Element, row: Row, context: Opening) => void}
  */
-export function drawConversation(parent, row) {
+export function drawConversation(parent, row, { about, take }) {
   const box = make("div", { class: "conversation" }, parent), turns = make("div", { class: "turns" }, box);
   drawTurn(turns, "request", row.request, null);
   drawTurn(turns, "base", row.base, row.base_right);
   drawTurn(turns, "adapter", row.adapter, row.adapter_right);
   if (row.reference !== null) drawTurn(turns, "reference", row.reference, null);
   const gained = make("div", { class: "gained" }, box);
-  if (row.apart) drawApart(gained, row, row.apart);
+  if (row.apart) drawApart(gained, row, row.apart, about);
+  else if (take) offerToTake(gained, row, take);
   else sayHow(gained, row);
 }
 
@@ -44,8 +48,8 @@ function drawTurn(parent, speaker, text, right) {
   make("div", { class: "said" }, turn, text || "(nothing)");
 }
 
-/** @type {(parent: Element, row: Row, apart: Apart) => void} */
-function drawApart(parent, { reference, gain }, { tokens, modules }) {
+/** @type {(parent: Element, row: Row, apart: Apart, about: Opening["about"]) => void} */
+function drawApart(parent, { reference, gain }, { tokens, modules }, about) {
   const whose = reference === null ? "the adapter's answer" : "the reference";
   make("p", {}, parent, `What each token of ${whose} gained, ${nats(gain)} nats together:`);
   const chips = make("div", { class: "chips" }, parent), most = largest(tokens.map(([, gain]) => gain));
@@ -62,6 +66,7 @@ function drawApart(parent, { reference, gain }, { tokens, modules }) {
     make("td", {}, line, nats(value));
     drawShare(make("td", { class: "bars" }, line), value / longest);
   }
+  if (!about.panels.some(({ name }) => name === "attribution")) return;
   make("p", { class: "note" }, parent, "What leaving a module out costs is another number: panel Attribution.");
 }
 
@@ -73,6 +78,13 @@ function drawApart(parent, { reference, gain }, { tokens, modules }) {
 export function drawShare(parent, share) {
   const look = { class: share < 0 ? "share less" : "share more", style: `width: ${100 * Math.abs(share)}%` };
   make("span", look, make("span", { class: "shares", "aria-hidden": "true" }, parent));
+}
+
+/** @type {(parent: Element, row: Row, take: (parent: Element, row: number) => void) => void} */
+function offerToTake(parent, { row, reference }, take) {
+  const whose = reference === null ? "the adapter's answer" : "the reference";
+  make("p", {}, parent, `What each token of ${whose} gained, and by which modules, is not known yet.`);
+  take(parent, row);
 }
 
 /** @type {(parent: Element, row: Row) => void} */

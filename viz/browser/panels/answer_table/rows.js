@@ -22,6 +22,21 @@
  * @property {Apart | null} apart
  */
 
+/**
+ * The rows of a table with what a kernel has taken apart, and above them the reader's own requests, the latest first;
+ * their numbers are negative.
+ *
+ * @type {(rows: Row[], known: Row[]) => Row[]}
+ */
+export function withKnown(rows, known) {
+  const byRow = new Map(known.map((row) => [row.row, row]));
+  const own = known.filter(({ row }) => row < 0).sort((a, b) => a.row - b.row);
+  return [...own, ...rows.map((row) => byRow.get(row.row) ?? row)];
+}
+
+/** @type {(row: number) => string} */
+export const rowName = (row) => (row < 0 ? `own ${-row}` : String(row));
+
 /** @typedef {{sentence: string, keeps: (row: Row) => boolean}} Filter */
 
 /** @type {Record<string, Filter>} */

@@ -1,8 +1,10 @@
 // The panel "Attribution": an answer by what each token gained, the modules by what they contributed, and what leaving
 // them out costs: as stored, and if there is a kernel for whatever is switched off or cut to a lower rank.
 
-import { drawBar, fillOptions, group, labeled } from "../../controls.js";
+import { fillOptions, group, labeled } from "../../controls.js";
 import { make, put } from "../../elements.js";
+import { drawRequestForm } from "../explaining.js";
+import { followKernel } from "../follow_kernel.js";
 import { answerElements, drawAnswer, MEASURES, paintAnswer, press, writeAnswers } from "./answer.js";
 import { conclude } from "./conclusion.js";
 import { answerNow, changedModules, nameOf, switchKey } from "./contributions.js";
@@ -16,7 +18,6 @@ import { drawMap, followKeys, followPointer, paintMap } from "./map.js";
 
 const PAUSE = 400; // milliseconds before the answer is written again
 const MEANINGS = ["log p: ends at 0", "log p \u2212 log(1 \u2212 p): has no ceiling"];
-const EVENTS = ["change:switched", "change:explained"];
 const ALL = 'tlora.attribute(..., switch_off=["modules", "layers", "projections"]) measures all of them.';
 
 /**
@@ -50,7 +51,7 @@ export function attributionPart(parent, part, { model, ask }) {
     },
   };
   const frame = drawFrame(panel);
-  if (model && part.live) frame.followForm = drawForm(panel, model);
+  if (model && part.live) frame.followForm = drawRequestForm(root, model, ask);
   followPointer(panel, frame.svg);
   followKeys(panel, frame.svg);
   if (model) followModel(panel, frame, model);
@@ -81,36 +82,8 @@ function drawFrame(panel) {
   const legend = make("div", { class: "legend" }, root);
   const finding = make("p", { class: "finding", role: "status" }, root);
   const written = make("div", { class: "written" }, root);
-  const frame = { select, measures, reset, answer, svg, legend, finding, written, followForm() {} };
+  const frame = { select, measures, reset, answer, svg, legend, finding, written, followForm: () => {} };
   return frame;
-}
-
-/**
- * A form for a request of the reader's own.
- *
- * @param {Panel} panel
- * @param {Model} model
- * @returns {() => void} What has it follow the kernel.
- */
-function drawForm({ root, ask }, model) {
-  const form = make("form", { class: "bar" }, root);
-  /** @type {(label: string) => HTMLInputElement} */
-  const field = (label) => make("input", { type: "text" }, labeled(form, label));
-  const request = field("A request of your own"), answer = field("Its answer (default: the adapter's)");
-  const send = make("button", { type: "submit" }, form, "Take apart"), said = make("span", { role: "status" }, form);
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (!request.value.trim()) return;
-    ask?.("explain", { prompt: request.value, answer: answer.value.trim() ? answer.value : null });
-  });
-  function follow() {
-    const { running = false, said: words = "", bar, samples = [] } = model.get("explained") ?? {};
-    send.disabled = running;
-    said.replaceChildren(...(running || !samples.length ? [words] : []));
-    if (running && bar) drawBar(make("div", {}, said), bar);
-  }
-  follow();
-  return follow;
 }
 
 /**
@@ -203,23 +176,19 @@ function turn(panel, modules, rank) {
  */
 function followModel(panel, frame, model) {
   const { root, choice, known } = panel;
-  let wasOnPage = false;
-  function follow() {
-    if (!root.isConnected && wasOnPage) {
-      for (const event of EVENTS) model.off?.(event, follow);
-      return;
-    }
-    wasOnPage = root.isConnected;
+  function followSwitches() {
     const { sample, key, ...answer } = model.get("switched") ?? {}, name = `${sample} ${key}`;
     if (key !== undefined) known[name] = { ...known[name], ...answer };
-    frame.followForm();
-    const count = samplesOf(panel).length;
-    if (frame.select.children.length !== count) { // the reader's own answer has come
-      Object.assign(choice, { sample: count - 1, token: null, ranks: {} });
-      return drawSample(panel, frame);
-    }
     panel.paint();
     if (key === switchKey(panel) && sample === choice.sample) regenerate(panel);
   }
-  for (const event of EVENTS) model.on(event, follow);
+  function followAnswers() {
+    Object.assign(choice, { sample: samplesOf(panel).length - 1, token: null, ranks: {} });
+    drawSample(panel, frame);
+  }
+  followKernel(root, model, {
+    "change:switched": followSwitches,
+    "change:explained": followAnswers,
+    "change:explaining": frame.followForm,
+  });
 }

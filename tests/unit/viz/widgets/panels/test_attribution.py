@@ -104,17 +104,18 @@ def test_a_request_of_ones_own_is_taken_apart(live: viz.Workbench) -> None:
         if not change["new"]["running"]:
             ended.set()
 
-    live.widget.observe(note, "explained")
+    live.widget.observe(note, "explaining")
     ask(live, "explain", prompt="w4 w9", answer="w7")
     assert ended.wait(60)
-    live.widget.unobserve_all("explained")
+    live.widget.unobserve_all("explaining")
     stages = list(dict.fromkeys(bar["words"].split(",")[0] for bar in bars if bar))
     assert stages[0] == ""  # at once
     assert stages[-4:] == ["attribution", "answers of the base", "answers of the adapter", "leaving modules out"]
     assert bars[-1] is None
-    expected = tlora.attribute(live.adapted, "w4 w9", "w7", tokenizer=task().tokenizer, progress=False).samples[0]
-    (shown,) = live.widget.explained["samples"]
-    assert not live.widget.explained["running"]
+    found = tlora.attribute(live.adapted, "w4 w9", "w7", tokenizer=task().tokenizer, points=8, progress=False)
+    (expected,), (shown,) = found.samples, live.widget.explained["samples"]
+    assert live.widget.explaining["said"] == found.sentence
+    assert not live.widget.explaining["running"]
     np.testing.assert_allclose(shown["adapter"], expected.adapter, rtol=1e-5, atol=1e-6)
     found = ask(live, "switch", sample=2, ranks=[[k, 0] for k in range(len(attribution().names))])
     np.testing.assert_allclose(found["values"], expected.base, rtol=1e-4, atol=1e-5)
@@ -149,6 +150,16 @@ def test_a_session_keeps_the_attribution(tmp_path: Path) -> None:
     assert again.results.attribution.sentence == attribution().sentence
 
 
-def test_an_adapted_model_needs_the_answers_that_it_explains() -> None:
+@pytest.mark.parametrize("parts", [{"task": task()}, {"attribution": attribution()}])
+def test_an_adapted_model_needs_the_answers_that_it_explains(parts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="attribution="):
-        viz.Workbench(calibration(), adapted=foreign(copy.deepcopy(base())), task=task())
+        viz.Workbench(calibration(), adapted=foreign(copy.deepcopy(base())), **parts)
+
+
+def test_the_attribution_of_another_adapter_is_refused() -> None:
+    other = tlora.attach(
+        copy.deepcopy(base()), None, tlora.allocate(calibration().sensitivity, rank=2, exclude_modules=[0])
+    )
+    it = bench(adapted=other, task=task())
+    it._answer(it.widget, {"call": "switch", "args": {"sample": 0, "ranks": []}, "id": 1}, [])
+    assert "adapted=" in it.widget.current["message"]
