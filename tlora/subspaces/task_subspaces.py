@@ -148,11 +148,8 @@ def _direction_counts(calibration: Calibration, max_rank: int | Allocation, kind
         limit = require_positive_int(max_rank, "max_rank")
         shapes = calibration.sensitivity.shapes
         return {name: min(limit, *shape, columns.get(name, limit)) for name, shape in shapes.items()}
-    ranks = {
-        name: max_rank.ranks[parameter_name(name)]
-        for name in calibration.names
-        if parameter_name(name) in max_rank.ranks
-    }
+    stored = max_rank.stored_ranks
+    ranks = {name: stored[parameter_name(name)] for name in calibration.names if parameter_name(name) in stored}
     joined = join_experts(calibration.targets[name] for name in ranks)
     for name in max_rank.ranks:
         if max_rank.targets[name] != joined.get(name):
