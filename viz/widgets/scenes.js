@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 07a37964c134860623705d1e92a9925872df82ec4dbd6f2060b19c5756dcf87a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 66fbcc79e6585f9a262c316d35955e536111b24fdf0a80f852503b7ba29821d6
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

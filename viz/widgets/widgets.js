@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 07a37964c134860623705d1e92a9925872df82ec4dbd6f2060b19c5756dcf87a
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 66fbcc79e6585f9a262c316d35955e536111b24fdf0a80f852503b7ba29821d6
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1389,7 +1389,7 @@ function expertsPart(parent, part, { about, model }) {
   const map = make("div", { tabindex: 0, role: "group", "aria-label": LABEL2 }, root);
   const buttons = group(bar, "What the map of the experts shows");
   let cells = [];
-  const measures = () => model ? [...part.measures, ...ranksOf(part, about, model.get("current").ranks)] : part.measures;
+  const measures = () => model ? [...part.measures, ...ranksOf(part, about, model.get("current"))] : part.measures;
   const shown = () => measures().find(({ name }) => name === choice.name) ?? part.measures[0];
   const switches = measures().map(({ name, about: words }) => {
     const show = () => {
@@ -1449,12 +1449,11 @@ function top({ values }) {
   const sizes2 = values.map((value2) => Math.abs(value2 ?? 0));
   return sizes2.indexOf(Math.max(...sizes2));
 }
-function ranksOf({ parameters, column }, { rows, row }, ranks) {
+function ranksOf({ parameters, column, expert }, { rows, row }, { ranks, experts }) {
   if (!parameters.flat().length) return [];
-  const held = parameters.map((modules) => sum(modules.map((k) => ranks[k])));
   const names = [...new Set(parameters.flat().map((k) => rows[row[k]].replace(/^.*\./, "")))].join(" and ");
-  const about = `Ranks of ${names} together. PEFT holds one rank for all experts of a parameter.`;
-  const values = column.map((place2) => held[place2]);
+  const about = `Ranks of ${names} together. PEFT holds ${experts ? "the largest" : "one rank"} for all experts of a parameter.`;
+  const values = column.map((place2, n) => sum(parameters[place2].map((k) => experts?.[k][expert[n]] ?? ranks[k])));
   return [{ name: "rank", about, unit: `ranks of ${names} together`, kind: "count", values }];
 }
 function beside({ column, expert }, at, [right, down]) {
@@ -2275,7 +2274,7 @@ function leftOut(rank, count2) {
 
 // workbench/values.js
 var change2 = ({ current }, k) => current.ranks[k] - current.kept[k];
-var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
+var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === (current.stored ?? current).ranks[k]));
 var stageOf = ({ about, model }) => (
   /** @type {Stage} */
   about.stages.find(({ name }) => name === model.get("stage"))
@@ -2377,7 +2376,9 @@ function compared(shares, k) {
 function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
   if (count2 > 1) {
-    lines.push(`One rank for all ${count2} experts of the parameter; shares and curves are means over them`);
+    const ranks = current.experts?.[k] ?? [], least = Math.min(...ranks), most = Math.max(...ranks);
+    const said = ranks.length ? `The mean of ${count2} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all` : `One rank for all ${count2} experts of the parameter`;
+    lines.push(`${said}; shares and curves are means over them`);
   }
   const scaling = current.scalings[k];
   if (current.ranks[k] && scaling !== null) {
@@ -2422,7 +2423,8 @@ function changes(bench) {
 }
 function costs({ about, current }) {
   const loraRanks = current.ranks.map(() => current.rank);
-  const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const held = current.stored ?? current;
+  const kept2 = sizes(about, held.kept, false), now = sizes(about, held.ranks, false);
   const lora = sizes(about, loraRanks, true);
   const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
   if (about.peak) names.push("peak memory of training");
@@ -3256,6 +3258,7 @@ function followPage(bench, map) {
 // offline.js
 var WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 var REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
+var BY_EXPERT = "Experts have ranks of their own here, and this page cannot change them: open the workbench.";
 function allocationCode(rule, about) {
   const quote = (k) => `'${about.names[Number(k)]}'`;
   const edits = Object.entries(rule.edits);
@@ -3341,6 +3344,7 @@ var OfflineWorkbench = class {
    * @type {(rule: Rule, gesture?: Gesture, message?: string) => void}
    */
   move(rule, gesture = null, message = "") {
+    if (this.data.current.experts) refuse();
     allocate(rule, this.about);
     if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
     this.gesture = gesture;
@@ -3426,7 +3430,7 @@ function offline(data) {
         );
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
-        workbench.show(workbench.rule, REFUSED);
+        workbench.show(workbench.rule, data.current.experts ? BY_EXPERT : REFUSED);
       }
       tell("msg:custom", { answer: id });
     }
