@@ -89,8 +89,8 @@ def task_subspaces(
     ``W'`` of rank r, the criterion of SVD-LLM. CorDA decomposes ``W M`` and spans its space by ``V^T M^(-1)``, which
     minimizes ``||(W - W') M||_F``. If the matrix has fewer independent directions than requested, seeded random
     directions complete the basis, and ``numerical_rank`` says from which row on. The statistics of an expert are those
-    of its own rows and 64 further ones that stand for all experts of its layer, so an expert with few rows has
-    directions too: with ``n`` rows its own count ``n / (n + 64)``.
+    of its own rows and 16 further ones that stand for all experts of its layer, so an expert with few rows has
+    directions too: with ``n`` rows its own count ``n / (n + 16)``.
 
     ``"fisher"`` is of this project: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
     sample's loss at the module's output. Their squared singular values are the eigenvalues of ``Calibration.fisher``,
