@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 66fbcc79e6585f9a262c316d35955e536111b24fdf0a80f852503b7ba29821d6
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 79e05e0944a81f9286cc5a5898c5585f1dc815aae1fcb241f1b19bef196048b5
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 66fbcc79e6585f9a262c316d35955e536111b24fdf0a80f852503b7ba29821d6
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 79e05e0944a81f9286cc5a5898c5585f1dc815aae1fcb241f1b19bef196048b5
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1502,10 +1502,23 @@ function drawDot(svg, cell) {
 }
 
 // panels/readings.js
-function unpack({ module, directions = 0, scales = [], values = "" }, hasNeed) {
+function unpack({ module, expert, routed, directions = 0, scales = [], values = "" }, hasNeed, count2 = 0) {
   const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
-  const row = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
-  return { module, directions, row, need: hasNeed && values ? row(scales.length - 1) : null };
+  const read = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
+  function row(n) {
+    if (!routed) return read(n);
+    const all = Array(count2).fill(0);
+    read(n).forEach((value2, i) => all[routed[i]] = value2);
+    return all;
+  }
+  const need = hasNeed && values ? row(scales.length - 1) : null;
+  return { module, expert, routed: routed ? new Set(routed) : null, directions, row, need };
+}
+function readByExpert(tokens, routed) {
+  if (!routed) return tokens;
+  const all = {};
+  for (const i of routed) all[tokens.group[i]] = (all[tokens.group[i]] ?? 0) + 1;
+  return { ...tokens, all };
 }
 function readTokens({ texts, text, part, sample }) {
   const parts = [...part].map(Number), isFirst = sample.map((s, i) => s !== sample[i - 1]);
@@ -1550,6 +1563,7 @@ var DRAWN_SAMPLES = 4;
 var EVENTS2 = ["change:selected", "change:reading", "change:current"];
 var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
+var EXPERTS_UNKNOWN = "What these experts read was not looked at: tlora.direction_activations reads it, with subspaces of them.";
 var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
 var readsAnswers = { read: ({ module }, page) => ({ reading: page.readings?.[module] }) };
 function readsPart(parent, part, { about, model: known, ask }) {
@@ -1558,7 +1572,10 @@ function readsPart(parent, part, { about, model: known, ask }) {
   const root = make("div", { class: "reads strips" }, parent);
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
   const values = unpack({ module: -1 }, false);
-  const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
+  const panel = {
+    ...{ root, part, about, sides, values, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw, follow: follow3 },
+    ...{ reading: {}, chosen: {} }
+  };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
     const { activeElement } = (
@@ -1567,7 +1584,8 @@ function readsPart(parent, part, { about, model: known, ask }) {
     );
     const key = activeElement && root.contains(activeElement) ? activeElement.getAttribute("data-key") : null;
     root.replaceChildren();
-    drawModule(panel, selected(), model.get("current").ranks[selected()]);
+    const { ranks, experts } = model.get("current"), k = selected();
+    drawModule(panel, k, experts?.[k][expertOf(panel, k) ?? -1] ?? ranks[k]);
     if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
   let wasOnPage = false;
@@ -1577,10 +1595,11 @@ function readsPart(parent, part, { about, model: known, ask }) {
       return;
     }
     wasOnPage = root.isConnected;
-    const { module, ...reading } = model.get("reading") ?? {}, k = selected();
-    if (module !== k) return ask?.("read", { module: k }, "read");
-    if (panel.values.module !== k) {
-      Object.assign(panel, { values: unpack({ module, ...reading }, part.need), open: null });
+    const { module, ...reading } = model.get("reading") ?? {}, k = selected(), expert = expertOf(panel, k);
+    if (module !== k || reading.expert !== expert) return ask?.("read", { module: k, expert }, "read");
+    if (panel.values.module !== k || panel.values.expert !== expert) {
+      const count2 = sides[part.side[k] ?? ""]?.group.length, values2 = unpack({ module, ...reading }, part.need, count2);
+      Object.assign(panel, { values: values2, reading, open: null });
     }
     draw();
   }
@@ -1588,6 +1607,7 @@ function readsPart(parent, part, { about, model: known, ask }) {
   root.addEventListener("keydown", (event) => moveFocus(root, event));
   follow3();
 }
+var expertOf = ({ part, chosen }, k) => chosen[k] ?? part.experts[k]?.[0]?.[0];
 var focusOn = (root, selector, options) => (
   /** @type {HTMLElement | null} */
   root.querySelector(selector)?.focus(options)
@@ -1608,13 +1628,15 @@ function valuesOf({ values, isNeed }, kind, direction) {
 }
 var valueName = ({ isNeed }) => isNeed ? "z \xD7 need" : "z";
 function drawModule(panel, k, rank) {
-  const { root, part, about, sides } = panel, tokens = sides[part.side[k] ?? ""], place2 = placeOf(about, k);
+  const { root, part, about, sides, values } = panel, side = sides[part.side[k] ?? ""], place2 = placeOf(about, k);
   const bar = make("div", { class: "bar" }, root);
   make("h3", {}, bar, place2);
-  if (!tokens) {
-    make("p", {}, root, "This module reads positions, not tokens.");
+  if (!side) {
+    make("p", {}, root, about.experts[k] > 1 ? EXPERTS_UNKNOWN : "This module reads positions, not tokens.");
     return;
   }
+  const tokens = readByExpert(side, values.routed);
+  if (part.experts[k].length) drawExperts(panel, bar, k);
   if (part.need) drawChoice(panel, bar);
   const key = make("span", { class: "key" }, bar);
   part.parts.forEach((name, n) => {
@@ -1622,9 +1644,16 @@ function drawModule(panel, k, rank) {
     make("span", { class: `part-sign p${n}` }, entry);
     entry.append(name);
   });
-  make("p", {}, root, describeModule(part, k));
+  make("p", {}, root, describeModule(panel, k));
   const scroll = make("div", { class: "scroll" }, root), label = `Tokens at both ends of the directions of ${place2}`;
   drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
+}
+function drawExperts(panel, bar, k) {
+  const options = panel.part.experts[k].map(([expert, count2]) => [expert, `${expert}: ${whole(count2)} ${count2 === 1 ? "token" : "tokens"}`]);
+  choose(bar, "Expert", options, expertOf(panel, k) ?? null, (value2) => {
+    panel.chosen[k] = Number(value2);
+    panel.follow();
+  });
 }
 function drawChoice(panel, bar) {
   const box = group(bar, "Values");
@@ -1636,11 +1665,12 @@ function drawChoice(panel, bar) {
     });
   }
 }
-function describeModule(part, k) {
+function describeModule({ part, reading }, k) {
   const share = (value2) => value2 === null ? "\u2013" : percent(value2);
   const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${share(shares[n])}`).join(", ");
   const samples = part.samples < part.of ? `${part.samples} of the ${part.of} samples that were read are in this page.` : `${part.of} samples.`;
-  return `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
+  const constant = reading.constant ?? part.constant[k], agreement = reading.agreement ?? part.agreement[k];
+  return `All directions together, on constant tokens: ${byKind(constant)} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(agreement)}. ${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
 }
 function drawDirections(panel, table, tokens, rank) {
   const { kinds, meanings } = panel.part, whole2 = { colspan: kinds.length + 1 };
@@ -1735,6 +1765,10 @@ function sampleTokens(panel, s, values, most, tokens, isWhole2) {
     const text = tokens.text(i), value2 = `${valueName(panel)} ${signedNumber(values[i])}`;
     const title = `${quoted(text)} ${value2}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` + panel.part.parts[tokens.part[i]];
     const narrow = !isWhole2 && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    if (panel.values.routed && !panel.values.routed.has(i)) {
+      strip.push({ text, share: 0, title: `${quoted(text)}: not routed to this expert`, narrow, look: ["unread"] });
+      continue;
+    }
     strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole2 && text.endsWith("\n") });
   }
   return strip;
