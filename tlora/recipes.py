@@ -447,6 +447,6 @@ def decompose(
     """Compute the directions of a recipe that has some, up to these ranks unless it sets ``max_rank`` itself."""
     options: dict[str, Any] = {"max_rank": ranks, **(recipe.task_subspaces or {})}
     largest = options["max_rank"]
-    largest = max(largest.ranks.values()) if isinstance(largest, Allocation) else largest
+    largest = max(largest.stored_ranks.values()) if isinstance(largest, Allocation) else largest
     logger.info("directions of kind %s, up to %d in each module", recipe.kind, largest)
     return task_subspaces(model, calibration, **options, seed=seed, progress=progress)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tlora.adapters.config import build_config, non_default_options
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.lora_layers import (
-    ADAPTER,
     adapter_layers,
     lora_updates,
     obstacle_to_merging,
@@ -133,7 +132,9 @@ def attach(
     Notes
     -----
     Experts become PEFT's ``target_parameters``. PEFT forms the weights of all experts of a layer with their updates in
-    every forward pass, so that freezing ``A`` saves parameters and optimizer states there, but no activations.
+    every forward pass, so that freezing ``A`` saves parameters and optimizer states there, but no activations. With
+    ``rank_by_expert`` each expert has as many rows of ``A`` as its rank in `Allocation.expert_ranks`, and zeros up to
+    the largest. Neither these nor their columns of ``B`` receive a gradient, whether ``A`` is frozen or not.
 
     Over a base that FSDP2 has sharded, the adapter is whole in every process: `train` averages its gradients and one
     process saves it. A training loop of your own has to do the same. All processes call this together.
@@ -180,10 +181,13 @@ def attach(
             if isinstance(module, ModulesToSaveWrapper):
                 unshard(module.modules_to_save)
         check_ranks_and_scalings(adapted, allocation)
-        for name, a in initial.items():
-            with torch.no_grad():
-                linear: nn.Module = adapter_layers(adapted)[name].lora_A[ADAPTER]
-                linear.get_parameter("weight").copy_(a)
+        updates = lora_updates(adapted)
+        with torch.no_grad():
+            for name, a in initial.items():
+                updates[name].a.copy_(a)
+            for name, ranks in allocation.expert_ranks.items():
+                for expert, rank in enumerate(ranks):
+                    updates[name].a[expert, rank:] = 0  # a row of zeros keeps its column of B at zero, and B that row
         if options["freeze_a"]:
             freeze(adapted)
     kind, rows = (None, None) if subspaces is None else (subspaces.kind, options["rows"])
@@ -234,8 +238,8 @@ def _initial_rows(model: Any, subspaces: Subspaces, allocation: Allocation, rows
     shapes = {name: shape for name, shape in subspaces.shapes.items() if name in names}
     check_same_model(model, subspaces.fingerprints, shapes)
     return {
-        name: torch.cat([_scaled_basis(subspaces, part, rank, rows) for part in parts[name]])
-        for name, rank in allocation.ranks.items()
+        name: torch.stack([_scaled_basis(subspaces, part, rank, rows) for part in parts[name]]).squeeze(0)
+        for name, rank in allocation.stored_ranks.items()
     }
 
 
@@ -257,7 +261,7 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
 def check_ranks_and_scalings(adapted: PeftModel, allocation: Allocation) -> None:
     """Compare the rank and scaling of each layer that PEFT made with the allocation."""
     adapter, layers = adapted.active_adapter, adapter_layers(adapted)
-    for name, rank in allocation.ranks.items():
+    for name, rank in allocation.stored_ranks.items():
         layer, scaling = layers[name], allocation.scalings[name]
         if layer.r[adapter] != rank or abs(layer.scaling[adapter] - scaling) > 1e-6 * abs(scaling):
             raise RuntimeError(

@@ -74,6 +74,11 @@ def lora_config(model: Model, allocation: Allocation, **overrides: Any) -> LoraC
     """
     check_arguments(lora_config, locals())
     refuse_adapted(model)
+    if allocation.options.rank_by_expert:
+        raise ValueError(
+            "rank_by_expert=True: PEFT's config holds one rank for all experts of a parameter; tlora.attach sets the "
+            "rows of A beyond an expert's own rank to zero, and tlora.save_initial hands that to another trainer"
+        )
     return build_config(model, allocation, overrides)
 
 
@@ -98,7 +103,7 @@ def build_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any
     ours = {
         "r": allocation.rank,
         "lora_alpha": max(1, round(allocation.alpha)),  # unused: alpha_pattern has an alpha for each module
-        **patterns(allocation.ranks, allocation.scalings),
+        **patterns(allocation.stored_ranks, allocation.scalings),
         "modules_to_save": list(dict.fromkeys(saved)) or None,
     }
     return LoraConfig(**{**shared, **overrides, **ours})

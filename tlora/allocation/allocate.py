@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from tlora.allocation.allocation import Allocation, apportion_ranks
@@ -51,6 +52,7 @@ def allocate(
     temperature: int | float = AllocationOptions.temperature,
     score: str = AllocationOptions.score,
     by: RanksBy = AllocationOptions.by,
+    rank_by_expert: bool = AllocationOptions.rank_by_expert,
     subspaces: Directions | Allocation | None = None,
 ) -> Allocation:
     """Give more rank and a larger scale to the modules the loss is more sensitive to.
@@ -91,6 +93,8 @@ def allocate(
     by : {"score", "captured"}
         ``"captured"``: each next unit of rank goes to the direction of ``subspaces`` that captures most of the squared
         gradient for its cost, 1 or ``d_out`` by ``budget``. Scales follow the score all the same.
+    rank_by_expert : bool
+        True: the experts of a parameter share its ranks by the same rule, see the notes.
     subspaces : Subspaces or Allocation, optional
         For ``by="captured"``: directions of a gradient, of kind ``"fisher"`` or ``"g"``, of all modules; or an
         `Allocation` by captured gradient, which keeps what each direction captures. No module gets more rank than it
@@ -119,7 +123,11 @@ def allocate(
     singular vectors, and they descend; so with ``budget="ranks"`` no other ranks within the limits capture more.
 
     Experts of a parameter have one rank, for PEFT holds one: the parameter is one module here, its score is the mean of
-    theirs, and a rank of it costs as many ranks, or entries of ``B``, as it has experts.
+    theirs, and a rank of it costs as many ranks, or entries of ``B``, as it has experts. With ``rank_by_expert`` this
+    rank is their mean: the E experts of a parameter of rank r share ``E r`` ranks by the same rule and within the same
+    limits, see `Allocation.expert_ranks`. The budget counts these. PEFT then holds the largest rank for all of them:
+    the other rows of ``A`` and columns of ``B`` are zero and stay zero, and take memory all the same. Bound it by
+    ``max_rank``.
 
     ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules that are not
     excluded.
@@ -157,6 +165,7 @@ def allocate(
         "temperature": temperature,
         "score": score,
         "by": by,
+        "rank_by_expert": rank_by_expert,
     }
     return apply_options(sensitivity, AllocationOptions(**options), subspaces)
 
@@ -173,6 +182,7 @@ def apply_options(
     """
     sensitivity = sensitivity.by_parameter()
     options, scores, energies = _read_options(sensitivity, options, subspaces)
+    gains = _expert_gains(sensitivity, options, subspaces, scores)
     recipe: dict[str, Any] = {"sensitivity": sensitivity.meta.recipe}
     if isinstance(subspaces, Allocation):
         recipe["kind"] = subspaces.meta.recipe.get("kind")
@@ -181,7 +191,7 @@ def apply_options(
     meta = replace(sensitivity.meta, recipe=recipe)
     if edits:
         rank_limits(options, list(scores), sensitivity.targets, {}, energies)
-    return apportion_ranks(sensitivity.targets, scores, options, dict(edits or {}), meta, energies)
+    return apportion_ranks(sensitivity.targets, scores, options, dict(edits or {}), meta, energies, gains)
 
 
 def ranks_to_edit(
@@ -226,7 +236,10 @@ def _direction_energies(
     else:
         there = f"these are of kind {subspaces.kind!r}"
         if subspaces.kind in GRADIENT_KINDS:
-            found = _join_energies({name: s.double().square() for name, s in subspaces.singular_values.items()})
+            found = {
+                name: sum(experts[1:], experts[0]).tolist()
+                for name, experts in _energies_by_parameter(subspaces).items()
+            }
     if subspaces is None or not found:
         raise ValueError(
             f"by='captured' reads the gradient along directions, and {there}: pass subspaces=task_subspaces(model, "
@@ -242,13 +255,41 @@ def _direction_energies(
     return {name: found[name] for name in shapes}
 
 
-def _join_energies(energies: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Energies by module or parameter: one more rank of a parameter takes the next direction of each of its experts."""
-    joined: dict[str, Tensor] = {}
-    for name, values in energies.items():
-        parameter = parameter_name(name)
-        joined[parameter] = joined[parameter] + values if parameter in joined else values
-    return {name: values.tolist() for name, values in joined.items()}
+def _energies_by_parameter(subspaces: Directions) -> dict[str, list[Tensor]]:
+    """Energies of a module, or of each expert of a parameter.
+
+    Their sum is what one more rank of the parameter captures: the next direction of each of its experts.
+    """
+    energies: dict[str, list[Tensor]] = {}
+    for name, values in subspaces.singular_values.items():
+        energies.setdefault(parameter_name(name), []).append(values.double().square())
+    return energies
+
+
+def _expert_gains(
+    sensitivity: Sensitivity,
+    options: AllocationOptions,
+    subspaces: Directions | Allocation | None,
+    names: Collection[str],
+) -> dict[str, Tensor]:
+    """What the experts of each parameter share its ranks by; nothing if they have the same rank."""
+    parameters = [name for name in names if sensitivity.targets[name].experts > 1]
+    if not options.rank_by_expert:
+        return {}
+    if not options.is_captured:
+        known, source = {n: torch.tensor(s)[:, None] for n, s in sensitivity.expert_scores.items()}, "these scores"
+    elif isinstance(subspaces, Allocation):
+        known, source = subspaces.expert_gains, "this allocation"
+    else:
+        assert subspaces is not None
+        known, source = {n: torch.stack(e) for n, e in _energies_by_parameter(subspaces).items()}, "these subspaces"
+    for name in parameters:
+        if name not in known:
+            raise ValueError(
+                f"rank_by_expert=True reads a value of each expert of {name}, and {source} have one for all: allocate "
+                "from calibration.sensitivity, with subspaces=task_subspaces(...) if by='captured'"
+            )
+    return {name: known[name] for name in parameters}
 
 
 def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:

@@ -9,10 +9,13 @@ from functools import cached_property
 from typing import ClassVar, SupportsIndex
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
-from tlora.allocation.constraints import RankLimits, rank_limits
+from tlora.allocation.constraints import RankLimits, rank_ceiling, rank_floor, rank_limits
 from tlora.allocation.footprint import Footprint, footprint
 from tlora.allocation.options import AllocationOptions
+from tlora.models.experts import expert_names
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
@@ -32,7 +35,8 @@ class Allocation(ModuleResult):
         Modules without an adapter are included: they count in the
         budget and in `lora`.
     ranks : dict of int
-        ``r_i`` by full module name, in model order. Excluded and dropped modules are not included.
+        ``r_i`` by full module name, in model order; the mean rank of the experts of a parameter. Excluded and dropped
+        modules are not included.
     scalings : dict of float
         ``s_i``, the factor of ``B A``, of the same modules.
     scores : dict of float
@@ -47,7 +51,10 @@ class Allocation(ModuleResult):
     energies : dict of list of float
         With ``by="captured"`` the squared gradient along each known direction of the modules in ``scores``, descending,
         (nats per token and unit of weight) squared; empty by score. The allocation is a function of ``scores``,
-        ``energies``, ``options`` and ``edits`` alone.
+        ``energies``, ``options``, ``edits`` and ``expert_gains`` alone.
+    expert_gains : dict of (E, k) float64 tensor
+        With ``rank_by_expert`` what the experts of each parameter share its ranks by: the score of each, or the squared
+        gradient along each of its directions.
 
     Examples
     --------
@@ -65,18 +72,19 @@ class Allocation(ModuleResult):
     edits: dict[str, int]
     meta: Meta
     energies: dict[str, list[float]] = field(default_factory=dict)
+    expert_gains: dict[str, Float[Tensor, "experts k"]] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "score": "sensitivity S_i, nats per token",
-        "captured": "squared gradient along the r_i directions, of each token (kind fisher) or of the mean (kind g), "
+        "captured": "squared gradient along the directions, of each token (kind fisher) or of the mean (kind g), "
         "the square of nats per token and weight; NaN by score",
         "ideal": "rank before limits: in proportion to the score and not rounded, or by captured "
         "gradient, inf if it takes all known directions",
-        "rank": "r_i",
+        "rank": "r_i; of experts their mean",
         "change": "r_i minus the nominal rank",
         "alpha": "alpha_i: s_i times the rank that the scaling divides by",
         "scaling": "s_i, the factor of B A",
-        "parameters": "entries of B, r_i times d_out, of all experts",
+        "parameters": "entries of B that are not zero for good, r_i times d_out, of all experts",
         "decided_by": "score, captured or uniform, floor (min_rank), ceiling (max_rank, the matrix or the known "
         "directions), pinned, or edited",
     }
@@ -126,19 +134,49 @@ class Allocation(ModuleResult):
         decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand
         return {name: decisions[name] for name in self.ranks}
 
+    @cached_property
+    def expert_ranks(self) -> dict[str, list[int]]:
+        """Rank of each expert, by the parameter that holds it; their mean is the parameter's rank."""
+        targets = {name: self.targets[name] for name in self.ranks if self.targets[name].experts > 1}
+        return {name: self._share_rank(name) for name in targets}
+
+    def _share_rank(self, name: str) -> list[int]:
+        """The rank of a parameter, shared by its experts by the rule and within the limits that it came by itself."""
+        rank, experts = self.ranks[name], self.targets[name].experts
+        if not self.expert_gains:
+            return [rank] * experts
+        least = min(rank, rank_floor(self.options, name))
+        most = rank_ceiling(self.options, self.targets[name], self.energies.get(name)).rank
+        limits = RankLimits([least] * experts, [most] * experts, [1] * experts, experts * rank)
+        gains = dict(zip(expert_names(name, experts), self.expert_gains[name].tolist(), strict=True))
+        return limits.share_ranks(self.options, {expert: values[0] for expert, values in gains.items()}, gains)
+
+    @property
+    def stored_ranks(self) -> dict[str, int]:
+        """Rank that PEFT holds by full module name: of a parameter with experts the largest of theirs."""
+        return self.ranks | {name: max(ranks) for name, ranks in self.expert_ranks.items()}
+
     @property
     def _sizes(self) -> dict[str, tuple[int, int]]:
         """Entries of ``B`` and of ``A`` that one rank of a module costs."""
         return {name: (t.experts * t.d_out, t.experts * t.d_in) for name, t in self.targets.items()}
 
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
-        """Parameters and bytes of the adapter; with ``freeze_a`` only ``B`` is trained."""
-        return footprint(self._sizes, self.ranks, freeze_a=freeze_a)
+        """Parameters and bytes of the adapter; with ``freeze_a`` only ``B`` is trained.
+
+        With ``rank_by_expert`` it holds rows and columns that stay zero: they are counted, as they take memory.
+        """
+        return footprint(self._sizes, self.stored_ranks, freeze_a=freeze_a)
 
     @property
     def trainable_parameters(self) -> int:
-        """Entries of all ``B``: ``sum r_i d_out_i``."""
+        """Entries of all ``B``: ``sum r_i d_out_i``, with the largest rank of the experts of a parameter for all."""
         return self.footprint().trainable_parameters
+
+    @property
+    def zero_parameters(self) -> int:
+        """Those of ``trainable_parameters`` that stay zero: columns of ``B`` beyond the own rank of an expert."""
+        return self.trainable_parameters - footprint(self._sizes, self.ranks, freeze_a=True).trainable_parameters
 
     @property
     def adapter_bytes(self) -> int:
@@ -236,10 +274,7 @@ class Allocation(ModuleResult):
         alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
         return module_frame(self.targets[name] for name in self.ranks).assign(
             score=[self.scores[name] for name in self.ranks],
-            captured=[
-                math.fsum(self.energies[name][:rank]) if self.energies else math.nan
-                for name, rank in self.ranks.items()
-            ],
+            captured=[self._captured(name) for name in self.ranks],
             ideal=[self.ideals[name] for name in self.ranks],
             rank=list(self.ranks.values()),
             change=[rank - self.rank for rank in self.ranks.values()],
@@ -247,6 +282,24 @@ class Allocation(ModuleResult):
             scaling=list(self.scalings.values()),
             parameters=[rank * self._sizes[name][0] for name, rank in self.ranks.items()],
             decided_by=list(self.decided_by.values()),
+        )
+
+    def by_expert(self) -> pd.DataFrame:
+        """List the rank of each expert.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each expert of a parameter with an adapter: ``module``, the parameter, ``layer``,
+            ``projection``, ``expert``, ``rank``, and ``stored_rank``, which PEFT holds for all experts of a parameter.
+            The rows of ``A`` and columns of ``B`` between the two are zero.
+        """
+        rows = [(name, expert, rank) for name, ranks in self.expert_ranks.items() for expert, rank in enumerate(ranks)]
+        stored = self.stored_ranks
+        return module_frame(self.targets[name] for name, _, _ in rows).assign(
+            expert=[expert for _, expert, _ in rows],
+            rank=[rank for _, _, rank in rows],
+            stored_rank=[stored[name] for name, _, _ in rows],
         )
 
     def by_projection(self) -> pd.DataFrame:
@@ -330,22 +383,32 @@ class Allocation(ModuleResult):
         cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
         return {name: total * weight / cost for name, weight in zip(self.scores, weights, strict=True)}
 
+    def _captured(self, name: str) -> float:
+        """The squared gradient along the directions of a module; NaN by score."""
+        if not self.energies:
+            return math.nan
+        if not self.expert_gains or name not in self.expert_ranks:
+            return math.fsum(self.energies[name][: self.ranks[name]])
+        gains = zip(self.expert_gains[name].tolist(), self.expert_ranks[name], strict=True)
+        return math.fsum(value for values, rank in gains for value in values[:rank])
+
     def _summary(self) -> str:
         edits = f", {len(self.edits)} edited" if self.edits else ""
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
         by = " by captured gradient" if self.options.is_captured else ""
+        zero = f", {self.zero_parameters:,} of them zero for good" if self.zero_parameters else ""
         return (
             f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(self.ranks)} modules with "
             f"{ranks_text(self.ranks.values())}{by}{dropped}, "
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
-            f"{self.trainable_parameters:,} trainable{edits}"
+            f"{self.trainable_parameters:,} trainable{zero}{edits}"
         )
 
 
 def edit_ranks(allocation: Allocation, edits: dict[str, int]) -> Allocation:
     """Return the allocation with ``edits`` as all of its ranks set by hand, in place of those that it has."""
     parts = allocation.targets, allocation.scores, allocation.options, edits, allocation.meta, allocation.energies
-    edited = apportion_ranks(*parts)
+    edited = apportion_ranks(*parts, allocation.expert_gains)
     if "ideals" in vars(allocation):
         vars(edited)["ideals"] = allocation.ideals  # what the property would compute again
     return edited
@@ -358,6 +421,7 @@ def apportion_ranks(
     edits: dict[str, int],
     meta: Meta,
     energies: dict[str, list[float]],
+    expert_gains: dict[str, Tensor],
 ) -> Allocation:
     """Work out ranks and scalings from the scores, or energies, of the modules that are not excluded."""
     limits = rank_limits(options, list(scores), targets, edits, energies)
@@ -367,6 +431,6 @@ def apportion_ranks(
     alphas = dict(zip(scores, options.alphas(list(scores.values())), strict=True))
     scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
     meta = replace(meta, recipe=meta.recipe | asdict(options) | {"edits": edits})
-    allocation = Allocation(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies)
+    allocation = Allocation(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies, expert_gains)
     vars(allocation)["limits"] = limits  # what the property would compute again
     return allocation

@@ -95,6 +95,11 @@ def _unchecked_limits(
     """The limits, whether or not the budget can meet them, and the ranks set by hand."""
     for name, limit in (("max_rank", options.max_rank), ("min_rank", options.min_rank)):
         _check_names(name, limit if isinstance(limit, dict) else (), targets, "module")
+    if options.rank_by_expert and all(target.experts == 1 for target in targets.values()):
+        raise ValueError(
+            "rank_by_expert=True has no effect without experts: leave it out, or calibrate with "
+            'target_modules=["attention", "experts"]'
+        )
     pins = {name: ("pinned", rank) for name, rank in options.pinned.items()}
     pins |= {name: ("edited", rank) for name, rank in edits.items()}
     for name, (what, _) in pins.items():

@@ -47,6 +47,7 @@ class AllocationOptions:
     temperature: int | float = 1.0
     score: str = "mean"
     by: RanksBy = RANKS_BY
+    rank_by_expert: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

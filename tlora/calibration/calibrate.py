@@ -161,7 +161,7 @@ def calibrate(
     An expert's statistics are of the counted tokens that are routed to it, so its covariance is centered by the mean of
     those of a sample; its sensitivity is zero in a sample that does not reach it. Covariances of layers with 64 or more
     experts are sketched whatever ``covariance`` is, and so are mean gradients. An expert that no token reaches is named
-    in the log. `tlora.task_subspaces` gives each expert 64 further rows of all experts of its layer.
+    in the log. `tlora.task_subspaces` gives each expert 16 further rows of all experts of its layer.
 
     Under ``torchrun`` or ``accelerate launch`` each process passes the same batches (a Trainer's loader gives each its
     own: calibrate before, in one process), runs its part of them, and returns the result of all; let one of them save

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tlora.models.experts import parameter_name
+from tlora.models.experts import is_expert, parameter_name
 from tlora.models.module_result import PLACE_COLUMNS, ModuleResult, module_frame
 from tlora.models.targets import join_experts
 from tlora.numerics.statistics import bootstrap_means, gini, interval
@@ -37,6 +37,8 @@ class Sensitivity(ModuleResult):
         The summand of each sample, nats per token, in the order of the input; columns in the order of ``targets``.
     meta : Meta
         Model, task, sample count.
+    expert_scores : dict of list of float
+        Of `by_parameter`: the score ``S_i`` of each expert, by the parameter that holds it, nats per token.
 
     References
     ----------
@@ -55,6 +57,7 @@ class Sensitivity(ModuleResult):
 
     per_sample: Float[torch.Tensor, "samples modules"]
     meta: Meta
+    expert_scores: dict[str, list[float]] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "score": "S_i, nats per token",
@@ -103,7 +106,7 @@ class Sensitivity(ModuleResult):
     def by_parameter(self) -> Sensitivity:
         """Return the scores of modules and, for all experts of a parameter together, the mean of their scores.
 
-        The mean over experts is that over all entries of the parameter.
+        The mean over experts is that over all entries of the parameter; ``expert_scores`` has the score of each.
         """
         joined = join_experts(self.targets.values())
         if len(joined) == len(self.targets):
@@ -111,7 +114,11 @@ class Sensitivity(ModuleResult):
         columns = {name: place for place, name in enumerate(joined)}
         places = torch.tensor([columns[parameter_name(name)] for name in self.targets])
         sums = torch.zeros(len(self.per_sample), len(joined)).index_add_(1, places, self.per_sample)
-        return replace(self, targets=joined, per_sample=sums / places.bincount())
+        experts: dict[str, list[float]] = {}
+        for name, score in self.scores.items():
+            if is_expert(name):
+                experts.setdefault(parameter_name(name), []).append(score)
+        return replace(self, targets=joined, per_sample=sums / places.bincount(), expert_scores=experts)
 
     @property
     def gini(self) -> float:

@@ -316,6 +316,12 @@ class AllocationFlags:
         bool | None, _allocation("Ranks by what --by says, or the nominal rank for all that are as large.")
     ] = None
     adapt_scales: Annotated[bool | None, _allocation("Scales by sensitivity, or the nominal alpha for all.")] = None
+    rank_by_expert: Annotated[
+        bool | None,
+        _allocation(
+            "Experts of a parameter share its ranks by what --by says. Saves no memory: PEFT holds the largest for all."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,7 +393,7 @@ class TrainingFlags:
 OF_RECIPES = {
     "calibrate": ("target_modules", "tokens", "covariance", "sketch_size"),
     "task_subspaces": ("kind",),
-    "allocate": ("alpha", "scaling", "budget", "max_rank", "by", "adapt_ranks", "adapt_scales"),
+    "allocate": ("alpha", "scaling", "budget", "max_rank", "by", "adapt_ranks", "adapt_scales", "rank_by_expert"),
     "attach": ("freeze_a", "rows"),
     "train": ("a_learning_rate", "freeze_a_after"),
 }
@@ -419,7 +425,7 @@ def build_recipe(name: str, *groups: Any) -> tlora.Recipe:
         (is_frozen, OF_RECIPES["train"], "A is frozen: leave it out, or take --recipe captured-trained"),
         (
             not {**recipe.allocate, **changes["allocate"]}.get("adapt_ranks", True),
-            ("budget", "scaling", "max_rank", "by"),
+            ("budget", "scaling", "max_rank", "by", "rank_by_expert"),
             "all ranks are the same: leave it out, or add --adapt-ranks",
         ),
     ):

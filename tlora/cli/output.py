@@ -117,10 +117,11 @@ def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
         counts = [str(len(part)), f"{ranks.sum():,}", str(ranks.min()), str(ranks.max())]
         rows.append([str(projection), *counts, range_text(scalings), f"{part['parameters'].sum():,}"])
     trained = _parameters(allocation.footprint(freeze_a=freeze_a).trainable_parameters, freeze_a)
+    zero = f", {allocation.zero_parameters:,} of them zero for good" if allocation.zero_parameters else ""
     spent = {
         "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
         f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
-        "trains": f"{trained}; plain LoRA of the same rank trains {allocation.lora.trainable_parameters:,}",
+        "trains": f"{trained}{zero}; plain LoRA of the same rank trains {allocation.lora.trainable_parameters:,}",
     }
     return f"{table_text(rows)}\n\n{facts_text(spent)}\n"
 

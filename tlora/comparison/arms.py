@@ -113,7 +113,7 @@ class Preparation:
         """Return the subspaces of the recipe, up to the largest rank of the allocations among the arms."""
         if recipe.kind is None:
             return None
-        largest = max(rank for allocation in self.allocations for rank in allocation.ranks.values())
+        largest = max(rank for allocation in self.allocations for rank in allocation.stored_ranks.values())
         return decompose(self.model, self._calibration(recipe), recipe, largest, progress=self.progress)
 
     def _calibration(self, recipe: Recipe) -> Calibration:

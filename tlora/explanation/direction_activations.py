@@ -17,7 +17,7 @@ from tlora.calibration.forward_backward import prepare_batches, run_batches
 from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
 from tlora.explanation.token_texts import token_texts
 from tlora.models.experts import is_expert
-from tlora.models.observe_experts import Rows
+from tlora.models.observe_experts import RoutedRows, Rows
 from tlora.models.targets import Model, Target
 from tlora.models.weights import model_name
 from tlora.numerics.linalg import orthonormal_rows
@@ -74,6 +74,7 @@ def direction_activations(
     Returns
     -------
     DirectionActivations
+        Of experts at the tokens that are routed to each; without those to which none is.
 
     Raises
     ------
@@ -91,9 +92,7 @@ def direction_activations(
     """
     check_arguments(direction_activations, locals())
     kinds = subspaces_by_label(subspaces)
-    targets = {name: target for name, target in check_subspaces(model, kinds).items() if not is_expert(name)}
-    if not targets:
-        raise ValueError("these subspaces are of experts, which do not read every token: pass those of linear layers")
+    targets = check_subspaces(model, kinds)
     rank = require_positive_int(ranks, "ranks")
     prepared = list(prepare_batches(model, batches))
     constant = find_constant_tokens(prepared)
@@ -101,7 +100,7 @@ def direction_activations(
     readings = _Readings(model, rows, first_token)
     shown = progress_bar(prepared, desc="reading", unit="batch", show=progress)
     run_batches(model, targets, map(constant.mark, shown), readings, need, gradient_checkpointing, shown)
-    names = [name for name in targets if name in readings.sides]
+    names = [name for name in targets if readings.has_read(name)]
     standardized = {name: _standardize(name, readings.along(name), len(rows[name])) for name in names}
     return DirectionActivations(
         targets={name: targets[name] for name in names},
@@ -109,7 +108,8 @@ def direction_activations(
         z={name: z for name, (z, _) in standardized.items()},
         deviations={name: deviation for name, (_, deviation) in standardized.items()},
         tokens=readings.read_tokens(tokenizer),
-        sides=readings.sides,
+        sides={name: readings.sides[name] for name in names},
+        routed={name: readings.routed(name) for name in names if is_expert(name)},
         need={name: _relative(torch.cat(readings.need[name])) for name in names if need},
         has_first=first_token,
         meta=Meta(
@@ -168,7 +168,10 @@ class _Readings:
         self.samples = 0
         self._along: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._tokens: defaultdict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        self._places: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._starts: dict[str, list[int]] = {}  # of the samples of the batch among the tokens of each side
         self._batch: Batch
+        self._sample: int  # the first one of the part
         self._added: set[tuple[str, ...]]
 
     def start_batch(self, batch: Batch) -> None:
@@ -182,15 +185,21 @@ class _Readings:
 
     def start_part(self, part: Batch, samples: slice, added: set[tuple[str, ...]]) -> None:
         """Prepare for samples of the batch."""
-        self._batch, self._added = part, added
+        self._batch, self._added, self._sample = part, added, samples.start
 
     def _add_tokens(self, side: str, ids: Tensor, real: Tensor, constant: Tensor, labeled: Tensor | None) -> None:
-        seen = real if self.first_token else real & (real.cumsum(1) > 1)
+        seen = self._seen(real)
+        before = sum(len(ids) for ids, _, _ in self._tokens[side])
+        self._starts[side] = (before + seen.sum(1).cumsum(0) - seen.sum(1)).tolist()
         part = torch.full_like(real, PARTS.index("prompt"), dtype=torch.int64)
         if labeled is not None:
             part[labeled] = PARTS.index("labels")
         part[constant] = PARTS.index("constant")
         self._tokens[side].append((ids.cpu()[seen], part[seen], self.samples + seen.nonzero()[:, 0]))
+
+    def _seen(self, real: Tensor) -> Tensor:
+        """The tokens that are looked at."""
+        return real if self.first_token else real & (real.cumsum(1) > 1)
 
     def add_inputs(self, name: str, inputs: list[Rows], tensors: tuple[int, ...]) -> None:
         """Add the inputs of a module along its directions."""
@@ -199,20 +208,38 @@ class _Readings:
             return
         rows = self.rows[name]
         self.sides[name] = "decoder" if self._batch.is_decoder_input(calls[0]) else "input_ids"
-        along = torch.stack([self._rows(x).float() @ rows.to(x.device).T for x in calls])
+        seen = [self._rows(x) for x in calls]
+        along = torch.stack([rows_seen.float() @ rows.to(rows_seen.device).T for rows_seen, _ in seen])
         self._along[name].append(along.gather(0, along.abs().argmax(0, keepdim=True))[0])
+        self._places[name].append(seen[0][1])
         self._added.add(("input", name))
 
     def add_gradients(self, name: str, inputs: list[Rows], gradients: list[Rows]) -> None:
         """Add the norm of the gradient at each token, over all calls of the module."""
-        norms = [self._rows(g).float().norm(dim=1) for g in gradients if self._batch.has_token_rows(g)]
+        norms = [self._rows(g)[0].float().norm(dim=1) for g in gradients if self._batch.has_token_rows(g)]
         if norms and ("gradient", name) not in self._added:
             self.need[name].append(torch.stack(norms).norm(dim=0))
             self._added.add(("gradient", name))
 
-    def _rows(self, x: Rows) -> Tensor:
-        samples = self._batch.counted_rows([x], "all")
-        return torch.cat(samples if self.first_token else [rows[1:] for rows in samples])
+    def _rows(self, x: Rows) -> tuple[Tensor, Tensor]:
+        """The rows at the tokens that are looked at, and of an expert their places among all of its side."""
+        if not isinstance(x, RoutedRows):
+            samples = self._batch.counted_rows([x], "all")
+            return torch.cat(samples if self.first_token else [rows[1:] for rows in samples]), torch.empty(0)
+        is_decoder = self._batch.is_decoder_input(x)
+        seen = self._seen(self._batch.labeled if is_decoder else self._batch.real).flatten()
+        kept = seen[x.tokens].nonzero()[:, 0]
+        start = self._starts["decoder" if is_decoder else "input_ids"][self._sample]
+        places = start + seen.cumsum(0)[x.tokens[kept]] - 1
+        return x.rows.detach().index_select(0, kept.to(x.device)), places
+
+    def has_read(self, name: str) -> bool:
+        """Whether a module reads tokens, and at least one was routed to an expert."""
+        return any(map(len, self._along[name]))
+
+    def routed(self, name: str) -> Tensor:
+        """The tokens of its side that an expert reads."""
+        return torch.cat(self._places[name])
 
     def along(self, name: str) -> Float[Tensor, "tokens rows"]:
         """The inputs of a module along its directions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -51,6 +51,13 @@ class ReadTokens:
     parts: Int[Tensor, " tokens"]
     samples: Int[Tensor, " tokens"]
 
+    def at(self, places: Int[Tensor, " n"]) -> ReadTokens:
+        """The tokens at these places, each of which is still the first of its sample, or the same token, as here."""
+        chosen = ReadTokens(self.ids[places], [self.texts[n] for n in places], self.parts[places], self.samples[places])
+        facts = {"is_first": self.is_first[places], "groups": np.unique(self.groups[places], return_inverse=True)[1]}
+        vars(chosen).update(facts)
+        return chosen
+
     def of_sample(self, sample: int) -> slice:
         """The tokens of a sample."""
         start, end = np.searchsorted(self.samples.numpy(), [sample, sample + 1]).tolist()
@@ -87,7 +94,7 @@ class DirectionActivations(ModuleResult):
     kinds : list of str
         Labels of the subspaces; the last one, ``"random"``, is the control.
     z : dict of (K, R, T) float16 tensor
-        By module: kind, direction, token.
+        By module: kind, direction, token that it reads.
     deviations : dict of (K, R) float32 tensor
         By module: the standard deviation of ``a x`` over the tokens, by kind and direction.
     tokens : dict of ReadTokens
@@ -101,6 +108,8 @@ class DirectionActivations(ModuleResult):
         Whether the first token of each sample was looked at.
     meta : Meta
         Model, task and number of samples; seed of the random directions and of the resampling.
+    routed : dict of (T,) int64 tensor
+        By expert: the tokens of its side that were routed to it, which alone it reads. Other modules read all.
 
     Notes
     -----
@@ -122,13 +131,14 @@ class DirectionActivations(ModuleResult):
     """
 
     kinds: list[str]
-    z: dict[str, Float[Tensor, "kinds directions tokens"]]
+    z: dict[str, Float[Tensor, "kinds directions _tokens"]]
     deviations: dict[str, Float[Tensor, "kinds directions"]]
     tokens: dict[str, ReadTokens]
     sides: dict[str, str]
-    need: dict[str, Float[Tensor, " tokens"]]
+    need: dict[str, Float[Tensor, " _tokens"]]
     has_first: bool
     meta: Meta
+    routed: dict[str, Int[Tensor, " _tokens"]] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = PLACE_COLUMNS | {
         "kind": "label of the subspace",
@@ -197,9 +207,10 @@ class DirectionActivations(ModuleResult):
             first: ``end``; ``token``; ``value`` of its furthest occurrence; ``count`` of its occurrences that far, of
             ``occurrences`` in all; ``part``; the text ``before`` and ``after``; ``sample`` and ``position``.
         """
-        tokens = self._tokens(module)
-        values = self._values(module, direction, kind, need)
-        rows = [row for end in ("+", "-") if sign in (end, "both") for row in _end(tokens, values, end, k)]
+        tokens, whole = self._tokens(module), self.tokens[self.sides[module]]
+        values, places = self._values(module, direction, kind, need), self._places(module)
+        ends = [end for end in ("+", "-") if sign in (end, "both")]
+        rows = [row for end in ends for row in _end(tokens, values, end, k, whole, places)]
         columns = ["end", "token", "value", "count", "occurrences", "part", "before", "after", "sample", "position"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -220,15 +231,17 @@ class DirectionActivations(ModuleResult):
         Returns
         -------
         pandas.DataFrame
-            One row for each token: ``token``, ``z``, ``part``, and ``need`` if it was measured.
+            One row for each token: ``token``, ``z``, ``part``, and ``need`` if it was measured; NaN for tokens that
+            were not routed to an expert.
         """
-        tokens = self._tokens(module)
+        self._tokens(module)
+        tokens = self.tokens[self.sides[module]]
         if not 0 <= sample < (count := int(tokens.samples[-1]) + 1):
             raise ValueError(f"there is no sample {sample}: choose 0 to {count - 1}")
         here = tokens.of_sample(sample)
-        values = {"z": self._values(module, direction, kind, need=False)[here]}
+        values = {"z": self.spread(module, self._values(module, direction, kind, need=False))[here]}
         if self.need:
-            values["need"] = self.need[module].float().numpy()[here]
+            values["need"] = self.spread(module, self.need[module].float().numpy())[here]
         parts = [PARTS[part] for part in tokens.parts[here]]
         return pd.DataFrame({"token": tokens.texts[here], "z": values.pop("z"), "part": parts, **values})
 
@@ -295,7 +308,25 @@ class DirectionActivations(ModuleResult):
     def _tokens(self, module: str) -> ReadTokens:
         if module not in self.sides:
             raise KeyError(f"no module {module!r}: there are {len(self.names)}, e.g. {self.names[0]!r}")
-        return self.tokens[self.sides[module]]
+        return self._read[module]
+
+    @cached_property
+    def _read(self) -> dict[str, ReadTokens]:
+        """The tokens that each module reads."""
+        sides = {name: self.tokens[side] for name, side in self.sides.items()}
+        return {name: side.at(self.routed[name]) if name in self.routed else side for name, side in sides.items()}
+
+    def _places(self, module: str) -> np.ndarray:
+        """The places of the tokens that a module reads among those of its side."""
+        if module in self.routed:
+            return self.routed[module].numpy()
+        return np.arange(len(self.tokens[self.sides[module]].ids))
+
+    def spread(self, module: str, values: np.ndarray) -> np.ndarray:
+        """Values of the tokens that a module reads as values of all tokens of its side, (..., T); NaN for others."""
+        all_values = np.full((*values.shape[:-1], len(self.tokens[self.sides[module]].ids)), np.nan, values.dtype)
+        all_values[..., self._places(module)] = values
+        return all_values
 
     def _is_constant(self, module: str) -> np.ndarray:
         return self._tokens(module).parts.numpy() == PARTS.index("constant")
@@ -324,10 +355,14 @@ class DirectionActivations(ModuleResult):
     def _energies(self) -> dict[bool, Float[np.ndarray, "samples rows parts"]]:
         """Sum of squares of each sample by part, for each row of the table, without and with need."""
         return {
-            need: np.concatenate([_energies(self._tokens(n), self._weighted(n, need)) for n in self.names], 1)
+            need: np.concatenate([self._energies_of(n, need) for n in self.names], 1)
             for need in (False, True)
             if self.need or not need
         }
+
+    def _energies_of(self, module: str, need: bool) -> Float[np.ndarray, "samples rows parts"]:
+        samples = max(int(tokens.samples[-1]) + 1 for tokens in self.tokens.values())
+        return _energies(self._tokens(module), self._weighted(module, need), samples)
 
     def _interval(self, energies: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval of each group's mean share on the constant part; rows without energy do not count."""
@@ -337,11 +372,12 @@ class DirectionActivations(ModuleResult):
         part, whole = (bootstrap_means(x[:, known], RESAMPLES, seed) for x in (energies[..., 0], energies.sum(2)))
         member = groups[known][:, None] == np.arange(groups.max() + 1)
         with np.errstate(invalid="ignore"):
-            return interval(part / whole @ member / member.sum(0), CONFIDENCE)
+            shares = part / whole  # NaN if a resample has none of the samples with a token of an expert
+            counts = np.isfinite(shares) @ member
+            return interval(np.nan_to_num(shares) @ member / counts, CONFIDENCE)
 
 
-def _energies(tokens: ReadTokens, values: Tensor) -> Float[np.ndarray, "samples rows parts"]:
-    samples = int(tokens.samples[-1]) + 1
+def _energies(tokens: ReadTokens, values: Tensor, samples: int) -> Float[np.ndarray, "samples rows parts"]:
     squares = values.flatten(0, 1).double().square()
     index = tokens.samples * len(PARTS) + tokens.parts
     sums = squares.new_zeros(len(squares), samples * len(PARTS)).index_add_(1, index, squares)
@@ -367,13 +403,16 @@ def _agreement(tokens: ReadTokens, z: Tensor) -> np.ndarray:
             mask = tokens.samples % 2 == half
             best = torch.full((len(rows), int(groups.max()) + 1), -torch.inf)
             best.scatter_reduce_(1, groups[mask].expand(len(rows), -1), values[:, mask], "amax")
-            halves.append(torch.zeros_like(best).scatter_(1, best.topk(k).indices, 1.0))
+            top = best.topk(k)  # fewer if this half has fewer distinct tokens
+            halves.append(torch.zeros_like(best).scatter_(1, top.indices, top.values.isfinite().float()))
         shared += (halves[0] * halves[1]).sum(1) / k
     return (shared / 2).double().numpy()
 
 
-def _end(tokens: ReadTokens, values: np.ndarray, end: str, k: int) -> list[tuple[object, ...]]:
-    """Rows of `DirectionActivations.top` at one end."""
+def _end(
+    tokens: ReadTokens, values: np.ndarray, end: str, k: int, whole: ReadTokens, places: np.ndarray
+) -> list[tuple[object, ...]]:
+    """Rows of `DirectionActivations.top` at one end; ``places`` are those of the tokens among the ``whole``."""
     far = values if end == "+" else -values
     hits = np.flatnonzero(far >= max(far.max() / 2, np.abs(values).max() / 5, np.finfo(np.float32).tiny))
     order = hits[np.argsort(-far[hits], kind="stable")]
@@ -382,13 +421,13 @@ def _end(tokens: ReadTokens, values: np.ndarray, end: str, k: int) -> list[tuple
     for n in np.argsort(first)[:k]:
         at = int(order[first[n]])
         sample = int(tokens.samples[at])
-        here = tokens.of_sample(sample)
-        before = "".join(tokens.texts[max(here.start, at - CONTEXT) : at])
-        after = "".join(tokens.texts[at + 1 : min(here.stop, at + 1 + CONTEXT)])
+        here, place = whole.of_sample(sample), int(places[at])
+        before = "".join(whole.texts[max(here.start, place - CONTEXT) : place])
+        after = "".join(whole.texts[place + 1 : min(here.stop, place + 1 + CONTEXT)])
         total = int((tokens.groups == groups[n]).sum())
         part = PARTS[int(tokens.parts[at])]
         rows.append(
             (end, tokens.texts[at], float(values[at]), int(counts[n]), total, part, before, after, sample,
-             at - here.start)
+             place - here.start)
         )  # fmt: skip
     return rows

@@ -89,8 +89,8 @@ def task_subspaces(
     ``W'`` of rank r, the criterion of SVD-LLM. CorDA decomposes ``W M`` and spans its space by ``V^T M^(-1)``, which
     minimizes ``||(W - W') M||_F``. If the matrix has fewer independent directions than requested, seeded random
     directions complete the basis, and ``numerical_rank`` says from which row on. The statistics of an expert are those
-    of its own rows and 64 further ones that stand for all experts of its layer, so an expert with few rows has
-    directions too: with ``n`` rows its own count ``n / (n + 64)``.
+    of its own rows and 16 further ones that stand for all experts of its layer, so an expert with few rows has
+    directions too: with ``n`` rows its own count ``n / (n + 16)``.
 
     ``"fisher"`` is of this project: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
     sample's loss at the module's output. Their squared singular values are the eigenvalues of ``Calibration.fisher``,
@@ -148,11 +148,8 @@ def _direction_counts(calibration: Calibration, max_rank: int | Allocation, kind
         limit = require_positive_int(max_rank, "max_rank")
         shapes = calibration.sensitivity.shapes
         return {name: min(limit, *shape, columns.get(name, limit)) for name, shape in shapes.items()}
-    ranks = {
-        name: max_rank.ranks[parameter_name(name)]
-        for name in calibration.names
-        if parameter_name(name) in max_rank.ranks
-    }
+    stored = max_rank.stored_ranks
+    ranks = {name: stored[parameter_name(name)] for name in calibration.names if parameter_name(name) in stored}
     joined = join_experts(calibration.targets[name] for name in ranks)
     for name in max_rank.ranks:
         if max_rank.targets[name] != joined.get(name):

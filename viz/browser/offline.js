@@ -19,6 +19,7 @@ import { ANSWERS } from "./panels/kinds.js";
 
 const WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 const REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
+const BY_EXPERT = "Experts have ranks of their own here, and this page cannot change them: open the workbench.";
 
 /**
  * The allocation as a line of Python.
@@ -129,6 +130,7 @@ class OfflineWorkbench {
    * @type {(rule: Rule, gesture?: Gesture, message?: string) => void}
    */
   move(rule, gesture = null, message = "") {
+    if (this.data.current.experts) refuse(); // how experts share a rank is known in Python alone
     allocate(rule, this.about);
     if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
     this.gesture = gesture;
@@ -224,7 +226,7 @@ export function offline(data) {
         answer(call, /** @type {Wish} */ (args), gesture);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
-        workbench.show(workbench.rule, REFUSED);
+        workbench.show(workbench.rule, data.current.experts ? BY_EXPERT : REFUSED);
       }
       tell("msg:custom", { answer: id });
     },

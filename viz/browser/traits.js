@@ -81,12 +81,15 @@
  */
 
 /**
- * What follows the allocation, by module: ranks, kept ranks, what decided each, ranks before limits, largest ranks.
+ * What follows the allocation, by module: ranks, kept ranks, what decided each, ranks before limits, largest ranks. If
+ * experts have ranks of their own, those that PEFT holds, `stored`, and the ranks of the `experts` of each parameter.
  *
  * @typedef {object} Current
  * @property {number} rank
  * @property {number[]} ranks
  * @property {number[]} kept
+ * @property {{ranks: number[], kept: number[]}} [stored]
+ * @property {number[][]} [experts]
  * @property {Values} scalings
  * @property {string[]} reasons
  * @property {Values} ideals

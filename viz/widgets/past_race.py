@@ -25,8 +25,11 @@ class RacedArm:
     scalings: list[float]
 
     def is_same_adapter(self, other: RacedArm) -> bool:
-        """Whether both have the same ranks and scalings, whatever line of Python made them."""
-        return (self.ranks, self.scalings) == (other.ranks, other.scalings)
+        """Whether both have the same ranks and scalings, whatever line of Python made them.
+
+        With the same ranks by module, ranks by expert differ in the parameters that PEFT holds.
+        """
+        return all(getattr(self, of) == getattr(other, of) for of in ("ranks", "scalings", "parameters"))
 
     @property
     def values(self) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def describe_difference(arms: Mapping[str, RacedArm], places: Sequence[str]) -> 
     (first, before), (second, after) = arms.items()
     changes = {place: b - a for place, a, b in zip(places, before.ranks, after.ranks, strict=True) if a != b}
     if not changes:
-        return f"{first} and {second} have the same ranks and other scalings."
+        what = "other ranks by expert" if before.scalings == after.scalings else "other scalings"
+        return f"{first} and {second} have the same ranks and {what}."
     more = {place: change for place, change in changes.items() if change > 0}
     fewer = {place: -change for place, change in changes.items() if change < 0}
     parts = []

@@ -330,8 +330,8 @@ def answers_by_request(answers: Mapping[str, pd.DataFrame | None]) -> list[dict[
 
 
 def is_same_adapter(left: Allocation, right: Allocation) -> bool:
-    """Whether both have the same ranks and scalings."""
-    return (left.ranks, left.scalings) == (right.ranks, right.scalings)
+    """Whether both have the same ranks, of experts too, and scalings."""
+    return all(getattr(left, of) == getattr(right, of) for of in ("ranks", "expert_ranks", "scalings"))
 
 
 def merge_training(before: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

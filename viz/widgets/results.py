@@ -175,4 +175,6 @@ def scores_to_show(results: Results) -> Sensitivity:
     if (allocation := results.allocation) is None:
         raise ValueError("there is neither a sensitivity nor an allocation, whose scores the map shows: save it again")
     scores = [[allocation.scores.get(name, 0.0) for name in allocation.names]]
-    return Sensitivity(dict(allocation.targets), torch.tensor(scores), allocation.meta)
+    by_score = not allocation.options.is_captured
+    experts = {name: gains[:, 0].tolist() for name, gains in allocation.expert_gains.items() if by_score}
+    return Sensitivity(dict(allocation.targets), torch.tensor(scores), allocation.meta, experts)

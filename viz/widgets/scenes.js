@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 102863bf575741ff0c8e06a14ad3578fad6b26b3f2a18988e82b2c9b05470031
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6c5a59f493a298d4b21da20cbfc7238a2ce1338f739b181a5877669c1c8bf1f9
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

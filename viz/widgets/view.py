@@ -116,7 +116,13 @@ def current(names: Sequence[str], allocation: Allocation, state: AllocationState
     words = {"pinned": "by hand", "edited": "by hand", "score": "uniform" if alike else "score"}
     reasons = {name: words.get(reason, reason) for name, reason in allocation.decided_by.items()}
     limits = dict(zip(allocation.scores, allocation.limits.high, strict=True))
-    return {
+    values: dict[str, Any] = {}
+    if allocation.options.rank_by_expert or kept.options.rank_by_expert:
+        held = {"ranks": allocation.stored_ranks, "kept": kept.stored_ranks}
+        values["stored"] = {which: [ranks.get(name, 0) for name in names] for which, ranks in held.items()}
+    if allocation.options.rank_by_expert:
+        values["experts"] = [allocation.expert_ranks.get(name, []) for name in names]
+    return values | {
         "ranks": [allocation.ranks.get(name, 0) for name in names],
         "kept": [kept.ranks.get(name, 0) for name in names],
         "scalings": shorten_all([allocation.scalings.get(name, math.nan) for name in names]),

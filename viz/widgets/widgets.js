@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 102863bf575741ff0c8e06a14ad3578fad6b26b3f2a18988e82b2c9b05470031
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6c5a59f493a298d4b21da20cbfc7238a2ce1338f739b181a5877669c1c8bf1f9
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1541,7 +1541,7 @@ function expertsPart(parent, part, { about, model }) {
   const map = make("div", { tabindex: 0, role: "group", "aria-label": LABEL2 }, root);
   const buttons = group(bar, "What the map of the experts shows");
   let cells = [];
-  const measures = () => model ? [...part.measures, ...ranksOf(part, about, model.get("current").ranks)] : part.measures;
+  const measures = () => model ? [...part.measures, ...ranksOf(part, about, model.get("current"))] : part.measures;
   const shown = () => measures().find(({ name }) => name === choice.name) ?? part.measures[0];
   const switches = measures().map(({ name, about: words }) => {
     const show = () => {
@@ -1601,12 +1601,11 @@ function top({ values }) {
   const sizes2 = values.map((value2) => Math.abs(value2 ?? 0));
   return sizes2.indexOf(Math.max(...sizes2));
 }
-function ranksOf({ parameters, column }, { rows, row }, ranks) {
+function ranksOf({ parameters, column, expert }, { rows, row }, { ranks, experts }) {
   if (!parameters.flat().length) return [];
-  const held = parameters.map((modules) => sum(modules.map((k) => ranks[k])));
   const names = [...new Set(parameters.flat().map((k) => rows[row[k]].replace(/^.*\./, "")))].join(" and ");
-  const about = `Ranks of ${names} together. PEFT holds one rank for all experts of a parameter.`;
-  const values = column.map((place2) => held[place2]);
+  const about = `Ranks of ${names} together. PEFT holds ${experts ? "the largest" : "one rank"} for all experts of a parameter.`;
+  const values = column.map((place2, n) => sum(parameters[place2].map((k) => experts?.[k][expert[n]] ?? ranks[k])));
   return [{ name: "rank", about, unit: `ranks of ${names} together`, kind: "count", values }];
 }
 function beside({ column, expert }, at, [right, down]) {
@@ -1655,10 +1654,23 @@ function drawDot(svg, cell) {
 }
 
 // panels/readings.js
-function unpack({ module, directions = 0, scales = [], values = "" }, hasNeed) {
+function unpack({ module, expert, routed, directions = 0, scales = [], values = "" }, hasNeed, count2 = 0) {
   const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
-  const row = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
-  return { module, directions, row, need: hasNeed && values ? row(scales.length - 1) : null };
+  const read = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
+  function row(n) {
+    if (!routed) return read(n);
+    const all = Array(count2).fill(0);
+    read(n).forEach((value2, i) => all[routed[i]] = value2);
+    return all;
+  }
+  const need = hasNeed && values ? row(scales.length - 1) : null;
+  return { module, expert, routed: routed ? new Set(routed) : null, directions, row, need };
+}
+function readByExpert(tokens, routed) {
+  if (!routed) return tokens;
+  const all = {};
+  for (const i of routed) all[tokens.group[i]] = (all[tokens.group[i]] ?? 0) + 1;
+  return { ...tokens, all };
 }
 function readTokens({ texts, text, part, sample }) {
   const parts = [...part].map(Number), isFirst = sample.map((s, i) => s !== sample[i - 1]);
@@ -1703,6 +1715,7 @@ var DRAWN_SAMPLES = 4;
 var EVENTS = ["change:selected", "change:reading", "change:current"];
 var MOVES2 = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 var VALUES = [[false, "z: read"], [true, "z \xD7 need: read and needed"]];
+var EXPERTS_UNKNOWN = "What these experts read was not looked at: tlora.direction_activations reads it, with subspaces of them.";
 var SINK = "The first token of each sample dominates this module (an attention sink): direction_activations(..., first_token=False) leaves it out.";
 var readsAnswers = { read: ({ module }, page) => ({ reading: page.readings?.[module] }) };
 function readsPart(parent, part, { about, model: known, ask }) {
@@ -1711,19 +1724,24 @@ function readsPart(parent, part, { about, model: known, ask }) {
   const root = make("div", { class: "reads strips" }, parent);
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
   const values = unpack({ module: -1 }, false);
-  const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw };
+  const panel = {
+    ...{ root, part, about, sides, values, open: null, isNeed: false, whole: /* @__PURE__ */ new Set(), draw, follow: follow3 },
+    ...{ reading: {}, chosen: {} }
+  };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
     const focused = focusIn(root), key = focused && root.contains(focused) ? focused.getAttribute("data-key") : null;
     root.replaceChildren();
-    drawModule(panel, selected(), model.get("current").ranks[selected()]);
+    const { ranks, experts } = model.get("current"), k = selected();
+    drawModule(panel, k, experts?.[k][expertOf(panel, k) ?? -1] ?? ranks[k]);
     if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
   function follow3() {
-    const { module, ...reading } = model.get("reading") ?? {}, k = selected();
-    if (module !== k) return ask?.("read", { module: k }, "read");
-    if (panel.values.module !== k) {
-      Object.assign(panel, { values: unpack({ module, ...reading }, part.need), open: null });
+    const { module, ...reading } = model.get("reading") ?? {}, k = selected(), expert = expertOf(panel, k);
+    if (module !== k || reading.expert !== expert) return ask?.("read", { module: k, expert }, "read");
+    if (panel.values.module !== k || panel.values.expert !== expert) {
+      const count2 = sides[part.side[k] ?? ""]?.group.length, values2 = unpack({ module, ...reading }, part.need, count2);
+      Object.assign(panel, { values: values2, reading, open: null });
     }
     draw();
   }
@@ -1731,6 +1749,7 @@ function readsPart(parent, part, { about, model: known, ask }) {
   root.addEventListener("keydown", (event) => moveFocus(root, event));
   follow3();
 }
+var expertOf = ({ part, chosen }, k) => chosen[k] ?? part.experts[k]?.[0]?.[0];
 var focusOn = (root, selector, options) => (
   /** @type {HTMLElement | null} */
   root.querySelector(selector)?.focus(options)
@@ -1751,13 +1770,15 @@ function valuesOf({ values, isNeed }, kind, direction) {
 }
 var valueName = ({ isNeed }) => isNeed ? "z \xD7 need" : "z";
 function drawModule(panel, k, rank) {
-  const { root, part, about, sides } = panel, tokens = sides[part.side[k] ?? ""], place2 = placeOf(about, k);
+  const { root, part, about, sides, values } = panel, side = sides[part.side[k] ?? ""], place2 = placeOf(about, k);
   const bar = make("div", { class: "bar" }, root);
   make("h3", {}, bar, place2);
-  if (!tokens) {
-    make("p", {}, root, "This module reads positions, not tokens.");
+  if (!side) {
+    make("p", {}, root, about.experts[k] > 1 ? EXPERTS_UNKNOWN : "This module reads positions, not tokens.");
     return;
   }
+  const tokens = readByExpert(side, values.routed);
+  if (part.experts[k].length) drawExperts(panel, bar, k);
   if (part.need) drawChoice(panel, bar);
   const key = make("span", { class: "key" }, bar);
   part.parts.forEach((name, n) => {
@@ -1765,9 +1786,16 @@ function drawModule(panel, k, rank) {
     make("span", { class: `part-sign p${n}` }, entry);
     entry.append(name);
   });
-  make("p", {}, root, describeModule(part, k));
+  make("p", {}, root, describeModule(panel, k));
   const scroll = make("div", { class: "scroll" }, root), label = `Tokens at both ends of the directions of ${place2}`;
   drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
+}
+function drawExperts(panel, bar, k) {
+  const options = panel.part.experts[k].map(([expert, count2]) => [expert, `${expert}: ${whole(count2)} ${count2 === 1 ? "token" : "tokens"}`]);
+  choose(bar, "Expert", options, expertOf(panel, k) ?? null, (value2) => {
+    panel.chosen[k] = Number(value2);
+    panel.follow();
+  });
 }
 function drawChoice(panel, bar) {
   const box = group(bar, "Values");
@@ -1779,11 +1807,12 @@ function drawChoice(panel, bar) {
     });
   }
 }
-function describeModule(part, k) {
+function describeModule({ part, reading }, k) {
   const share = (value2) => value2 === null ? "\u2013" : percent(value2);
   const byKind = (shares) => part.kinds.map((kind, n) => `${kind} ${share(shares[n])}`).join(", ");
   const samples = part.samples < part.of ? `${part.samples} of the ${part.of} samples that were read are in this page.` : `${part.of} samples.`;
-  return `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
+  const constant = reading.constant ?? part.constant[k], agreement = reading.agreement ?? part.agreement[k];
+  return `All directions together, on constant tokens: ${byKind(constant)} of z\xB2. The top tokens of two halves of the samples agree: ${byKind(agreement)}. ${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
 }
 function drawDirections(panel, table, tokens, rank) {
   const { kinds, meanings } = panel.part, whole2 = { colspan: kinds.length + 1 };
@@ -1878,6 +1907,10 @@ function sampleTokens(panel, s, values, most, tokens, isWhole2) {
     const text = tokens.text(i), value2 = `${valueName(panel)} ${signedNumber(values[i])}`;
     const title = `${quoted(text)} ${value2}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` + panel.part.parts[tokens.part[i]];
     const narrow = !isWhole2 && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    if (panel.values.routed && !panel.values.routed.has(i)) {
+      strip.push({ text, share: 0, title: `${quoted(text)}: not routed to this expert`, narrow, look: ["unread"] });
+      continue;
+    }
     strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole2 && text.endsWith("\n") });
   }
   return strip;
@@ -2424,7 +2457,7 @@ function leftOut(rank, count2) {
 
 // workbench/values.js
 var change2 = ({ current }, k) => current.ranks[k] - current.kept[k];
-var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
+var isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === (current.stored ?? current).ranks[k]));
 var stageOf = ({ about, model }) => (
   /** @type {Stage} */
   about.stages.find(({ name }) => name === model.get("stage"))
@@ -2527,7 +2560,9 @@ function compared(shares, k) {
 function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
   if (count2 > 1) {
-    lines.push(`One rank for all ${count2} experts of the parameter; shares and curves are means over them`);
+    const ranks = current.experts?.[k] ?? [], least = Math.min(...ranks), most = Math.max(...ranks);
+    const said = ranks.length ? `The mean of ${count2} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all` : `One rank for all ${count2} experts of the parameter`;
+    lines.push(`${said}; shares and curves are means over them`);
   }
   const scaling = current.scalings[k];
   if (current.ranks[k] && scaling !== null) {
@@ -2572,7 +2607,8 @@ function changes(bench) {
   return `Since it was kept: ${moved.length} of ${adapted} modules changed, ${whole(more)} ranks more and ${whole(fewer)} fewer, ${signedWhole(grown)} trainable parameters${reason}; most: ${most}. Only training tells whether that is better: tlora race.`;
 }
 function costs({ about, current }) {
-  const kept2 = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const held = current.stored ?? current;
+  const kept2 = sizes(about, held.kept, false), now = sizes(about, held.ranks, false);
   const lora = sizes(about, ranksOfLora(current), true);
   const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
   if (about.peak) names.push("peak memory of training");
@@ -3343,6 +3379,7 @@ function followPage(bench, map) {
 // offline.js
 var WRITTEN = "What stands here shows the allocation that the page was written with: it does not follow changes.";
 var REFUSED = "The budget, the limits and the ranks set by hand do not allow this.";
+var BY_EXPERT = "Experts have ranks of their own here, and this page cannot change them: open the workbench.";
 function allocationCode(rule, about) {
   const quote = (k) => `'${about.names[Number(k)]}'`;
   const edits = Object.entries(rule.edits);
@@ -3428,6 +3465,7 @@ var OfflineWorkbench = class {
    * @type {(rule: Rule, gesture?: Gesture, message?: string) => void}
    */
   move(rule, gesture = null, message = "") {
+    if (this.data.current.experts) refuse();
     allocate(rule, this.about);
     if (gesture === null || gesture !== this.gesture) this.past.push(this.rule);
     this.gesture = gesture;
@@ -3513,7 +3551,7 @@ function offline(data) {
         );
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
-        workbench.show(workbench.rule, REFUSED);
+        workbench.show(workbench.rule, data.current.experts ? BY_EXPERT : REFUSED);
       }
       tell("msg:custom", { answer: id });
     }

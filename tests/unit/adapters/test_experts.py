@@ -8,12 +8,13 @@ import logging
 import peft
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 import tlora
 from tests.helpers.adapted import token_rows
 from tests.helpers.experts import FAMILIES, experts_modules, tiny_mixture
-from tests.helpers.models import tiny_batch
+from tests.helpers.models import tiny_batch, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers, lora_updates
 
 # PEFT compares rank_pattern with modules alone, and warns of each key of a parameter; the ranks are right.
@@ -134,6 +135,100 @@ def _moved(model):
     for module in experts_modules(other).values():
         module.down_proj.data = torch.randn_like(module.down_proj)
     return other
+
+
+def _by_expert(model, **attach):
+    """A plan whose experts have ranks of their own."""
+    allocate = {"rank_by_expert": True, "min_rank": 0}
+    return _prepare(model, ["attention", "experts"], 3, allocate=allocate, **({"attach": attach} if attach else {}))
+
+
+def _expert_factors(adapted, name, expert) -> tuple[Tensor, Tensor]:
+    """``A`` and ``B`` of an expert, by PEFT's order: rows by expert and then rank, columns by rank and then expert."""
+    layer = adapter_layers(adapted)[name]
+    a, b = (factors["default"].weight.detach() for factors in (layer.lora_A, layer.lora_B))
+    return a.reshape(4, -1, a.shape[1])[expert], b[:, expert::4]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("random", [False, True])
+def test_each_expert_has_the_rank_of_its_own_and_the_rest_is_zero(random, family, tmp_path):
+    model = tiny_mixture(family)
+    bare, plan = copy.deepcopy(model), _by_expert(model)
+    allocation = plan.allocation
+    assert any(len(set(ranks)) > 1 for ranks in allocation.expert_ranks.values())
+    adapted = tlora.attach(model, None if random else plan.subspaces, allocation)
+    assert {n: u.rank for n, u in lora_updates(adapted).items()} == allocation.stored_ranks
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == allocation.trainable_parameters
+    before = copy.deepcopy(_deltas(adapted))
+    assert not any(delta.any() for delta in before.values())
+    run = tlora.train(adapted, token_rows(6), max_steps=6, batch_size=3, learning_rate=2e-2, progress=False)
+    assert run.trainable_parameters == allocation.trainable_parameters
+    after, naive, zeros = _logits(adapted), copy.deepcopy(bare), 0
+    with torch.no_grad():
+        for name, ranks in allocation.expert_ranks.items():
+            module = naive.get_submodule(name.rpartition(".")[0])
+            for expert, rank in enumerate(ranks):
+                a, b = _expert_factors(adapted, name, expert)
+                assert not a[rank:].any()
+                assert not b[:, rank:].any()
+                assert a[:rank].any(dim=1).all()
+                zeros += b[:, rank:].numel()
+                delta = allocation.scalings[name] * b[:, :rank] @ a[:rank]
+                getattr(module, name.rpartition(".")[2])[expert] += delta.T if module.is_transposed else delta
+        for name, delta in _deltas(adapted).items():
+            if "experts" not in name:
+                naive.get_submodule(name).weight += delta
+    assert zeros == allocation.zero_parameters > 0
+    torch.testing.assert_close(_logits(naive), after, atol=1e-4, rtol=1e-4)
+    folder = run.save(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(bare), folder)
+    torch.testing.assert_close(_logits(again), after, rtol=0, atol=0)
+    ours = tlora.load_adapter(folder, copy.deepcopy(bare))
+    torch.testing.assert_close(_logits(ours), after, rtol=0, atol=0)
+    assert dict(tlora.inspect(folder).ranks) == run.ranks == allocation.stored_ranks
+    use = run.rank_use().set_index("module")
+    assert (use["used_rank"] <= use["rank"]).all()
+    merged = tlora.merge(adapted)
+    torch.testing.assert_close(_logits(merged), after, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"freeze_a_after": 0.5}])
+def test_with_a_trained_too_rows_beyond_the_rank_of_an_expert_stay_zero(options):
+    model = tiny_mixture()
+    plan = _by_expert(model, freeze_a=False)
+    adapted = tlora.attach(model, plan)
+    start = {n: p.detach().clone() for n, p in adapted.named_parameters() if "lora_A" in n}
+    tlora.train(adapted, token_rows(6), max_steps=8, batch_size=3, learning_rate=2e-2, progress=False, **options)
+    assert all((p.detach() != start[n]).any() for n, p in adapted.named_parameters() if n in start), "A is trained"
+    for name, ranks in plan.allocation.expert_ranks.items():
+        for expert, rank in enumerate(ranks):
+            a, b = _expert_factors(adapted, name, expert)
+            assert not a[rank:].any()
+            assert not b[:, rank:].any()
+
+
+def test_what_is_done_to_an_adapter_keeps_the_ranks_of_the_experts(tmp_path):
+    model = tiny_mixture()
+    bare, plan = copy.deepcopy(model), _by_expert(model)
+    folder = tlora.save_initial(tlora.attach(model, plan), tmp_path / "start")
+    adapted = tlora.load_adapter(folder, copy.deepcopy(bare))
+    tlora.train(adapted, token_rows(6), max_steps=4, batch_size=3, learning_rate=2e-2, progress=False)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    whole = _plain(tmp_path / "adapter")
+    adapter = tlora.LoraAdapter.read(tmp_path / "adapter")
+    (2 * adapter).save(tmp_path / "twice")
+    tlora.combine({tmp_path / "adapter": 1.0, tmp_path / "start": 1.0}).save_adapter(tmp_path / "sum")
+    tlora.compress(tmp_path / "adapter", energy=1.0).save_adapter(tmp_path / "small")
+    for name, factor in (("twice", 2), ("sum", 1), ("small", 1)):
+        for module, delta in _plain(tmp_path / name).items():
+            torch.testing.assert_close(delta, factor * whole[module], atol=1e-5, rtol=1e-4)
+    data = Dataset.from_dict({"prompt": ["w4 w5 w6"], "completion": ["w7 w8"]})
+    task = tlora.load_task({"test": data}, tiny_tokenizer())
+    (sample,) = tlora.attribute(adapted, task, answers=False, progress=False).samples
+    for name, ranks in plan.allocation.expert_ranks.items():
+        for expert, rank in enumerate(ranks):
+            assert not sample.by_direction[name][:, expert, rank:].any()
 
 
 def test_an_untrained_start_is_saved(tmp_path):

@@ -33,6 +33,7 @@ from tlora.calibration.covariance import SketchedCovariance
 from tlora.calibration.spectrum import Spectrum
 from tlora.cli import pipeline
 from tlora.cli.main import app
+from tlora.cli.output import allocation_text
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 DRAW_PICTURES = pipeline.draw_pictures
@@ -298,7 +299,12 @@ def test_pictures_of_a_mixture_have_a_row_per_parameter_and_a_map_of_its_experts
     tiny_mixture(experts=16, num_hidden_layers=8).save_pretrained("mixture")
     tiny_tokenizer().save_pretrained("mixture")
     modules = "--target-modules attention --target-modules experts"
-    done(f"{RUN.replace('llama', 'mixture')} {QUICK} {modules} --output out")
+    done(f"{RUN.replace('llama', 'mixture')} {QUICK} {modules} --rank-by-expert --output out")
+    allocation = tlora.Allocation.load("out/tlora/allocation")
+    assert any(len(set(ranks)) > 1 for ranks in allocation.expert_ranks.values())
+    said = f"{allocation.zero_parameters:,} of them zero for good"
+    assert said in Path("out/README.md").read_text(encoding="utf-8")
+    assert said in allocation_text(allocation)
     heights = {path.stem: len(plt.imread(path)) for path in Path("out/pictures").iterdir()}
     assert heights.keys() == {"spectrum", "sensitivity", "expert_use", "allocation", "training"}
     assert max(heights.values()) <= 150 * 6.5

@@ -9,7 +9,7 @@ import { drawColors } from "../ramp.js";
 import { capitalized, number, percent, sign, whole } from "../text.js";
 
 /** @import { Modules } from "../grid.js" */
-/** @import { GridCell, Values } from "../traits.js" */
+/** @import { Current, GridCell, Values } from "../traits.js" */
 /** @import { Context } from "./panels.js" */
 
 const HIGHEST = 560, WIDEST = 760; // pixels of the map
@@ -47,8 +47,7 @@ export function expertsPart(parent, part, { about, model }) {
   /** @type {Element[]} */
   let cells = [];
   /** @type {() => Measure[]} */
-  const measures = () =>
-    model ? [...part.measures, ...ranksOf(part, about, model.get("current").ranks)] : part.measures;
+  const measures = () => model ? [...part.measures, ...ranksOf(part, about, model.get("current"))] : part.measures;
   /** @type {() => Measure} */
   const shown = () => measures().find(({ name }) => name === choice.name) ?? part.measures[0];
   const switches = measures().map(({ name, about: words }) => {
@@ -122,16 +121,17 @@ function top({ values }) {
 }
 
 /**
- * The ranks of each expert, those of the parameters that hold it together; none if the map does not have them.
+ * The ranks of each expert, in all parameters that hold it together; none if the map does not have them.
  *
- * @type {(part: Part, modules: Modules, ranks: number[]) => Measure[]}
+ * @type {(part: Part, modules: Modules, current: Current) => Measure[]}
  */
-function ranksOf({ parameters, column }, { rows, row }, ranks) {
+function ranksOf({ parameters, column, expert }, { rows, row }, { ranks, experts }) {
   if (!parameters.flat().length) return [];
-  const held = parameters.map((modules) => sum(modules.map((k) => ranks[k])));
   const names = [...new Set(parameters.flat().map((k) => rows[row[k]].replace(/^.*\./, "")))].join(" and ");
-  const about = `Ranks of ${names} together. PEFT holds one rank for all experts of a parameter.`;
-  const values = column.map((place) => held[place]);
+  const about = `Ranks of ${names} together. PEFT holds ${
+    experts ? "the largest" : "one rank"
+  } for all experts of a parameter.`;
+  const values = column.map((place, n) => sum(parameters[place].map((k) => experts?.[k][expert[n]] ?? ranks[k])));
   return [{ name: "rank", about, unit: `ranks of ${names} together`, kind: "count", values }];
 }
 

@@ -4,15 +4,19 @@ import { largest } from "../colors.js";
 
 /**
  * What the kernel sends of a module: values as bytes in base64, a row for each kind and direction, and the scale of
- * each row; of one that reads no tokens its number alone.
+ * each row; of one that reads no tokens its number alone. Of an `expert` they are the values of the tokens that are
+ * `routed` to it, with means over its directions by kind: shares on constant tokens, and agreement.
  *
- * @typedef {{module: number, directions?: number, scales?: number[], values?: string}} Reading
+ * @typedef {{module: number, expert?: number, directions?: number, scales?: number[], values?: string,
+ *   routed?: number[], constant?: (number | null)[], agreement?: (number | null)[]}} Reading
  */
 
 /**
- * Values of one module: `row(n)` those of all tokens, and how much each token needs the module, if that is known.
+ * Values of one module: `row(n)` those of all tokens, and how much each token needs the module, if that is known. They
+ * are 0 at tokens that are not routed to an expert.
  *
- * @typedef {{module: number, directions: number, row: (n: number) => number[], need: number[] | null}} Values
+ * @typedef {{module: number, expert?: number, routed: Set<number> | null, directions: number,
+ *   row: (n: number) => number[], need: number[] | null}} Values
  */
 
 /** @typedef {{texts: string[], text: number[], part: string, sample: number[]}} Side Tokens, as they are sent. */
@@ -21,13 +25,34 @@ import { largest } from "../colors.js";
 /**
  * Values of one module from its bytes, of which the last row may be the need; one without values has no directions.
  *
- * @type {(reading: Reading, hasNeed: boolean) => Values}
+ * @type {(reading: Reading, hasNeed: boolean, count?: number) => Values}
  */
-export function unpack({ module, directions = 0, scales = [], values = "" }, hasNeed) {
+export function unpack({ module, expert, routed, directions = 0, scales = [], values = "" }, hasNeed, count = 0) {
   const bytes = Int8Array.from(atob(values), (c) => c.charCodeAt(0)), width = bytes.length / scales.length;
   /** @type {(n: number) => number[]} */
-  const row = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
-  return { module, directions, row, need: hasNeed && values ? row(scales.length - 1) : null };
+  const read = (n) => Array.from(bytes.subarray(n * width, (n + 1) * width), (v) => v * scales[n]);
+  /** @type {(n: number) => number[]} */
+  function row(n) {
+    if (!routed) return read(n);
+    const all = Array(count).fill(0);
+    read(n).forEach((value, i) => all[routed[i]] = value);
+    return all;
+  }
+  const need = hasNeed && values ? row(scales.length - 1) : null;
+  return { module, expert, routed: routed ? new Set(routed) : null, directions, row, need };
+}
+
+/**
+ * The tokens that an expert reads, of all: how often each occurs among them.
+ *
+ * @type {(tokens: Tokens, routed: Set<number> | null) => Tokens}
+ */
+export function readByExpert(tokens, routed) {
+  if (!routed) return tokens;
+  /** @type {Record<string, number>} */
+  const all = {};
+  for (const i of routed) all[tokens.group[i]] = (all[tokens.group[i]] ?? 0) + 1;
+  return { ...tokens, all };
 }
 
 /**

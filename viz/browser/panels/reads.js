@@ -1,13 +1,13 @@
 // The panel "Reads": both ends of each direction of the selected module, kinds next to each other, and whole samples.
 
 import { isDark, largest } from "../colors.js";
-import { group } from "../controls.js";
+import { choose, group } from "../controls.js";
 import { focusIn, make } from "../elements.js";
 import { placeOf, sum } from "../modules.js";
 import { coloredToken, drawRamp, drawStrip } from "../strip.js";
-import { MINUS, percent, quoted, signedNumber, visible } from "../text.js";
+import { MINUS, percent, quoted, signedNumber, visible, whole } from "../text.js";
 import { followKernel } from "./follow_kernel.js";
-import { ends, readTokens, unpack } from "./readings.js";
+import { ends, readByExpert, readTokens, unpack } from "./readings.js";
 
 /** @import { Token } from "../strip.js" */
 /** @import { About, Traits } from "../traits.js" */
@@ -22,13 +22,15 @@ const EVENTS = ["change:selected", "change:reading", "change:current"];
 const MOVES = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 /** @type {[boolean, string][]} */
 const VALUES = [[false, "z: read"], [true, "z \u00d7 need: read and needed"]];
+const EXPERTS_UNKNOWN =
+  "What these experts read was not looked at: tlora.direction_activations reads it, with subspaces of them.";
 const SINK = "The first token of each sample dominates this module (an attention sink): " +
   "direction_activations(..., first_token=False) leaves it out.";
 
 /**
  * What the panel is drawn from. By module: which side it reads, and by kind its share on constant tokens and how well
- * two halves of the samples agree, and the `words` of the first direction for the card. A page holds `samples` of the
- * samples that were read.
+ * two halves of the samples agree, and the `words` of the first direction for the card. Of a parameter its `experts`,
+ * each with the tokens that it reads; a page has the first. A page holds `samples` of the samples that were read.
  *
  * @typedef {object} Part
  * @property {string[]} kinds
@@ -36,6 +38,7 @@ const SINK = "The first token of each sample dominates this module (an attention
  * @property {string[]} parts
  * @property {Record<string, Side>} sides
  * @property {(string | null)[]} side
+ * @property {number[][][]} experts
  * @property {(number | null)[][]} constant
  * @property {(number | null)[][]} agreement
  * @property {string[][]} words
@@ -46,11 +49,12 @@ const SINK = "The first token of each sample dominates this module (an attention
  */
 
 /**
- * The panel while it is drawn: the direction `d` of kind `n` whose samples are open, and the samples that are turned:
+ * The panel while it is drawn, with the expert that is `chosen` of each parameter: the direction `d` of kind `n` whose samples are open, and the samples that are turned:
  * whole if they were not, and the other way round.
  *
  * @typedef {{root: HTMLElement, part: Part, about: About, sides: Record<string, Tokens>, values: Values,
- *   open: {d: number, n: number} | null, isNeed: boolean, whole: Set<number>, draw: () => void}} Panel
+ *   open: {d: number, n: number} | null, isNeed: boolean, whole: Set<number>, draw: () => void,
+ *   reading: Partial<Reading>, chosen: Record<number, number>, follow: () => void}} Panel
  */
 
 /**
@@ -68,19 +72,24 @@ export function readsPart(parent, part, { about, model: known, ask }) {
   const sides = Object.fromEntries(Object.entries(part.sides).map(([name, side]) => [name, readTokens(side)]));
   const values = unpack({ module: -1 }, false); // of no module yet
   /** @type {Panel} */
-  const panel = { root, part, about, sides, values, open: null, isNeed: false, whole: new Set(), draw };
+  const panel = {
+    ...{ root, part, about, sides, values, open: null, isNeed: false, whole: new Set(), draw, follow },
+    ...{ reading: {}, chosen: {} },
+  };
   const selected = () => model.get("selected").at(-1) ?? 0;
   function draw() {
     const focused = focusIn(root), key = focused && root.contains(focused) ? focused.getAttribute("data-key") : null;
     root.replaceChildren();
-    drawModule(panel, selected(), model.get("current").ranks[selected()]);
+    const { ranks, experts } = model.get("current"), k = selected();
+    drawModule(panel, k, experts?.[k][expertOf(panel, k) ?? -1] ?? ranks[k]);
     if (key) focusOn(root, `[data-key="${key}"]`, { preventScroll: true });
   }
   function follow() { // the selected module, or its values, have changed
-    const { module, ...reading } = model.get("reading") ?? {}, k = selected();
-    if (module !== k) return ask?.("read", { module: k }, "read");
-    if (panel.values.module !== k) {
-      Object.assign(panel, { values: unpack({ module, ...reading }, part.need), open: null });
+    const { module, ...reading } = model.get("reading") ?? {}, k = selected(), expert = expertOf(panel, k);
+    if (module !== k || reading.expert !== expert) return ask?.("read", { module: k, expert }, "read");
+    if (panel.values.module !== k || panel.values.expert !== expert) {
+      const count = sides[part.side[k] ?? ""]?.group.length, values = unpack({ module, ...reading }, part.need, count);
+      Object.assign(panel, { values, reading, open: null });
     }
     draw();
   }
@@ -88,6 +97,13 @@ export function readsPart(parent, part, { about, model: known, ask }) {
   root.addEventListener("keydown", (event) => moveFocus(root, event));
   follow();
 }
+
+/**
+ * The expert whose reads are shown: the one that was chosen, or that with the most tokens; none of a linear layer.
+ *
+ * @type {(panel: Panel, k: number) => number | undefined}
+ */
+const expertOf = ({ part, chosen }, k) => chosen[k] ?? part.experts[k]?.[0]?.[0];
 
 /** @type {(root: Element, selector: string, options?: FocusOptions) => void} */
 const focusOn = (root, selector, options) =>
@@ -121,13 +137,15 @@ const valueName = ({ isNeed }) => (isNeed ? "z \u00d7 need" : "z");
 
 /** @type {(panel: Panel, k: number, rank: number) => void} */
 function drawModule(panel, k, rank) {
-  const { root, part, about, sides } = panel, tokens = sides[part.side[k] ?? ""], place = placeOf(about, k);
+  const { root, part, about, sides, values } = panel, side = sides[part.side[k] ?? ""], place = placeOf(about, k);
   const bar = make("div", { class: "bar" }, root);
   make("h3", {}, bar, place);
-  if (!tokens) {
-    make("p", {}, root, "This module reads positions, not tokens.");
+  if (!side) {
+    make("p", {}, root, about.experts[k] > 1 ? EXPERTS_UNKNOWN : "This module reads positions, not tokens.");
     return;
   }
+  const tokens = readByExpert(side, values.routed);
+  if (part.experts[k].length) drawExperts(panel, bar, k);
   if (part.need) drawChoice(panel, bar);
   const key = make("span", { class: "key" }, bar);
   part.parts.forEach((name, n) => {
@@ -135,9 +153,21 @@ function drawModule(panel, k, rank) {
     make("span", { class: `part-sign p${n}` }, entry);
     entry.append(name);
   });
-  make("p", {}, root, describeModule(part, k));
+  make("p", {}, root, describeModule(panel, k));
   const scroll = make("div", { class: "scroll" }, root), label = `Tokens at both ends of the directions of ${place}`;
   drawDirections(panel, make("table", { "aria-label": label }, scroll), tokens, rank);
+}
+
+/** @type {(panel: Panel, bar: Element, k: number) => void} */
+function drawExperts(panel, bar, k) {
+  /** @type {import("../controls.js").Option[]} */
+  const options = panel.part.experts[k].map((
+    [expert, count],
+  ) => [expert, `${expert}: ${whole(count)} ${count === 1 ? "token" : "tokens"}`]);
+  choose(bar, "Expert", options, expertOf(panel, k) ?? null, (value) => {
+    panel.chosen[k] = Number(value);
+    panel.follow();
+  });
 }
 
 /** @type {(panel: Panel, bar: Element) => void} */
@@ -152,8 +182,8 @@ function drawChoice(panel, bar) {
   }
 }
 
-/** @type {(part: Part, k: number) => string} */
-function describeModule(part, k) {
+/** @type {(panel: Panel, k: number) => string} */
+function describeModule({ part, reading }, k) {
   /** @type {(value: number | null) => string} */
   const share = (value) => (value === null ? "\u2013" : percent(value));
   /** @type {(shares: (number | null)[]) => string} */
@@ -161,8 +191,9 @@ function describeModule(part, k) {
   const samples = part.samples < part.of
     ? `${part.samples} of the ${part.of} samples that were read are in this page.`
     : `${part.of} samples.`;
-  return `All directions together, on constant tokens: ${byKind(part.constant[k])} of z\u00b2. ` +
-    `The top tokens of two halves of the samples agree: ${byKind(part.agreement[k])}. ` +
+  const constant = reading.constant ?? part.constant[k], agreement = reading.agreement ?? part.agreement[k];
+  return `All directions together, on constant tokens: ${byKind(constant)} of z\u00b2. ` +
+    `The top tokens of two halves of the samples agree: ${byKind(agreement)}. ` +
     `${samples}${part.sinks.includes(k) ? ` ${SINK}` : ""}`;
 }
 
@@ -291,6 +322,10 @@ function sampleTokens(panel, s, values, most, tokens, isWhole) {
     const title = `${quoted(text)} ${value}${need ? `, need ${need[i].toFixed(2)}` : ""}, ` +
       panel.part.parts[tokens.part[i]];
     const narrow = !isWhole && i !== peak && tokens.part[i] === 0, look = i === peak ? ["peak"] : [];
+    if (panel.values.routed && !panel.values.routed.has(i)) {
+      strip.push({ text, share: 0, title: `${quoted(text)}: not routed to this expert`, narrow, look: ["unread"] });
+      continue;
+    }
     strip.push({ text, share: values[i] / most, title, narrow, look, ends: isWhole && text.endsWith("\n") });
   }
   return strip;

@@ -77,3 +77,16 @@ Deno.test("ranks are those of the parameters of the map, and follow it", () => {
   assert.match(said(), /rank 8\.$/);
   assert.match(root.querySelector(".legend").textContent, /8 \(ranks of q and v together;/);
 });
+
+Deno.test("experts with ranks of their own have those", () => {
+  const current = { ...CURRENT, ranks: [2, 2, 1], experts: [[1, 3], [2, 2], []] };
+  const { root, said, press } = panel(modelOf({ current }));
+  press("rank");
+  const cells = root.querySelectorAll("rect");
+  const words = [0, 1, 2].map((k) => {
+    send(cells[k], "pointermove");
+    return said().split(", ").at(-1);
+  });
+  assert.deepEqual(words, ["rank 3.", "rank 5.", "rank 1."]);
+  assert.match(root.querySelector("[data-measure=rank]").dataset.tip ?? root.innerHTML, /PEFT holds the largest/);
+});

@@ -4,9 +4,10 @@ import { offline } from "../offline.js";
 
 /** @import { Current } from "../traits.js" */
 
-function page() {
+/** @param {Partial<Current>} more */
+function page(more = {}) {
   const about = { ...ABOUT, names: ["a", "b", "c"], outs: [4, 4, 4], ins: [4, 4, 4], experts: [1, 1, 1] };
-  const current = { ...CURRENT, ranks: [1, 1, 4] }, readings = [0, 1, 2].map((module) => ({ module }));
+  const current = { ...CURRENT, ranks: [1, 1, 4], ...more }, readings = [0, 1, 2].map((module) => ({ module }));
   const model = offline({ about, current, stage: "allocation", tab: "rank", selected: [0], rule: RULE, readings });
   /** @type {(number | undefined)[]} */
   const answers = [];
@@ -65,4 +66,11 @@ Deno.test("readings come from the page", () => {
   const { model, ask } = page();
   ask("read", { module: 1 });
   assert.deepEqual(model.get("reading"), { module: 1 });
+});
+
+Deno.test("a page does not change ranks of experts, and says so", () => {
+  const experts = [[1, 1], [1, 1], [3, 5]], { ask } = page({ experts });
+  const { ranks, message = "", experts: shown } = ask("set_rank", { modules: [0], rank: 3 });
+  assert.deepEqual([ranks, shown], [[1, 1, 4], experts]);
+  assert.match(message, /ranks of their own/);
 });

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { ends, readTokens, unpack } from "../panels/readings.js";
+import { ends, readByExpert, readTokens, unpack } from "../panels/readings.js";
 
 // Two samples: "<s> a b" and "<s> a"; the first token is constant (part 0).
 const TOKENS = readTokens({ texts: ["<s>", "a", "b"], text: [0, 1, 2, 0, 1], part: "01101", sample: [0, 0, 0, 1, 1] });
@@ -26,4 +26,13 @@ Deno.test("values are bytes times the scale of their row; the last row is the ne
   assert.deepEqual(need, [4, 6]);
   const { module, directions, need: unknown } = unpack({ module: 3 }, true);
   assert.deepEqual([module, directions, unknown], [3, 0, null]);
+});
+
+Deno.test("values of an expert are those of the tokens that are routed to it, and others are 0", () => {
+  const values = btoa(String.fromCharCode(1, 255)), routed = [1, 4];
+  const reading = unpack({ module: 0, expert: 3, routed, directions: 1, scales: [0.5], values }, false, 5);
+  assert.deepEqual(reading.row(0), [0, 0.5, 0, 0, -0.5]);
+  const { all } = readByExpert(TOKENS, new Set([1])), [high] = ends(reading.row(0), 1, { ...TOKENS, all });
+  assert.deepEqual(high, { at: 1, hits: 1, all: 1 });
+  assert.equal(readByExpert(TOKENS, null), TOKENS);
 });

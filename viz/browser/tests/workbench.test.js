@@ -3,10 +3,10 @@ import { modelOf, place, resize, send } from "./dom.js";
 import { ABOUT, CURRENT, RULE } from "./examples.js";
 import widgets, { offline, renderPage } from "../widgets.js";
 
-function workbench() {
+function workbench(about = ABOUT) {
   const el = place(),
     state = {
-      about: ABOUT,
+      about,
       current: CURRENT,
       stage: "allocation",
       tab: "rank",
@@ -60,6 +60,21 @@ Deno.test("costs are those of the shapes, and what changed is counted", () => {
     text(".finding"),
     /^Ranks from 1 to 3 instead of 2 everywhere; most to layer 1 q\. 6 of 6 ranks; with A frozen, 50\u00a0% of the parameters that LoRA of rank 2 trains\.$/,
   );
+});
+
+Deno.test("experts with ranks of their own cost the largest, and their range is said", () => {
+  const { el, model, text } = workbench({ ...ABOUT, experts: [2, 1, 1] });
+  model.set("selected", [0]);
+  model.set("current", {
+    ...CURRENT,
+    experts: [[1, 3], [], []],
+    stored: { ranks: [3, 1, 3], kept: [2, 2, 2] },
+  });
+  el.querySelector(".side details").open = true;
+  send(el.querySelector(".side details"), "toggle");
+  assert.match(text(".side"), /mean of 2 experts, which have ranks 1 to 3; PEFT holds 3 for all/);
+  const now = el.querySelector(".fold tbody tr").children[2].textContent;
+  assert.equal(now, String(8 * 3 * 2 + 4 * 1 + 8 * 3));
 });
 
 Deno.test("the rank and the history are seen at once, all else behind three words", () => {

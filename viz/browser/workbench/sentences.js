@@ -139,7 +139,11 @@ function compared(shares, k) {
 export function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count = about.experts[k];
   if (count > 1) {
-    lines.push(`One rank for all ${count} experts of the parameter; shares and curves are means over them`);
+    const ranks = current.experts?.[k] ?? [], least = Math.min(...ranks), most = Math.max(...ranks);
+    const said = ranks.length
+      ? `The mean of ${count} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all`
+      : `One rank for all ${count} experts of the parameter`;
+    lines.push(`${said}; shares and curves are means over them`);
   }
   const scaling = current.scalings[k];
   if (current.ranks[k] && scaling !== null) {
@@ -216,7 +220,8 @@ export function changes(bench) {
  * @type {(bench: Bench) => string[][]}
  */
 export function costs({ about, current }) {
-  const kept = sizes(about, current.kept, false), now = sizes(about, current.ranks, false);
+  const held = current.stored ?? current;
+  const kept = sizes(about, held.kept, false), now = sizes(about, held.ranks, false);
   const lora = sizes(about, ranksOfLora(current), true);
   const names = ["trainable parameters", "adapter, float32", "AdamW states, float32"];
   if (about.peak) names.push("peak memory of training");

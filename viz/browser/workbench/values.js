@@ -17,7 +17,8 @@ export const change = ({ current }, k) => current.ranks[k] - current.kept[k];
  *
  * @type {(bench: Pick<Bench, "about" | "current">) => boolean}
  */
-export const isOfRun = ({ about, current }) => Boolean(about.run?.every((rank, k) => rank === current.ranks[k]));
+export const isOfRun = ({ about, current }) =>
+  Boolean(about.run?.every((rank, k) => rank === (current.stored ?? current).ranks[k]));
 
 /**
  * The stage whose view is shown.

@@ -23,7 +23,7 @@ class AllocationPanel(Panel):
     def parts_of(self, allocation: Allocation) -> list[Part]:
         """Two tables, and a sentence if another allocation was trained."""
         parts, run = [by_projection(allocation), _decisions(allocation)], self.results.run
-        if run and run.ranks and run.ranks != allocation.ranks:
+        if run and run.ranks and run.ranks != allocation.stored_ranks:
             parts.insert(0, text("This is not the allocation of the adapter that was trained: their ranks differ."))
         return parts
 
@@ -56,8 +56,9 @@ def _decisions(allocation: Allocation) -> Part:
 
 def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part:
     """Parameters and bytes of an allocation and of plain LoRA."""
+    zero = f", {allocation.zero_parameters:,} of them zero for good" if allocation.zero_parameters else ""
     labels: list[tuple[str, Callable[[int], str]]] = [
-        ("trainable parameters", whole),
+        (f"trainable parameters{zero}", whole),
         ("all parameters", whole),
         ("adapter, float32", size_text),
         ("AdamW states, float32", size_text),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tlora.explanation.direction_activations_result import CONTROL, PARTS, DirectionActivations, ReadTokens
+from tlora.models.experts import parameter_name
 from tlora.utils.defaults import KINDS
 from tlora.utils.text import count_text
 from viz.widgets.panels.panel import Panel
@@ -52,6 +53,7 @@ class ReadsPanel(Panel):
         activations, names = self.result, self.context.names
         samples, directions = extent(activations, self._is_small)
         frame = activations.to_frame()
+        experts = [read_experts(activations, name)[: 1 if self._is_small else None] for name in names]
 
         def by_module(column: str) -> list[list[float | None]]:
             """Means over directions, by module and kind."""
@@ -65,7 +67,11 @@ class ReadsPanel(Panel):
             "directions": directions,
             "parts": list(PARTS),
             "sides": {side: _tokens(tokens, samples) for side, tokens in activations.tokens.items()},
-            "side": [activations.sides.get(name) for name in names],
+            "side": [
+                activations.sides.get(f"{name}[{found[0][0]}]" if found else name)
+                for name, found in zip(names, experts, strict=True)
+            ],
+            "experts": experts,
             "constant": by_module("constant"),
             "agreement": by_module("agreement"),
             "sinks": [names.index(name) for name in activations.sinks() if name in names],
@@ -82,12 +88,18 @@ class ReadsPanel(Panel):
         return {"read": self._read}
 
     def page_state(self, answers: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of all modules."""
-        names = self.context.names
-        return {"readings": [reading(self.result, names, k, small=True) for k in range(len(names))]}
+        """The values of all modules, of a parameter those of the expert that reads most tokens."""
+        found, names = self.result, self.context.names
+        experts = [read_experts(found, name)[:1] for name in names]
+        return {
+            "readings": [
+                reading(found, names, k, small=True, expert=first[0][0] if first else None)
+                for k, first in enumerate(experts)
+            ]
+        }
 
-    def _read(self, module: int) -> None:
-        self.show(reading=reading(self.result, self.context.names, module))
+    def _read(self, module: int, expert: int | None = None) -> None:
+        self.show(reading=reading(self.result, self.context.names, module, expert=expert))
 
 
 def finding(activations: DirectionActivations) -> str:
@@ -113,37 +125,60 @@ def first_words(activations: DirectionActivations, name: str) -> list[str]:
     return list(dict.fromkeys(ends["token"]))
 
 
+def read_experts(activations: DirectionActivations, parameter: str) -> list[list[int]]:
+    """The experts of a parameter, with the tokens that each reads, the one with the most first."""
+    found = []
+    for name, places in activations.routed.items():
+        if parameter_name(name) == parameter:
+            found.append([int(name.removeprefix(f"{parameter}[").rstrip("]")), len(places)])
+    return sorted(found, key=lambda one: -one[1])
+
+
 def extent(activations: DirectionActivations, small: bool) -> tuple[int, int]:
     """Number of samples and directions to show: all, or as many as fit into a page."""
     directions = max(z.shape[1] for z in activations.z.values())
     samples = max(int(tokens.samples[-1]) + 1 for tokens in activations.tokens.values())
     if small:
         directions = min(directions, PAGE_DIRECTIONS)
-        rows = len(activations.z) * (len(activations.kinds) * directions + 1)
+        rows = len(set(map(parameter_name, activations.z))) * (len(activations.kinds) * directions + 1)
         tokens = max(len(tokens.texts) for tokens in activations.tokens.values())
         samples = max(1, min(samples, int(samples * PAGE_BYTES / (rows * tokens))))
     return samples, directions
 
 
-def reading(activations: DirectionActivations, names: Sequence[str], k: int, small: bool = False) -> dict[str, Any]:
-    """The values of module ``k``: a byte each, by kind and direction, then the need of each token."""
-    name = names[k]
+def reading(
+    activations: DirectionActivations, names: Sequence[str], k: int, small: bool = False, expert: int | None = None
+) -> dict[str, Any]:
+    """The values of module ``k``: a byte each, by kind and direction, then the need of each token.
+
+    Of an expert they are those of the tokens that it reads, with the places of these.
+    """
+    name = names[k] if expert is None else f"{names[k]}[{expert}]"
+    about: dict[str, Any] = {"module": k} | ({} if expert is None else {"expert": expert})
     if name not in activations.z:
-        return {"module": k}
+        return about
     samples, directions = extent(activations, small)
-    tokens = activations.tokens[activations.sides[name]]
-    z = activations.z[name][:, :directions, tokens.samples < samples].float()
+    seen = activations.tokens[activations.sides[name]].samples < samples
+    kept = seen if expert is None else seen[activations.routed[name]]
+    if expert is not None:
+        about |= {"routed": activations.routed[name][kept].tolist()} | _shares(activations, name)
+    z = activations.z[name][:, :directions, kept].float()
     rows = z.flatten(0, 1)
     if activations.need:
-        rows = torch.cat([rows, activations.need[name][tokens.samples < samples].float()[None]])
+        rows = torch.cat([rows, activations.need[name][kept].float()[None]])
     scale = rows.abs().amax(1).clamp(min=1e-6) / 127
     levels = (rows / scale[:, None]).round().to(torch.int8)
-    return {
-        "module": k,
+    return about | {
         "directions": z.shape[1],
         "scales": shorten_all(scale, 5),
         "values": b64encode(levels.numpy().tobytes()).decode(),
     }
+
+
+def _shares(activations: DirectionActivations, name: str) -> dict[str, list[float | None]]:
+    """Means over the directions of a module, by kind."""
+    frame = activations.to_frame().query("module == @name").groupby("kind")[["constant", "agreement"]].mean()
+    return {column: shorten_all(frame[column].reindex(activations.kinds), 2) for column in frame}
 
 
 def _tokens(tokens: ReadTokens, samples: int) -> dict[str, Any]:

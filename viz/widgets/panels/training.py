@@ -92,7 +92,7 @@ def _change(name: str, before: float, after: float) -> str:
 
 def _circumstances(results: Results, run: TrainingRun) -> Part:
     recipe, inside = run.meta.recipe, run.trainable_parameters
-    if results.allocation is not None and results.allocation.ranks == run.ranks:
+    if results.allocation is not None and results.allocation.stored_ranks == run.ranks:
         inside = results.allocation.footprint(freeze_a=run.frozen_a).trainable_parameters
     outside = run.trainable_parameters - inside
     head = f", {outside:,} of them outside the allocation" if outside > 0 else ""

@@ -11,8 +11,12 @@ import pytest
 
 import tlora
 import viz
+from tests.helpers.adapted import token_rows
 from tests.helpers.experts import routed, tiny_mixture
 from tests.helpers.models import tiny_batch
+from tests.helpers.reported import page_data
+from viz.widgets.panels.allocation import compared_with_lora
+from viz.widgets.results import Results
 
 DOWN = [f"model.layers.{layer}.mlp.experts.down_proj" for layer in (0, 1)]
 
@@ -101,3 +105,41 @@ def test_overlaps_of_a_parameter_are_the_means_of_its_experts() -> None:
     tab = next(tab for tab in it.widget.about["tabs"] if tab["name"] == "overlap")
     overlaps = [it.alignments[0].overlaps[f"{DOWN[0]}[{n}]"].tolist() for n in range(4)]
     np.testing.assert_allclose(tab["curves"][it.names.index(DOWN[0])], np.mean(overlaps, 0), rtol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"by": "score"}, {"by": "captured"}])
+def test_experts_with_ranks_of_their_own_follow_the_map(options: dict[str, Any], tmp_path: Path) -> None:
+    it = viz.Workbench(routed(), directions(), rank=2, rank_by_expert=True, **options)
+    plain = viz.Workbench(routed(), directions(), rank=2, **options)
+    assert it.allocation.ranks == plain.allocation.ranks
+    assert "experts" not in plain.widget.current
+    for _ in range(2):
+        ranks, shown = it.allocation.expert_ranks, it.widget.current
+        assert [shown["experts"][it.names.index(name)] for name in ranks] == list(ranks.values())
+        assert shown["stored"]["ranks"] == [it.allocation.stored_ranks[name] for name in it.names]
+        made = eval(it.code(), {"tlora": tlora, "calibration": routed(), "subspaces": directions()})
+        assert made.expert_ranks == ranks
+        again = viz.Workbench.load(it.save(tmp_path / "session"))
+        assert again.allocation.expert_ranks == ranks
+        page = page_data(it.page(tmp_path / "page.html"))["current"]
+        assert (page["experts"], page["stored"]) == (shown["experts"], shown["stored"])
+        it.set_rank(DOWN[0], 3)
+    assert sum(it.allocation.expert_ranks[DOWN[0]]) == 3 * 4
+    results = Results(allocation=it.allocation)
+    assert viz.Workbench.from_results(results).allocation.expert_ranks == it.allocation.expert_ranks
+    it.keep()
+    it.set(rank_by_expert=False)
+    assert it.allocation.ranks == it.kept.ranks
+    assert it.arms == {"kept": it.kept, "new": it.allocation}
+
+
+def test_a_run_is_that_of_the_allocation_whose_experts_have_their_own_ranks() -> None:
+    model = tiny_mixture()
+    it = viz.Workbench(routed(), directions(), rank=2, rank_by_expert=True, min_rank=0)
+    adapted = tlora.attach(model, it.plan)
+    run = tlora.train(adapted, token_rows(2), max_steps=2, progress=False)
+    shown = viz.Workbench.from_results(Results(sensitivity=routed().sensitivity, allocation=it.allocation, run=run))
+    assert shown.widget.about["run"] == shown.widget.current["stored"]["ranks"] != shown.widget.current["ranks"]
+    text = str(shown.widget.about["panels"])
+    assert "outside the allocation" not in text
+    assert "zero for good" in str(compared_with_lora(it.allocation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from base64 import b64decode
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+import tlora
 import viz
+from tests.helpers.experts import routed, tiny_mixture
+from tests.helpers.models import tiny_batch, tiny_tokenizer
+from tests.helpers.reported import page_data
 from tests.helpers.results import activations, calibration, subspaces
 from tlora.explanation.direction_activations_result import PARTS
 from viz.widgets.panels.panel import Context
@@ -128,3 +133,41 @@ def test_a_session_keeps_the_activations(tmp_path: Path) -> None:
     again = viz.Workbench.load(bench().save(tmp_path / "session"))
     assert again.results.activations is not None
     assert reading(again.results.activations, NAMES, 1) == reading(activations(), NAMES, 1)
+
+
+@cache
+def experts() -> Any:
+    """A workbench of a mixture, and what the directions of its experts read."""
+    from_ = routed()
+    made = tlora.task_subspaces(tiny_mixture(), from_, max_rank=4, kind="fisher", progress=False)
+    batch = tiny_batch("llama", lengths=(7, 4, 9), seed=2)
+    found = tlora.direction_activations(tiny_mixture(), made, [batch], tokenizer=tiny_tokenizer(), progress=False)
+    return viz.Workbench(from_, made, activations=found, rank=2), found
+
+
+def test_of_a_parameter_each_expert_has_the_values_of_its_tokens(tmp_path: Path) -> None:
+    it, found = experts()
+    name = "model.layers.1.mlp.experts.down_proj"
+    k = it.names.index(name)
+    part = ReadsPanel(Context(it.results, it.names, show=lambda **traits: None)).parts()[-1]
+    counts = {int(n): len(found.routed[f"{name}[{n}]"]) for n in range(4) if f"{name}[{n}]" in found.routed}
+    assert dict(part["experts"][k]) == counts
+    assert part["experts"][k][0][1] == max(counts.values())
+    assert part["experts"][it.names.index("model.layers.0.self_attn.q_proj")] == []
+    frame = found.to_frame()
+    for expert in counts:
+        module = f"{name}[{expert}]"
+        it._answer(it.widget, {"call": "read", "args": {"module": k, "expert": expert}, "id": 1}, [])
+        shown = it.widget.reading
+        assert (shown["module"], shown["expert"]) == (k, expert)
+        assert shown["routed"] == found.routed[module].tolist()
+        levels = np.frombuffer(b64decode(shown["values"]), np.int8).reshape(len(shown["scales"]), -1)
+        z = found.z[module].float().flatten(0, 1).numpy()
+        np.testing.assert_allclose(levels * np.array(shown["scales"])[:, None], z, atol=np.abs(z).max() / 250)
+        mean = frame[(frame["module"] == module) & (frame["kind"] == "fisher")]["agreement"].mean()
+        assert shown["agreement"][0] == pytest.approx(mean, abs=0.006)
+    page = page_data(it.page(tmp_path / "page.html", texts=True))
+    first = part["experts"][k][0]
+    (panel,) = [panel for panel in page["about"]["panels"] if panel["name"] == "reads"]
+    assert panel["parts"][-1]["experts"][k] == [first]
+    assert page["readings"][k] == reading(found, it.names, k, small=True, expert=first[0])
