@@ -60,7 +60,7 @@ _NUMBERS = (bool, float, *_WHOLE_NUMBERS)
 
 
 def as_python_number(value: Any) -> Any:
-    """Return a number of NumPy or torch as one of Python, and anything else as it is."""
+    """Return a number or text of NumPy or torch as one of Python, and anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
@@ -123,6 +123,16 @@ def require_choice(value: T, name: str, choices: Sequence[T]) -> T:
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def choices_of(function: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
+    """The words that each argument of a function is one of, by the name of the argument, with None if it may be."""
+    choices = {}
+    for name, hint in _parameter_hints(function).items():
+        words = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+        if words:
+            choices[name] = (*get_args(words[0]), *[None] * (NoneType in get_args(hint)))
+    return choices
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -246,6 +256,7 @@ def _name_kind(hint: Any, given: str) -> str:
 
 def list_names(names: Any) -> Any:
     """Names in any iterable as a list, which can be read twice and saved; anything else unchanged."""
+    names = as_python_number(names)  # an array without axes is what it holds
     if isinstance(names, str) or not isinstance(names, Iterable):
         return names
     return sorted(names, key=str) if isinstance(names, set | frozenset) else list(names)
