@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from inspect import Parameter, signature
 from itertools import starmap
 from numbers import Integral, Real
@@ -106,9 +107,17 @@ def require_confidence(value: float) -> float:
 
 def require_index(value: int, name: str, count: int) -> int:
     """Return the value if it is the place of one of ``count`` items; as in Python, -1 is the last."""
-    if not -count <= value < count:
+    index = operator.index(as_python_number(value))
+    if not -count <= index < count:
         raise ValueError(f"{name}={value} is out of range: there are {count}, from 0 to {count - 1}")
-    return value
+    return index
+
+
+def require_module(name: str, names: Sequence[str]) -> str:
+    """Return the name if it is the full name of one of the modules."""
+    if name not in names:
+        raise ValueError(f"module={name!r} is none of the {len(names)} modules: use a full name such as {names[0]}")
+    return name
 
 
 def _require_number(value: float, name: str) -> int | float:
@@ -152,6 +161,18 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
             raise TypeError(f"{place} is {_describe(value)}: pass {_way_out(place, value, expected)}")
 
 
+def with_checked_arguments(function: Callable[..., T]) -> Callable[..., T]:
+    """Let a function call `check_arguments` first."""
+    accepted = signature(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> T:
+        check_arguments(function, accepted.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return call
+
+
 @cache
 def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of the parameters; of ``*sources`` and ``**texts`` those of the tuple and the dict."""
@@ -179,7 +200,8 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
         return None if isinstance(value, str) else misfit
     if hint in _NUMBERS:
         numbers: Any = SupportsIndex if hint in _WHOLE_NUMBERS else SupportsFloat | SupportsIndex
-        return None if isinstance(value, numbers) else misfit
+        number = as_python_number(value)  # arrays with axes convert to a number by their type alone
+        return None if isinstance(number, numbers) and not getattr(number, "ndim", 0) else misfit
     kind: Any = origin or hint
     if kind is Any:
         return None
