@@ -14,6 +14,7 @@ import pandas as pd
 from tlora.adapters.attach import attach
 from tlora.allocation.allocate import allocate, check_limits
 from tlora.allocation.allocation import Allocation
+from tlora.allocation.options import AllocationOptions
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.models.record import fixed_weights
@@ -42,7 +43,7 @@ from tlora.utils.defaults import (
 )
 from tlora.utils.distributed import Processes
 from tlora.utils.text import count_text
-from tlora.utils.validation import check_arguments, require_positive_int
+from tlora.utils.validation import check_arguments, choices_of, require_choice, require_positive_int
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Recipe:
     TypeError
         If a function has no such argument, if it is the caller's to give (the rank, the seed, the data), or if a
         value is of another kind than the function takes, or cannot be written as JSON.
+    ValueError
+        If a value is none of the words that the function takes, or out of the range of `tlora.allocate`.
 
     Examples
     --------
@@ -180,6 +183,11 @@ def _check(function: str, arguments: Arguments) -> None:
     if open_ended:  # train, which passes the rest on to the Trainer
         check_names(arguments.keys() - named)
     check_arguments(_FUNCTIONS[function], arguments)
+    for name, choices in choices_of(_FUNCTIONS[function]).items():
+        if name in arguments:
+            require_choice(arguments[name], name, choices)
+    if function == "allocate":
+        AllocationOptions(RANK, **arguments)  # which refuses what is out of range
 
 
 _CAPTURED: dict[str, Any] = {

@@ -15,6 +15,8 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import isfunction, signature
+from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, BinaryIO, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -30,7 +32,7 @@ from torch import Tensor
 from tlora.utils.file_names import result_file
 from tlora.utils.files import read_json, replace_file
 from tlora.utils.packages import library_versions
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, with_checked_arguments
 
 FORMAT_VERSION = 8
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
@@ -99,6 +101,8 @@ def _plain(value: Any) -> Any:
     """A number, or an array of them, of NumPy or torch as one of Python."""
     if isinstance(value, np.generic | np.ndarray | Tensor):
         return value.tolist()
+    if isinstance(value, Real):
+        return float(value)
     raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
@@ -112,6 +116,13 @@ class Result:
 
     columns: ClassVar[dict[str, str]] = {}
     meta: Meta
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let every method that takes arguments check their kinds."""
+        super().__init_subclass__(**kwargs)
+        for name, method in list(vars(cls).items()):
+            if isfunction(method) and not name.startswith("_") and len(signature(method).parameters) > 1:
+                setattr(cls, name, with_checked_arguments(method))
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a table whose columns are described in ``columns``."""
@@ -222,7 +233,7 @@ def count_bytes(result: Result) -> int:
 def read_result(file: Path, classes: Mapping[str, type[T]]) -> T:
     """Read a result of one of several kinds as an instance of a dataclass with its fields, or with some of them."""
     if not file.is_file():
-        raise FileNotFoundError(f"no result at {file}")
+        raise FileNotFoundError(f"no result at {file}: name a file that save() wrote")
     try:
         # Opened once: `safe_open` opens the file twice, and another process may replace it in between.
         with file.open("rb") as opened:

@@ -52,6 +52,26 @@ def test_recipes_override_functions_that_they_have():
         Recipe.named("captured").override(nope=1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"calibrate": {"tokens": "label"}}, "tokens must be 'all' or 'labels' or 'task', got 'label'"),
+        ({"calibrate": {"statistics": "disk"}}, "statistics must be .* or None, got 'disk'"),
+        ({"task_subspaces": {"kind": "wcw"}}, "kind must be .*, got 'wcw'"),
+        ({"attach": {"rows": "unit"}}, "rows must be .*, got 'unit'"),
+        ({"allocate": {"by": "scores"}}, "by must be 'score' or 'captured', got 'scores'"),
+        ({"allocate": {"budget": "bytes"}}, "budget must be .*, got 'bytes'"),
+        ({"allocate": {"temperature": -1}}, "temperature must be between 0 and 1, got -1"),
+        ({"allocate": {"alpha": float("nan")}}, "alpha must be above 0"),
+        ({"allocate": {"max_rank": {"q_proj": 0}}}, "max_rank"),
+    ],
+)
+def test_a_recipe_of_no_known_word_is_refused_when_it_is_made(arguments, name):
+    for make in (partial(Recipe, "mine"), Recipe.named("captured").override):
+        with pytest.raises(ValueError, match=name):
+            make(**arguments)
+
+
 def test_recipes_take_numbers_and_arrays_of_numpy():
     names = ["q_proj", "v_proj"]
     plain = Recipe("mine", calibrate={"target_modules": names, "sketch_size": 8})

@@ -138,7 +138,9 @@ class LoraAdapter:
         )
         whole = adapter_of(config, tensors, prints, place)
         if not whole.updates:
-            raise ValueError(f"{place} holds no lora_A of a linear layer: {len(tensors)} other tensors")
+            raise ValueError(
+                f"{place} holds no lora_A of a linear layer, but {len(tensors)} other tensors: name another adapter"
+            )
         return replace(whole, frozen_a=frozen_a)
 
     @property
@@ -183,8 +185,11 @@ class LoraAdapter:
         -------
         LoraAdapter
         """
+        check_arguments(LoraAdapter.with_updates, locals())
         kept = self.embeddings if embeddings is None else dict(embeddings)
         every = {**updates, **kept}
+        if not every:
+            raise ValueError("updates is empty: keep one of the adapter's at least")
         ranks, scalings = {n: u.rank for n, u in every.items()}, {n: u.scaling for n, u in every.items()}
         parameters = [name for name, update in every.items() if update.has_experts]
         config = pattern_config(self.config, ranks, scalings, parameters)

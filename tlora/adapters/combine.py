@@ -211,7 +211,8 @@ def combine(
         require_finite(weight, f"weight of {name}")
     if rank is not None:
         require_positive_int(rank, "rank")
-    if method != "sum" and not 0 < require_fraction(density, "density") < 1:
+    density = require_fraction(density, "density") if method != "sum" else density
+    if method != "sum" and not 0 < density < 1:
         raise ValueError(f"density={density}: use a share above 0 and below 1, such as 0.5")
     parts = {name: LoraAdapter.read(name, "combine") for name in names}
     for first, second in combinations(names, 2):

@@ -136,7 +136,10 @@ def compress(
     ranks = choose_ranks(energies, source.shapes, **budget)
     cut = {name: project(source.updates[name], directions[name][..., :kept]) for name, kept in ranks.items() if kept}
     if not cut:
-        raise ValueError("nothing would be kept: every update is zero, or the budget drops every module")
+        raise ValueError(
+            "nothing would be kept: every update is zero, no contribution is above 0, or the budget is too small: raise "
+            "it"
+        )
     smaller = source.with_updates(cut)
     given = {"rank": rank, "contributions": contributions}
     described = budget | {name: dict(one) if isinstance(one, Mapping) else one for name, one in given.items()}

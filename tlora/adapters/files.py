@@ -187,7 +187,9 @@ def _take_updates(
         if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
             factor = ends[1].split(".")[1]
             there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
-            raise ValueError(f"{key} in {where} has shape {tuple(a.shape)}, and its {factor} {there}")
+            raise ValueError(
+                f"{key} in {where} has shape {tuple(a.shape)}, and its {factor} {there}: copy the file again"
+            )
         pairs[stem.removeprefix(PREFIX)] = (a, b)
     if alone := next((key for key in tensors if key.endswith(ends[1])), None):
         raise ValueError(f"{alone} in {where} has no {ends[0].split('.')[1]}: the file is incomplete, copy it again")
@@ -256,7 +258,7 @@ def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, t
         if expected != rank and not (name in experts and rank % expected == 0):
             raise ValueError(
                 f"{name} has rank {rank} in {folder / ADAPTER_WEIGHTS} and {expected:g} by the config: the two files "
-                "do not belong together"
+                "do not belong together, copy both again"
             )
     default = config.get("r", 8)
     if ranks and default > max(size for key, shape in shapes.items() if _ROWS.search(key) for size in shape):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.utils.reproducibility import exact_products
-from tlora.utils.validation import require_finite, require_positive_int
+from tlora.utils.validation import check_arguments, require_finite, require_positive_int
 
 _ROUNDING = 1e-13
 """Share of the largest energy below which energies are rounding of float64."""
@@ -96,6 +96,11 @@ class LoraUpdate:
     __rmul__ = __mul__
 
     def __add__(self, other: LoraUpdate) -> LoraUpdate:
+        check_arguments(LoraUpdate.__add__, locals())
+        if (self.shape, self.experts) != (other.shape, other.experts):
+            raise ValueError(
+                f"{self.module} is {self.shape} and {other.module} {other.shape}: add updates of one module of one base"
+            )
         return add_updates([self, other])
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> LoraUpdate:
@@ -131,6 +136,7 @@ class LoraUpdate:
         -------
         float
         """
+        check_arguments(LoraUpdate.norm, locals())
         return float(inner_products([self], moment).clamp(min=0).sum().sqrt())
 
     @exact_products()
@@ -162,6 +168,7 @@ class LoraUpdate:
         ValueError
             If the update is not finite.
         """
+        check_arguments(LoraUpdate.core, locals())
         a, r = self.a.detach().double(), _qr(self).R
         core = r @ (a @ (a.mT if moment is None else moment @ a.mT)) @ r.mT
         if not core.isfinite().all():

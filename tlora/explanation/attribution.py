@@ -21,7 +21,7 @@ from tlora.numerics.statistics import mean_interval
 from tlora.results import Meta
 from tlora.utils.defaults import ENERGY
 from tlora.utils.text import place_text
-from tlora.utils.validation import require_choice, require_index
+from tlora.utils.validation import require_choice, require_index, require_module, require_positive_int
 
 Level = Literal["layer", "projection"]
 HEAD = "head and biases"
@@ -223,6 +223,7 @@ class Attribution(ModuleResult):
 
     def contributions(self, measure: int = 0) -> NDArray[np.float64]:
         """Contribution of each module to each sample's answer, (samples, modules) nats; ``measure`` 1 is log-odds."""
+        measure = require_index(measure, "measure", 2)
         return np.stack([sample.by_module[measure].sum(0).numpy() for sample in self.samples])
 
     def to_frame(self) -> pd.DataFrame:
@@ -233,7 +234,7 @@ class Attribution(ModuleResult):
 
     def largest(self, count: int = LARGEST) -> pd.DataFrame:
         """Return the ``count`` rows of `to_frame` that contributed most, for or against, the largest first."""
-        return self.to_frame().loc[order_by_size(self.contributions())[:count]]
+        return self.to_frame().loc[order_by_size(self.contributions())[: require_positive_int(count, "count", 0)]]
 
     def sums(self, by: Level) -> pd.DataFrame:
         """Sum the contributions of each layer or projection.
@@ -306,9 +307,9 @@ class Attribution(ModuleResult):
             ``token`` (its text) and ``contribution`` (nats), one row per token of the sample.
         """
         explained = self.samples[require_index(sample, "sample", len(self.samples))]
-        modules = slice(None) if module is None else [self.names.index(module)]
+        modules = slice(None) if module is None else [self.names.index(require_module(module, self.names))]
         part = explained.by_token_read[modules].double().sum(0)
-        values = part.sum(0) if token is None else part[token]
+        values = part.sum(0) if token is None else part[require_index(token, "token", len(part))]
         return pd.DataFrame({"token": explained.tokens, "contribution": values.numpy()})
 
     def by_direction(self, module: str) -> pd.DataFrame:
@@ -324,7 +325,7 @@ class Attribution(ModuleResult):
         pandas.DataFrame
             ``direction``, from 1 on, and ``contribution``, ``low`` and ``high`` as in ``columns``.
         """
-        values = self._by_row(module).sum(1)
+        values = self._by_row(require_module(module, self.names)).sum(1)
         return pd.DataFrame({"direction": 1 + np.arange(values.shape[1])} | _means(values))
 
     def experts(self) -> pd.DataFrame:

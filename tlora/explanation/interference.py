@@ -20,7 +20,7 @@ from tlora.adapters.peft_config import refuse_experts
 from tlora.adapters.update import LoraUpdate, Moment, have_same_a, inner_products
 from tlora.calibration.calibration import Calibration
 from tlora.results import Meta, Result
-from tlora.utils.validation import check_arguments
+from tlora.utils.validation import check_arguments, require_finite
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -114,8 +114,8 @@ class Interference(Result):
             the base gives it.
         """
         total = torch.stack(list(self.grams.values())).sum(0)
-        weights, identity = torch.tensor([first_weight, second_weight], dtype=torch.float64), torch.eye(2).double()
-        away = weights - identity
+        pair = require_finite(first_weight, "first_weight"), require_finite(second_weight, "second_weight")
+        away = torch.tensor(pair, dtype=torch.float64) - torch.eye(2).double()
         values = [float(_ratio(a @ gram @ a, gram[t, t])) for t, (a, gram) in enumerate(zip(away, total, strict=True))]
         return values[0], values[1]
 

@@ -145,6 +145,7 @@ class Rescaling(ModuleResult):
         -------
         float
         """
+        require_choice(name, "name", list(self.counts))
         return float(point.losses[name].sum() / self.counts[name].sum())
 
     def lost(self, point: RescaledPoint) -> float:

@@ -165,12 +165,16 @@ class SideEffects(Result):
     def lost(self, count: int = 10) -> pd.DataFrame:
         """Return the ``count`` tokens that lost most, the first one most; see ``token_columns``."""
         tokens = self.tokens()
-        return tokens[tokens["rise"] < 0].nsmallest(count, "rise").reset_index(drop=True)
+        return (
+            tokens[tokens["rise"] < 0].nsmallest(require_positive_int(count, "count", 0), "rise").reset_index(drop=True)
+        )
 
     def rose(self, count: int = 10) -> pd.DataFrame:
         """Return the ``count`` tokens that rose most, the first one most; see ``token_columns``."""
         tokens = self.tokens()
-        return tokens[tokens["rise"] > 0].nlargest(count, "rise").reset_index(drop=True)
+        return (
+            tokens[tokens["rise"] > 0].nlargest(require_positive_int(count, "count", 0), "rise").reset_index(drop=True)
+        )
 
     @property
     def headline(self) -> str:

@@ -60,7 +60,10 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     tensors = read_tensors(folder)
     updates, _, _ = split_updates(tensors, config, folder / ADAPTER_WEIGHTS)
     if not updates:
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS} holds no lora_A of a linear layer: {len(tensors)} other tensors")
+        raise ValueError(
+            f"{folder / ADAPTER_WEIGHTS} holds no lora_A of a linear layer, but {len(tensors)} other tensors: name "
+            "another adapter"
+        )
     return Inspection(
         config=config,
         ranks={name: update.rank for name, update in updates.items()},

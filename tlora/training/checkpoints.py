@@ -20,6 +20,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tlora.adapters.files import (
     ARGUMENTS,
@@ -35,7 +36,7 @@ from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_updates
 from tlora.adapters.peft_config import module_scalings
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
-from tlora.utils.files import flush, replace_file
+from tlora.utils.files import flush, read_json, replace_file
 
 _NEW_FOLDER = "name another folder, or remove this one"
 _SAMPLED_ROWS = 256
@@ -114,6 +115,12 @@ def check_same_training(
     if before[SAMPLES] != record[SAMPLES]:
         raise ValueError(
             f"{checkpoint} was made with other training samples: pass those, or start a new training: {_NEW_FOLDER}"
+        )
+    done = read_json(Path(str(checkpoint), TRAINER_STATE_NAME))["global_step"]
+    if done > args.max_steps > 0:
+        raise ValueError(
+            f"{checkpoint} is after {done} steps, and max_steps={args.max_steps}: pass at least {done}, or an earlier "
+            "checkpoint"
         )
     earlier = {name: torch.tensor(value) for name, value in before[BASE].items() if name in prints}
     layers = base_modules(model)

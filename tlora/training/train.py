@@ -37,6 +37,7 @@ from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import (
     AdapterTrainer,
+    AllStepsDone,
     MakeOptimizer,
     NotFinite,
     heads_in_float32,
@@ -264,6 +265,9 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
     try:
         with peak, heads_in_float32(model), without_notes(), torch.inference_mode(False), torch.enable_grad():
             trainer.train(resume_from_checkpoint=checkpoint)
+    except AllStepsDone:
+        if trainer.args.load_best_model_at_end and trainer.best_step:
+            trainer._load_best_model()
     except KeyboardInterrupt:
         reason, skip_evaluation = "training was interrupted", True
     except NotFinite as error:

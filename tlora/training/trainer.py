@@ -57,6 +57,10 @@ class NotFinite(FloatingPointError):
         super().__init__(f"the {what} became {value} at step {step}")
 
 
+class AllStepsDone(Exception):
+    """A resumed training has no step left; the Trainer would take one more before it looks."""
+
+
 class AdapterTrainer(Trainer):
     """A Trainer that trains exactly the parameters that required a gradient when it was created.
 
@@ -73,11 +77,11 @@ class AdapterTrainer(Trainer):
         phases: TrainingPhases,
         **kwargs: Any,
     ) -> None:
-        self._finite = _Finite()
+        self._steps = _CheckSteps()
         if can_restrict_logits(model.get_base_model()):
             # here, before a batch is on a GPU, where reading its labels would block the host
             kwargs["data_collator"] = partial(_collate, kwargs["data_collator"])
-        super().__init__(model=model, callbacks=[*phases.callbacks(), *callbacks, self._finite], **kwargs)
+        super().__init__(model=model, callbacks=[*phases.callbacks(), *callbacks, self._steps], **kwargs)
         # Causal models divide their losses by the tokens of a whole step; for means of a batch compute_loss does it.
         self._means = not is_causal(model.get_base_model())
         self.model_accepts_loss_kwargs |= self._means
@@ -103,7 +107,7 @@ class AdapterTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward of one batch, and keep its loss to be checked before the optimizer's step."""
         loss = super().training_step(*args, **kwargs)
-        self._finite.losses.append(loss.detach())
+        self._steps.losses.append(loss.detach())
         return loss
 
     def compute_loss(
@@ -176,11 +180,18 @@ class AdapterTrainer(Trainer):
         self.is_in_train = False
 
 
-class _Finite(TrainerCallback):
-    """Raise at a loss or gradient that is not finite; once a step, since a GPU has to finish its work for it."""
+class _CheckSteps(TrainerCallback):
+    """Raise at a loss or gradient that is not finite; once a step, since a GPU has to finish its work for it.
+
+    Raise before a step that is one too many, too.
+    """
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise AllStepsDone
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         values = [("loss", loss) for loss in self.losses]

@@ -18,4 +18,6 @@ UNFINISHED = Path("tlora", "unfinished")
 def result_file(path: str | os.PathLike[str]) -> Path:
     """Return the file of a result: ``path``, with ``.safetensors`` added to a name that does not end in it."""
     file = Path(path)
+    if file.name in ("", ".."):
+        raise ValueError(f"path={str(path)!r} names no file: end it with a name, such as calibration.safetensors")
     return file if file.suffix == RESULT_SUFFIX else file.with_name(file.name + RESULT_SUFFIX)

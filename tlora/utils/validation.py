@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from inspect import Parameter, signature
 from itertools import starmap
 from numbers import Integral, Real
@@ -60,7 +61,7 @@ _NUMBERS = (bool, float, *_WHOLE_NUMBERS)
 
 
 def as_python_number(value: Any) -> Any:
-    """Return a number of NumPy or torch as one of Python, and anything else as it is."""
+    """Return a number or text of NumPy or torch as one of Python, and anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
@@ -106,9 +107,17 @@ def require_confidence(value: float) -> float:
 
 def require_index(value: int, name: str, count: int) -> int:
     """Return the value if it is the place of one of ``count`` items; as in Python, -1 is the last."""
-    if not -count <= value < count:
+    index = operator.index(as_python_number(value))
+    if not -count <= index < count:
         raise ValueError(f"{name}={value} is out of range: there are {count}, from 0 to {count - 1}")
-    return value
+    return index
+
+
+def require_module(name: str, names: Sequence[str]) -> str:
+    """Return the name if it is the full name of one of the modules."""
+    if name not in names:
+        raise ValueError(f"module={name!r} is none of the {len(names)} modules: use a full name such as {names[0]}")
+    return name
 
 
 def _require_number(value: float, name: str) -> int | float:
@@ -123,6 +132,16 @@ def require_choice(value: T, name: str, choices: Sequence[T]) -> T:
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def choices_of(function: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
+    """The words that each argument of a function is one of, by the name of the argument, with None if it may be."""
+    choices = {}
+    for name, hint in _parameter_hints(function).items():
+        words = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+        if words:
+            choices[name] = (*get_args(words[0]), *[None] * (NoneType in get_args(hint)))
+    return choices
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -140,6 +159,18 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         if name in arguments and (misfit := _find_misfit(name, arguments[name], hint)):
             place, value, expected = misfit
             raise TypeError(f"{place} is {_describe(value)}: pass {_way_out(place, value, expected)}")
+
+
+def with_checked_arguments(function: Callable[..., T]) -> Callable[..., T]:
+    """Let a function call `check_arguments` first."""
+    accepted = signature(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> T:
+        check_arguments(function, accepted.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return call
 
 
 @cache
@@ -169,7 +200,8 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
         return None if isinstance(value, str) else misfit
     if hint in _NUMBERS:
         numbers: Any = SupportsIndex if hint in _WHOLE_NUMBERS else SupportsFloat | SupportsIndex
-        return None if isinstance(value, numbers) else misfit
+        number = as_python_number(value)  # arrays with axes convert to a number by their type alone
+        return None if isinstance(number, numbers) and not getattr(number, "ndim", 0) else misfit
     kind: Any = origin or hint
     if kind is Any:
         return None
@@ -246,6 +278,7 @@ def _name_kind(hint: Any, given: str) -> str:
 
 def list_names(names: Any) -> Any:
     """Names in any iterable as a list, which can be read twice and saved; anything else unchanged."""
+    names = as_python_number(names)  # an array without axes is what it holds
     if isinstance(names, str) or not isinstance(names, Iterable):
         return names
     return sorted(names, key=str) if isinstance(names, set | frozenset) else list(names)

@@ -67,6 +67,8 @@ def save_session(path: str | os.PathLike[str], session: Session, parts: dict[str
 def load_session(path: str | os.PathLike[str]) -> tuple[Session, Results, Allocation, list[PastRace]]:
     """Read a session, its results, the kept allocation and the races."""
     folder = Path(path)
+    if not (folder / SESSION).is_file():
+        raise FileNotFoundError(f"no session in {folder}, which holds no {SESSION}: name a folder of workbench.save()")
     session = read_dataclass(folder / SESSION, Session, upgrade_session)
     places = {
         name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in RESULT_CLASSES.items()

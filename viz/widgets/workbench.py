@@ -494,7 +494,9 @@ class Workbench(PicturedWidget):
         workbench = cls.from_results(results, options.rank)
         named = {*edits, *options.pinned, *options.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
-            raise ValueError(f"{Path(path, SESSION)} names {unknown[0]}, which the calibration does not have")
+            raise ValueError(
+                f"{Path(path, SESSION)} names {unknown[0]}, which the calibration does not have: save it again"
+            )
         workbench._race.past = races
         workbench.widget.races = workbench._race.listed
         workbench._restore(AllocationState(options, edits, workbench.state.directions, kept))

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -127,6 +128,18 @@ def test_the_same_training_in_another_form_is_resumed_and_can_be_longer(tmp_path
     options = begin(tmp_path, adapted_model())
     options |= {"batch_size": 2, "gradient_accumulation_steps": 2, "optim": "adamw_torch", "epochs": 3}
     assert train(adapted_model(), token_rows().with_format("torch"), resume=True, **options).steps == 12
+
+
+@pytest.mark.parametrize("length", [{"max_steps": np.int64(6)}, {"epochs": 1.5}], ids=["steps", "epochs"])
+def test_a_training_that_has_ended_takes_no_further_step(length: dict[str, Any], tmp_path: Path) -> None:
+    """Not at the end of an epoch, where the Trainer itself would stop."""
+    options = QUICK | {"save_steps": 2, "output_dir": tmp_path} | length
+    whole = train(adapted_model(), token_rows(), **options)
+    again = train(adapted_model(), token_rows(), resume=True, **options)
+    assert (again.steps, again.meta.recipe["steps"], again.interrupted) == (6, [6, 6], False)
+    assert all(torch.equal(tensor, again.adapter[name]) for name, tensor in whole.adapter.items())
+    with pytest.raises(ValueError, match="checkpoint-6 is after 6 steps, and max_steps=5: pass at least 6"):
+        train(adapted_model(), token_rows(), resume=True, **options | {"max_steps": 5})
 
 
 def test_resume_takes_the_last_whole_checkpoint_or_a_path(tmp_path: Path) -> None:

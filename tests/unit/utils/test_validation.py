@@ -1,8 +1,10 @@
 """Every argument of every public function, given each of the things that a user has at hand."""
 
 import inspect
+import math
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tests.helpers import pictured, results
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_batch, tiny_tokenizer
 from tlora.models.targets import Model
+from tlora.results import Result
 from tlora.utils.validation import check_arguments
 
 
@@ -186,6 +189,73 @@ def test_a_thing_of_another_kind_is_refused_by_the_name_of_the_argument(function
         positional = [arguments.pop(one) for one in ("tokenizer", "sources") if "sources" in arguments]
         with pytest.raises(TypeError, match=rf"(?s)\b{name}\b.* is .*: pass "):
             _ = function(*positional, **arguments)
+
+
+METHODS = [
+    (kind, name)
+    for kind in Result.__subclasses__()
+    for name, method in inspect.getmembers(kind, inspect.isfunction)
+    if kind.__name__ in results.EXAMPLES and not name.startswith("_") and len(inspect.signature(method).parameters) > 1
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS, ids=[f"{kind.__name__}.{name}" for kind, name in METHODS])
+def test_methods_of_results_refuse_a_thing_of_another_kind(kind: type[Result], name: str) -> None:
+    method = getattr(kind, name)
+    _, *parameters = inspect.signature(method).parameters.values()
+    needed = {one.name: object() for one in parameters if one.default is one.empty}
+    for argument in parameters:
+        with pytest.raises(TypeError, match="is an object: pass "):
+            method(results.EXAMPLES[kind.__name__](), **needed | {argument.name: object()})
+
+
+def update(d_in: int = 4) -> tlora.LoraUpdate:
+    return tlora.LoraUpdate("layer", torch.ones(2, d_in), torch.ones(3, 2))
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a module that is not there": (lambda: results.attribution().by_direction("nowhere"), ValueError, "'nowhere'"),
+    "of tokens": (lambda: results.attribution().from_tokens("nowhere"), ValueError, "'nowhere' is none of the 4"),
+    "a token": (lambda: results.attribution().from_tokens(token=9), ValueError, "token=9 is out of range"),
+    "a sample": (lambda: results.attribution().from_tokens(sample=9), ValueError, "sample=9 is out of range"),
+    "a measure": (lambda: results.attribution().contributions(2), ValueError, "measure=2 is out of range"),
+    "a negative count": (lambda: results.attribution().largest(-1), ValueError, "count=-1"),
+    "of lost tokens": (lambda: results.effects().lost(-1), ValueError, "count=-1"),
+    "of risen tokens": (lambda: results.effects().rose(-1), ValueError, "count=-1"),
+    "a weight": (lambda: results.interference().disturbance(math.nan, 1.0), ValueError, "first_weight"),
+    "a set": (lambda: results.rescaling().loss(results.rescaling().points[0], "nowhere"), ValueError, "'nowhere'"),
+    "no file name": (lambda: results.sensitivity().save(""), ValueError, "path=.* names no file"),
+    "a folder above": (lambda: results.sensitivity().save(".."), ValueError, "path='..' names no file"),
+    "a number to add": (lambda: update() + cast(Any, 1), TypeError, "other is an int: pass a LoraUpdate"),
+    "another shape": (lambda: update() + update(5), ValueError, r"\(3, 4\) and layer \(3, 5\): add updates of one"),
+    "a moment": (lambda: update().cut(1, cast(Any, "c")), TypeError, "moment is a str"),
+    "a moment to measure": (lambda: update().norm(cast(Any, 2)), TypeError, "moment is an int"),
+    "several weights": (
+        lambda: tlora.combine({"a": cast(Any, np.ones(2))}),
+        TypeError,
+        r"adapters\['a'\] is a ndarray",
+    ),
+    "several seeds": (lambda: tlora.combine({"a": 1.0}, seed=torch.ones(2)), TypeError, "seed is a Tensor"),
+}
+"""What is refused for its value, or by what is no method of a result: the call, the exception, the words."""
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_value_that_cannot_be_is_named(call: Callable[[], Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_place_may_be_a_number_of_numpy_or_true() -> None:
+    attribution = results.attribution()
+    for measure in (np.int64(1), np.array(1), torch.tensor(1), True):
+        assert attribution.contributions(measure).tolist() == attribution.contributions(1).tolist()
+    assert attribution.from_tokens(token=True).equals(attribution.from_tokens(token=1))
+
+
+def test_an_array_without_axes_is_the_text_in_it() -> None:
+    text = ".*q_proj"
+    assert tlora.target_modules(results.base(), np.array(text)) == tlora.target_modules(results.base(), text)
 
 
 SEEDED = [f for f in FUNCTIONS if inspect.isfunction(f) and "seed" in inspect.signature(f).parameters]

@@ -388,6 +388,11 @@ def test_a_damaged_session_is_refused(change: Any, words: str, tmp_path: Any) ->
         viz.Workbench.load(tmp_path / "session")
 
 
+def test_a_folder_without_a_session_is_named(tmp_path: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no session in .*nowhere, which holds no session.json: name a folder"):
+        viz.Workbench.load(tmp_path / "nowhere")
+
+
 def test_numbers_of_numpy_and_none_are_as_plain_ones(tmp_path: Any) -> None:
     it = small(pinned={"layers.0.k_proj": 3})
     it.set(pinned=None, rank=np.int64(5), temperature=np.float64(0.5))
