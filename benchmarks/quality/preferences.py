@@ -72,7 +72,7 @@ from benchmarks.quality.two_adapters import FROZEN
 from tlora.comparison.interval import paired_interval
 from tlora.models.forward import IGNORED
 from tlora.recipes import Plan
-from tlora.tasks.evaluation import summed_losses
+from tlora.tasks.evaluation import evaluation_mode, summed_losses
 from tlora.tasks.presets import package_file
 from tlora.tasks.sources import read_path
 from tlora.tasks.task import Task
@@ -258,7 +258,8 @@ def train_pairs(
 
 def log_ratios(model: Any, task: Task, split: str) -> Array:
     """Log-probability of the chosen answer less that of the rejected one, of each pair of a split, in nats."""
-    losses, _ = summed_losses(model, task, task.rows(split), 16, progress=False)
+    with evaluation_mode(model):
+        losses, _ = summed_losses(model, task, task.rows(split), 16, progress=False)
     return -(losses[0::2] - losses[1::2]).numpy()
 
 
