@@ -49,7 +49,7 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -69,7 +69,7 @@ import tlora
 from benchmarks.lab.store import Store, key_text
 from benchmarks.quality.pages import markdown, publish
 from benchmarks.quality.two_adapters import FROZEN
-from tlora.comparison.interval import paired_interval
+from tlora.comparison.interval import Interval, paired_interval
 from tlora.models.forward import IGNORED
 from tlora.recipes import Plan
 from tlora.tasks.evaluation import evaluation_mode, summed_losses
@@ -411,25 +411,33 @@ def race_runs(kind: str) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+def difference(kind: str, arm: str, other: str) -> Interval | None:
+    """Held-out loss of an arm minus that of another, paired by seed and pair; None before all have run."""
+    runs = race_runs(kind)
+    one, two = (runs.get(name, {}) for name in (arm, other))
+    if len(one) < len(SEEDS) or len(two) < len(SEEDS):
+        return None
+    return paired_interval(np.stack([losses_of(one[s]) - losses_of(two[s]) for s in SEEDS]), 1 - CONFIDENCE)
+
+
+def interval_text(values: Interval) -> str:
+    """A difference with its interval."""
+    return f"{values.mean:+.3f} ({values.low:+.3f} to {values.high:+.3f})"
+
+
 def race_table() -> str:
     """Loss and reward accuracy on held-out pairs, and the difference to directions of both answers."""
     lines = []
     for kind in KINDS:
-        runs = race_runs(kind)
-        for arm, mine in runs.items():
-            if not mine:
+        for arm, runs in race_runs(kind).items():
+            if not runs:
                 continue
-            losses = np.stack([losses_of(record) for record in mine.values()])
-            accuracy = np.mean([np.array(record["margins"]) > 0 for record in mine.values()])
-            shared = [seed for seed in mine if seed in runs["both"]] if arm != "both" else []
-            behind = ""
-            if shared:
-                differences = np.stack([losses_of(mine[s]) - losses_of(runs["both"][s]) for s in shared])
-                mean, low, high = paired_interval(differences, 1 - CONFIDENCE)
-                behind = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" if len(shared) > 1 else f"{mean:+.3f}"
-            trained = f"{next(iter(mine.values()))['trained']:,}"
-            cells = [f"{best_rate(kind, arm):g}", trained, str(len(mine)), f"{losses.mean():.3f}", f"{accuracy:.2f}"]
-            lines.append([kind, arm, *cells, behind])
+            losses = np.concatenate([losses_of(record) for record in runs.values()])
+            accuracy = np.mean([np.array(record["margins"]) > 0 for record in runs.values()])
+            behind = None if arm == "both" else difference(kind, arm, "both")
+            trained = f"{next(iter(runs.values()))['trained']:,}"
+            cells = [f"{best_rate(kind, arm):g}", trained, str(len(runs)), f"{losses.mean():.3f}", f"{accuracy:.2f}"]
+            lines.append([kind, arm, *cells, "" if behind is None else interval_text(behind)])
     heads = ["pairs", "directions", "learning rate", "trained", "seeds", "loss", "pairs ordered right"]
     return markdown([*heads, "loss minus both"], lines) if lines else "Not run yet."
 
@@ -444,26 +452,73 @@ def search_table() -> str:
     return markdown(["pairs", "directions", *(f"{rate:g}" for rate in RATES)], lines) if lines else "Not run yet."
 
 
+def captured_shares(kind: str, state: str, rank: int) -> dict[str, Array]:
+    """Captured share in percent of each kind of directions, one value per seed that has run."""
+    known, place = STORE.by_key(), RANKS.index(rank)
+    keys = ({"part": "capture", "kind": kind, "state": state, "seed": seed} for seed in SEEDS)
+    runs = [known[text] for text in map(key_text, keys) if text in known]
+    return {name: np.array([100 * run["captured"][name][place] / run["total"] for run in runs]) for name in DIRECTIONS}
+
+
 def capture_table() -> str:
     """Captured share by kind of pairs, model and rank, in percent: means over the seeds, with their range."""
-    known, lines = STORE.by_key(), []
-    for kind, state in itertools.product(KINDS, STATES):
-        keys = ({"part": "capture", "kind": kind, "state": state, "seed": seed} for seed in SEEDS)
-        found = [known[text] for text in map(key_text, keys) if text in known]
-        for place, rank in enumerate(RANKS if found else ()):
-            shares = {
-                name: np.array([100 * run["captured"][name][place] / run["total"] for run in found])
-                for name in DIRECTIONS
-            }
-            cells = [f"{values.mean():.1f}" for values in shares.values()]
+    lines = []
+    for kind, state, rank in itertools.product(KINDS, STATES, RANKS):
+        shares = captured_shares(kind, state, rank)
+        if len(shares["both"]):
             apart = [shares["both"] - shares[name] for name in ("signed", "chosen")]
+            cells = [f"{values.mean():.1f}" for values in shares.values()]
             cells += [f"{x.mean():+.1f} ({x.min():+.1f} to {x.max():+.1f})" for x in apart]
-            lines.append([kind, state, str(len(found)), str(rank), *cells])
+            lines.append([kind, state, str(len(apart[0])), str(rank), *cells])
     heads = ["pairs", "model", "seeds", "rank", *DIRECTIONS, "both minus signed", "both minus chosen"]
     return markdown(heads, lines) if lines else "Not run yet."
 
 
-TABLES = {"race": race_table, "search": search_table, "capture": capture_table}
+def expectation_table() -> str:
+    """What was expected, what came, and whether it held."""
+    shares = [captured_shares(kind, state, RANKS[0]) for kind, state in itertools.product(KINDS, STATES)]
+    signed, chosen = (
+        [float((part["both"] - part[name]).mean()) if len(part["both"]) == len(SEEDS) else math.nan for part in shares]
+        for name in ("signed", "chosen")
+    )
+    heads = ["expected", *KINDS, ""]
+    as_points = [
+        ", ".join("\u2013" if math.isnan(x) else f"{x:+.1f}" for x in values)
+        for values in (signed[:2], signed[2:], chosen[:2], chosen[2:])
+    ]
+    lines = [
+        ["1: within 1 point of signed sums", *as_points[:2], said(signed, lambda x: abs(x) <= 1)],
+        ["1: 0.5 to 3 points above chosen", *as_points[2:], said(chosen, lambda x: 0.5 <= x <= 3)],
+    ]
+    rows: dict[str, tuple[str, str, Callable[[Interval, float], bool]]] = {
+        "2: chosen within 0.02 nats of both": ("chosen", "both", lambda x, _: abs(x.mean) <= 0.02),
+        "3: random higher than both": ("random", "both", lambda x, _: x.low > 0),
+        "4: both not behind LoRA": ("both", "LoRA", lambda x, margin: x.high < margin),
+        "rule: chosen not ahead of both": ("chosen", "both", lambda x, _: x.high >= 0),
+    }
+    for text, (arm, other, holds) in rows.items():
+        found = [(difference(kind, arm, other), not_behind_margin(kind)) for kind in KINDS]
+        cells = ["" if apart is None else interval_text(apart) for apart, _ in found]
+        is_done = all(apart is not None for apart, _ in found)
+        verdict = [apart is not None and holds(apart, margin) for apart, margin in found]
+        lines.append([text, *cells, ("holds" if all(verdict) else "does not hold") if is_done else "not run yet"])
+    return markdown(heads, lines)
+
+
+def said(values: Sequence[float], holds: Callable[[float], bool]) -> str:
+    """Whether something holds for all values, which are NaN if not measured."""
+    if any(math.isnan(value) for value in values):
+        return "not run yet"
+    return "holds" if all(map(holds, values)) else "does not hold"
+
+
+def not_behind_margin(kind: str) -> float:
+    """A twentieth of what LoRA learns, nats."""
+    losses = [losses_of(record).mean() for record in race_runs(kind).get("LoRA", {}).values()]
+    return (math.log(2) - float(np.mean(losses))) / 20 if losses else math.nan
+
+
+TABLES = {"expectations": expectation_table, "race": race_table, "search": search_table, "capture": capture_table}
 
 
 if __name__ == "__main__":

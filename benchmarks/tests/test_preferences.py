@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -111,3 +112,22 @@ def test_a_difference_is_paired_by_seed_at_the_best_rate(monkeypatch: pytest.Mon
     assert shown[0] == pytest.approx(mean, abs=6e-4)
     assert shown[1] <= low + 6e-4  # pairs that differ make it wider, never narrower
     assert shown[2] >= high - 6e-4
+
+
+def test_what_was_expected_is_judged_when_all_has_run(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(preferences, "STORE", store := Store(tmp_path / "runs.jsonl"))
+    assert preferences.expectation_table().count("not run yet") == 6
+    margins = {"both": 1.0, "chosen": 1.01, "random": 0.5, "LoRA": 1.5}  # chosen: 0.003 nats ahead, in every pair
+    for kind, (arm, margin), seed in itertools.product(preferences.KINDS, margins.items(), (100, *preferences.SEEDS)):
+        for rate in preferences.RATES if seed == 100 else preferences.RATES[:1]:
+            store.append({"key": preferences.race_key(kind, arm, rate, seed), "trained": 10, "margins": [margin] * 4})
+    captured = {"both": [50.0, 80.0], "signed": [50.5, 80.0], "chosen": [46.0, 80.0], "random": [1.0, 5.0]}
+    for kind, state, seed in itertools.product(preferences.KINDS, preferences.STATES, preferences.SEEDS):
+        key = {"part": "capture", "kind": kind, "state": state, "seed": seed}
+        store.append({"key": key, "captured": captured, "total": 100.0})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in preferences.expectation_table().splitlines()]
+    assert [line[-1] for line in lines[2:]] == [
+        "holds", "does not hold", "holds", "holds", "does not hold", "does not hold",
+    ]  # fmt: skip
+    assert lines[2][1:3] == ["-0.5, -0.5"] * 2
+    assert lines[3][1:3] == ["+4.0, +4.0"] * 2
