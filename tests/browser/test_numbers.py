@@ -51,7 +51,7 @@ CELLS = """(found) => found.map((one) => {
 })"""
 TABLES = """(found) => found.map((table) => {
     const caption = table.querySelector("caption") ?? table.closest("details").querySelector("summary");
-    caption.dataset.known = table.dataset.known = "";
+    caption.dataset.known = table.tBodies[0].dataset.known = "";
     return [caption.textContent, [...table.tBodies[0].rows].map((row) => [...row.cells].map((c) => c.textContent))];
 })"""
 NUMBER = re.compile(r"[+\u2212-]?(?:\d[\d,]*)?\.?\d+(?:e[+-]\d+)?")
@@ -108,7 +108,11 @@ class Page:
 
     def tables(self, selector: str) -> dict[str, list[list[str]]]:
         """The tables in a part of the page, by caption."""
-        return dict(self.page.locator(f"{selector} table").evaluate_all(TABLES))
+        found = dict(self.page.locator(f"{selector} table").evaluate_all(TABLES))
+        for caption, rows in found.items():
+            if caption.startswith("All "):
+                same(caption, len(rows))
+        return found
 
     def nothing_left(self) -> None:
         """Every number that is visible is known, or is no result."""
@@ -234,6 +238,7 @@ def check_card(page: Page, scores: Any, results: dict[str, Any], allocation: Any
     eigen = results["spectrum"].eigenvalues[results["spectrum"].inputs[name]].double().numpy()
     shares = np.cumsum(eigen) / results["spectrum"].traces[results["spectrum"].inputs[name]]
     ((_, rows),) = page.tables(".side").items()
+    same(page.texts(".side thead th.count")[0], rank)
     needed = [int((shares < level).sum()) + 1 for level in (0.9, 0.95, 0.99)]
     check_table(rows, [["", 100 * shares[rank - 1], *needed]])
     check_costs(page, scores, results, allocation)
@@ -252,6 +257,7 @@ def check_costs(page: Page, scores: Any, results: dict[str, Any], allocation: An
         ["", 8e-6 * b, 8e-6 * b, 100, 8e-6 * lora],
     ]
     (table,) = page.tables(".bar details.fold").values()
+    same(page.texts(".bar details.fold thead th")[-1], RANK)
     check_table(table[:3], rows)
     in_gb = [float(numbers(cell)[0]) / (1 if "GB" in cell else 1000) for cell in (table[3][1], table[3][4])]
     assert in_gb == pytest.approx([peak, estimate.bytes["training A and B"] / 1e9], rel=0.006)
