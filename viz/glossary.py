@@ -33,7 +33,7 @@ GLOSSARY: dict[str, str] = {
     "directions, of those that were computed. A high share does not say that training needs more of them.",
     "variance": "Share of the variance of a module's inputs that lies along the first directions.",
     "gradient captured": "Share of the squared gradient of held-out samples that lies along the rows of A: what an "
-    "adapter with A frozen can follow.",
+    "adapter with A frozen can follow. Between the ranks that were measured it is interpolated.",
     "neighbors": "Overlap of the directions of a module with those of the same projection in the next layers.",
     "overlap": "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 "
     "orthogonal.",

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 6c5a59f493a298d4b21da20cbfc7238a2ce1338f739b181a5877669c1c8bf1f9
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: ca51e81d10c203f4f2e441a8613a9191ea3ceb73147684d72aa0bd2396addb3f
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -53,7 +53,7 @@ var glossary_default = {
   direction: "A vector in the input space of a module. Each row of A is one: it turns a token's input into one number.",
   energy: "Share of ||W C||\xB2, the covariance of the inputs seen through the weight, that lies along the first directions, of those that were computed. A high share does not say that training needs more of them.",
   variance: "Share of the variance of a module's inputs that lies along the first directions.",
-  "gradient captured": "Share of the squared gradient of held-out samples that lies along the rows of A: what an adapter with A frozen can follow.",
+  "gradient captured": "Share of the squared gradient of held-out samples that lies along the rows of A: what an adapter with A frozen can follow. Between the ranks that were measured it is interpolated.",
   neighbors: "Overlap of the directions of a module with those of the same projection in the next layers.",
   overlap: "How much two subspaces share: the mean squared cosine of their principal angles; 1 the same, 0 orthogonal.",
   "by chance": "The overlap of random subspaces: their rank divided by the dimension of the inputs.",

@@ -26,8 +26,8 @@ from tests.helpers.sensitivities import sensitivity as by_hand
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import RankLimits
 from tlora.subspaces.task_subspaces import task_subspaces
+from viz.widgets.base import as_sentence
 from viz.widgets.state import ALLOCATION_PRESETS
-from viz.widgets.workbench import as_sentence
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 allocate_file, allocation_file, race_file = (
