@@ -53,8 +53,9 @@ class ReadTokens:
 
     def at(self, places: Int[Tensor, " n"]) -> ReadTokens:
         """The tokens at these places, each of which is still the first of its sample, or the same token, as here."""
-        chosen = ReadTokens(self.ids[places], [self.texts[n] for n in places], self.parts[places], self.samples[places])
-        facts = {"is_first": self.is_first[places], "groups": np.unique(self.groups[places], return_inverse=True)[1]}
+        index = places.numpy()
+        chosen = ReadTokens(self.ids[places], [self.texts[n] for n in index], self.parts[places], self.samples[places])
+        facts = {"is_first": self.is_first[index], "groups": np.unique(self.groups[index], return_inverse=True)[1]}
         vars(chosen).update(facts)
         return chosen
 
@@ -373,7 +374,7 @@ class DirectionActivations(ModuleResult):
         member = groups[known][:, None] == np.arange(groups.max() + 1)
         with np.errstate(invalid="ignore"):
             shares = part / whole  # NaN if a resample has none of the samples with a token of an expert
-            counts = np.isfinite(shares) @ member
+            counts = np.isfinite(shares).astype(float) @ member
             return interval(np.nan_to_num(shares) @ member / counts, CONFIDENCE)
 
 

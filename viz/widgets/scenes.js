@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 79e05e0944a81f9286cc5a5898c5585f1dc815aae1fcb241f1b19bef196048b5
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: dcff6036716b6fdf29a0024cf86fe9799820c96ca8cb03b4a570250dc33a5be4
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 79e05e0944a81f9286cc5a5898c5585f1dc815aae1fcb241f1b19bef196048b5
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: dcff6036716b6fdf29a0024cf86fe9799820c96ca8cb03b4a570250dc33a5be4
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1727,7 +1727,8 @@ function drawEnd({ root, part }, parent, values, sign2, tokens) {
 function drawSamples(panel, cell, n, d, tokens) {
   const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
   const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
-  drawRamp(cell, most, `${what}; narrow: constant tokens; click a number for the whole sample`, dark);
+  const gray = panel.values.routed ? "; gray: not routed to this expert" : "";
+  drawRamp(cell, most, `${what}; narrow: constant tokens${gray}; click a number for the whole sample`, dark);
   const peaks = tokens.spans.map(([start, end]) => largest(values.slice(start, end)));
   const order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]), rest = shuffled(order.slice(STRONGEST));
   const isDrawn = rest.length > DRAWN_SAMPLES;
@@ -2411,7 +2412,7 @@ function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
   if (count2 > 1) {
     const ranks = current.experts?.[k] ?? [], least = Math.min(...ranks), most = Math.max(...ranks);
-    const said = ranks.length ? `The mean of ${count2} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all` : `One rank for all ${count2} experts of the parameter`;
+    const said = least < most ? `The mean of ${count2} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all` : `One rank for all ${count2} experts of the parameter`;
     lines.push(`${said}; shares and curves are means over them`);
   }
   const scaling = current.scalings[k];
