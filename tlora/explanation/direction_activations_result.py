@@ -240,9 +240,9 @@ class DirectionActivations(ModuleResult):
         if not 0 <= sample < (count := int(tokens.samples[-1]) + 1):
             raise ValueError(f"there is no sample {sample}: choose 0 to {count - 1}")
         here = tokens.of_sample(sample)
-        values = {"z": self.spread(module, self._values(module, direction, kind, need=False))[here]}
+        values = {"z": self._spread(module, self._values(module, direction, kind, need=False))[here]}
         if self.need:
-            values["need"] = self.spread(module, self.need[module].float().numpy())[here]
+            values["need"] = self._spread(module, self.need[module].float().numpy())[here]
         parts = [PARTS[part] for part in tokens.parts[here]]
         return pd.DataFrame({"token": tokens.texts[here], "z": values.pop("z"), "part": parts, **values})
 
@@ -323,7 +323,7 @@ class DirectionActivations(ModuleResult):
             return self.routed[module].numpy()
         return np.arange(len(self.tokens[self.sides[module]].ids))
 
-    def spread(self, module: str, values: np.ndarray) -> np.ndarray:
+    def _spread(self, module: str, values: np.ndarray) -> np.ndarray:
         """Values of the tokens that a module reads as values of all tokens of its side, (..., T); NaN for others."""
         all_values = np.full((*values.shape[:-1], len(self.tokens[self.sides[module]].ids)), np.nan, values.dtype)
         all_values[..., self._places(module)] = values
