@@ -53,8 +53,9 @@ class ReadTokens:
 
     def at(self, places: Int[Tensor, " n"]) -> ReadTokens:
         """The tokens at these places, each of which is still the first of its sample, or the same token, as here."""
-        chosen = ReadTokens(self.ids[places], [self.texts[n] for n in places], self.parts[places], self.samples[places])
-        facts = {"is_first": self.is_first[places], "groups": np.unique(self.groups[places], return_inverse=True)[1]}
+        index = places.numpy()
+        chosen = ReadTokens(self.ids[places], [self.texts[n] for n in index], self.parts[places], self.samples[places])
+        facts = {"is_first": self.is_first[index], "groups": np.unique(self.groups[index], return_inverse=True)[1]}
         vars(chosen).update(facts)
         return chosen
 
@@ -239,9 +240,9 @@ class DirectionActivations(ModuleResult):
         if not 0 <= sample < (count := int(tokens.samples[-1]) + 1):
             raise ValueError(f"there is no sample {sample}: choose 0 to {count - 1}")
         here = tokens.of_sample(sample)
-        values = {"z": self.spread(module, self._values(module, direction, kind, need=False))[here]}
+        values = {"z": self._spread(module, self._values(module, direction, kind, need=False))[here]}
         if self.need:
-            values["need"] = self.spread(module, self.need[module].float().numpy())[here]
+            values["need"] = self._spread(module, self.need[module].float().numpy())[here]
         parts = [PARTS[part] for part in tokens.parts[here]]
         return pd.DataFrame({"token": tokens.texts[here], "z": values.pop("z"), "part": parts, **values})
 
@@ -322,7 +323,7 @@ class DirectionActivations(ModuleResult):
             return self.routed[module].numpy()
         return np.arange(len(self.tokens[self.sides[module]].ids))
 
-    def spread(self, module: str, values: np.ndarray) -> np.ndarray:
+    def _spread(self, module: str, values: np.ndarray) -> np.ndarray:
         """Values of the tokens that a module reads as values of all tokens of its side, (..., T); NaN for others."""
         all_values = np.full((*values.shape[:-1], len(self.tokens[self.sides[module]].ids)), np.nan, values.dtype)
         all_values[..., self._places(module)] = values
@@ -373,7 +374,7 @@ class DirectionActivations(ModuleResult):
         member = groups[known][:, None] == np.arange(groups.max() + 1)
         with np.errstate(invalid="ignore"):
             shares = part / whole  # NaN if a resample has none of the samples with a token of an expert
-            counts = np.isfinite(shares) @ member
+            counts = np.isfinite(shares).astype(float) @ member
             return interval(np.nan_to_num(shares) @ member / counts, CONFIDENCE)
 
 

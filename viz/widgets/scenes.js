@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: ca51e81d10c203f4f2e441a8613a9191ea3ceb73147684d72aa0bd2396addb3f
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 2f132059bafe0a2c770980b7301e8b046359443a20de6e0c2da4e506d0375960
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

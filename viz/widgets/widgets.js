@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: ca51e81d10c203f4f2e441a8613a9191ea3ceb73147684d72aa0bd2396addb3f
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 2f132059bafe0a2c770980b7301e8b046359443a20de6e0c2da4e506d0375960
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -1869,7 +1869,8 @@ function drawEnd({ root, part }, parent, values, sign2, tokens) {
 function drawSamples(panel, cell, n, d, tokens) {
   const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
   const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
-  drawRamp(cell, most, `${what}; narrow: constant tokens; click a number for the whole sample`, dark);
+  const gray = panel.values.routed ? "; gray: not routed to this expert" : "";
+  drawRamp(cell, most, `${what}; narrow: constant tokens${gray}; click a number for the whole sample`, dark);
   const peaks = tokens.spans.map(([start, end]) => largest(values.slice(start, end)));
   const order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]), rest = shuffled(order.slice(STRONGEST));
   const isDrawn = rest.length > DRAWN_SAMPLES;
@@ -2561,7 +2562,7 @@ function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
   if (count2 > 1) {
     const ranks = current.experts?.[k] ?? [], least = Math.min(...ranks), most = Math.max(...ranks);
-    const said = ranks.length ? `The mean of ${count2} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all` : `One rank for all ${count2} experts of the parameter`;
+    const said = least < most ? `The mean of ${count2} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all` : `One rank for all ${count2} experts of the parameter`;
     lines.push(`${said}; shares and curves are means over them`);
   }
   const scaling = current.scalings[k];

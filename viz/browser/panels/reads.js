@@ -267,7 +267,8 @@ function drawEnd({ root, part }, parent, values, sign, tokens) {
 function drawSamples(panel, cell, n, d, tokens) {
   const values = valuesOf(panel, n, d), most = largest(values), dark = isDark(panel.root);
   const what = `${valueName(panel)}, direction ${d + 1} of ${panel.part.kinds[n]}`;
-  drawRamp(cell, most, `${what}; narrow: constant tokens; click a number for the whole sample`, dark);
+  const gray = panel.values.routed ? "; gray: not routed to this expert" : "";
+  drawRamp(cell, most, `${what}; narrow: constant tokens${gray}; click a number for the whole sample`, dark);
   const peaks = tokens.spans.map(([start, end]) => largest(values.slice(start, end)));
   const order = [...peaks.keys()].sort((a, b) => peaks[b] - peaks[a]), rest = shuffled(order.slice(STRONGEST));
   const isDrawn = rest.length > DRAWN_SAMPLES;

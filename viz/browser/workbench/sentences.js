@@ -140,7 +140,7 @@ export function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count = about.experts[k];
   if (count > 1) {
     const ranks = current.experts?.[k] ?? [], least = Math.min(...ranks), most = Math.max(...ranks);
-    const said = ranks.length
+    const said = least < most
       ? `The mean of ${count} experts, which have ranks ${least} to ${most}; PEFT holds ${most} for all`
       : `One rank for all ${count} experts of the parameter`;
     lines.push(`${said}; shares and curves are means over them`);
