@@ -122,6 +122,7 @@ class Recipe:
     @staticmethod
     def named(name: str) -> Recipe:
         """Return the recipe of that ``name``, as in ``tlora run --recipe``; a KeyError names all others."""
+        check_arguments(Recipe.named, locals())
         if name == "tlora":  # the name that the default had, which is not the published method
             raise KeyError("no recipe 'tlora': choose 'captured', the default here, or 'tlora-paper', as published")
         if name not in RECIPES:

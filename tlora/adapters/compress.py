@@ -137,8 +137,8 @@ def compress(
     cut = {name: project(source.updates[name], directions[name][..., :kept]) for name, kept in ranks.items() if kept}
     if not cut:
         raise ValueError(
-            "nothing would be kept: every update is zero, no contribution is above 0, or the budget is too small: raise "
-            "it"
+            "nothing would be kept: every update is zero, no contribution is above 0, or the budget is too small: "
+            "raise it"
         )
     smaller = source.with_updates(cut)
     given = {"rank": rank, "contributions": contributions}

@@ -135,7 +135,7 @@ def attribute(
     True
     """
     check_arguments(attribute, locals())
-    require_positive_int(points, "points")
+    points = require_positive_int(points, "points")
     gated = GatedAdapter(adapted, "attribute")
     if tuned is not None and type(tuned) is not type(gated.model):
         kinds = f"a {type(tuned).__name__}, and the adapter is on a {type(gated.model).__name__}"

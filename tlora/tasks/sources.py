@@ -296,6 +296,9 @@ def _csv_rows(text: str, path: Path) -> list[PlacedRow]:
     return [(f"{path}, sample {number}", row) for number, row in enumerate(frame.to_dict("records"), start=1)]
 
 
+_WAY_OUT = "write an object with columns as keys there"
+
+
 def _json_rows(text: str, path: Path) -> list[PlacedRow]:
     if text.lstrip().startswith("["):
         rows = [(f"{path}, element {n}", row) for n, row in enumerate(_parse(text, path), start=1)]
@@ -304,7 +307,7 @@ def _json_rows(text: str, path: Path) -> list[PlacedRow]:
         rows = [(f"{path}, line {n}", _parse(line, path, n)) for n, line in lines if line.strip()]
     for where, row in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns as keys")
+            raise ValueError(f"{where}: {str(row)[:40]!r} is no object: {_WAY_OUT}")
     return rows
 
 
@@ -312,4 +315,6 @@ def _parse(text: str, path: Path, first: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {first + error.lineno - 1}: not valid JSON ({error.msg})") from error
+        raise ValueError(
+            f"{path}, line {first + error.lineno - 1}: not valid JSON ({error.msg}): {_WAY_OUT}"
+        ) from error

@@ -26,7 +26,7 @@ from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import check_arguments, require_choice, require_positive_int
+from tlora.utils.validation import check_arguments, require_choice, require_positive_int, with_checked_arguments
 
 
 def architecture_of(model: Any) -> str:
@@ -142,6 +142,7 @@ class Task:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(index for index in ids if index is not None)
 
+    @with_checked_arguments
     def calibration(self, samples: int, batch_size: int = BATCH_SIZE, max_tokens: int | None = None) -> Batches:
         """Draw batches of training samples to calibrate on; the same call returns the same samples.
 
@@ -299,6 +300,7 @@ class Task:
             "dropped": cuts.dropped,
         }
 
+    @with_checked_arguments
     def rows(self, split: str = "test", limit: int | None = None) -> Dataset:
         """Return samples of a split.
 

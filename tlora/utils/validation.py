@@ -189,7 +189,7 @@ def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | None:
     """Find the value, or its item, that is not of the kind of its annotation; return its name, itself, and the kind."""
     origin, parts = get_origin(hint), get_args(hint)
-    misfit = (place, value, hint)
+    misfit, value = (place, value, hint), as_python_number(value)
     if origin is Annotated:
         return _find_misfit(place, value, parts[1])
     if origin in (Union, UnionType):
@@ -200,8 +200,8 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
         return None if isinstance(value, str) else misfit
     if hint in _NUMBERS:
         numbers: Any = SupportsIndex if hint in _WHOLE_NUMBERS else SupportsFloat | SupportsIndex
-        number = as_python_number(value)  # arrays with axes convert to a number by their type alone
-        return None if isinstance(number, numbers) and not getattr(number, "ndim", 0) else misfit
+        # arrays with axes convert to a number by their type alone
+        return None if isinstance(value, numbers) and not hasattr(value, "ndim") else misfit
     kind: Any = origin or hint
     if kind is Any:
         return None

@@ -40,8 +40,13 @@ from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import replace_file
 from tlora.utils.front_end import has_front_end
+<<<<<<< HEAD
 from tlora.utils.text import size_text
 from tlora.utils.validation import check_arguments
+=======
+from tlora.utils.text import capitalized, size_text
+from tlora.utils.validation import check_arguments, with_checked_arguments
+>>>>>>> attack
 from viz.experts import means_by_parameter
 from viz.plots.allocation import allocation_headline
 from viz.widgets import view
@@ -335,10 +340,12 @@ class Workbench(PicturedWidget):
             return edit_state(self._allocation, state, self._bound)
         return allocate_state(self.sensitivity, state, self._bound)
 
+    @with_checked_arguments
     def code(self, source: str = SOURCE) -> str:
         """The allocation as one line of Python; ``source`` is the expression for the sensitivity."""
         return allocation_code(self.sensitivity, self.state, source)
 
+    @with_checked_arguments
     def select(self, *names: str) -> None:
         """Select modules by their full ``names``; KeyError if there is no such module."""
         self.widget.selected = [self.names.index(name) for name in self._module_names(names)]
@@ -348,6 +355,7 @@ class Workbench(PicturedWidget):
         ranks = self._allocation.ranks
         self.select(max(ranks, key=lambda name: (ranks[name], self.sensitivity.scores[name])))
 
+    @with_checked_arguments
     def compare(self, left: str, right: str, rank: SupportsIndex = 8) -> Alignment:
         """Show two subspaces in the panel of alignments.
 
@@ -393,6 +401,7 @@ class Workbench(PicturedWidget):
         if "score" in options:  # its tab shows them
             self.widget.about = self._about()
 
+    @with_checked_arguments
     def set_rank(self, names: str | Collection[str], rank: int) -> None:
         """Set the rank of one or several modules; the others share what is left of the budget.
 
@@ -410,14 +419,17 @@ class Workbench(PicturedWidget):
         """
         self._decide(names, EDIT, rank)
 
+    @with_checked_arguments
     def release(self, names: str | Collection[str]) -> None:
         """Give the modules ``names`` back to their scores: no rank by hand, not left out; raises as `set_rank`."""
         self._decide(names, SCORE)
 
+    @with_checked_arguments
     def leave_out(self, names: str | Collection[str]) -> None:
         """Give the modules ``names`` no adapter, and their part of the budget to the others; raises as `set_rank`."""
         self._decide(names, EXCLUDE)
 
+    @with_checked_arguments
     def preset(self, name: str) -> None:
         """Go to the preset ``name``, e.g. ``"uniform"``; rank and what was kept stay. ValueError if it does not fit."""
         self._move(apply_preset(name, self.state, self.sensitivity, self._bound))
@@ -504,6 +516,7 @@ class Workbench(PicturedWidget):
         workbench._show_tab(session.tab)
         return workbench
 
+    @with_checked_arguments
     def page(self, path: str | os.PathLike[str], *, texts: bool = False) -> Path:
         """Write one HTML file that shows the map and all panels without a kernel and without a network.
 

@@ -213,6 +213,11 @@ def update(d_in: int = 4) -> tlora.LoraUpdate:
     return tlora.LoraUpdate("layer", torch.ones(2, d_in), torch.ones(3, 2))
 
 
+@cache
+def workbench() -> viz.Workbench:
+    return viz.Workbench(results.calibration(), results.subspaces(), rank=2)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a module that is not there": (lambda: results.attribution().by_direction("nowhere"), ValueError, "'nowhere'"),
     "of tokens": (lambda: results.attribution().from_tokens("nowhere"), ValueError, "'nowhere' is none of the 4"),
@@ -230,6 +235,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another shape": (lambda: update() + update(5), ValueError, r"\(3, 4\) and layer \(3, 5\): add updates of one"),
     "a moment": (lambda: update().cut(1, cast(Any, "c")), TypeError, "moment is a str"),
     "a moment to measure": (lambda: update().norm(cast(Any, 2)), TypeError, "moment is an int"),
+    "no list of names": (
+        lambda: workbench().leave_out(cast(Any, 3)),
+        TypeError,
+        "names is an int: pass a string or a list",
+    ),
+    "no path of a page": (
+        lambda: workbench().page(cast(Any, None)),
+        TypeError,
+        "path is None: pass a string or a path",
+    ),
+    "no preset": (lambda: workbench().preset(cast(Any, [])), TypeError, "name is a list: pass a string"),
+    "no limit": (lambda: task().rows("test", cast(Any, "all")), TypeError, "limit is a str"),
+    "no recipe": (lambda: tlora.Recipe.named(cast(Any, ["lora"])), TypeError, r"name is a list: pass name\[0\]"),
     "several weights": (
         lambda: tlora.combine({"a": cast(Any, np.ones(2))}),
         TypeError,
