@@ -40,13 +40,8 @@ from tlora.training.run import TrainingRun
 from tlora.utils.defaults import GRADIENT_KINDS
 from tlora.utils.files import replace_file
 from tlora.utils.front_end import has_front_end
-<<<<<<< HEAD
 from tlora.utils.text import size_text
-from tlora.utils.validation import check_arguments
-=======
-from tlora.utils.text import capitalized, size_text
 from tlora.utils.validation import check_arguments, with_checked_arguments
->>>>>>> attack
 from viz.experts import means_by_parameter
 from viz.plots.allocation import allocation_headline
 from viz.widgets import view
