@@ -30,7 +30,6 @@ NO_RESULT = {
     "text.tick": "ticks of an axis",
     ".ramp": "the middle of a scale of colors",
     ".about": "an explanation; its numbers are those of a study, which its page has",
-
     ".token, .ctx": "the text of samples",
     "[data-panel=reads] .times": "how often a token is at an end: readings.test.js compares them",
     "option": "the numbers of what can be chosen",

@@ -58,9 +58,7 @@ def _data(results: Results, curves: Curves, rank: int) -> Summary | None:
     of, model = f" of {results.task}" if results.task else "", PurePath(results.model).name or "the model"
     sentence, note = f"{count_text(samples, 'sample')}{of} calibrated {model}.", "samples to calibrate"
     if results.run is not None and (trained := results.run.meta.samples):
-        return Summary(
-            f"{samples:,}", f"{note}, {trained:,} to train", f"{sentence} {trained:,} trained the adapter."
-        )
+        return Summary(f"{samples:,}", f"{note}, {trained:,} to train", f"{sentence} {trained:,} trained the adapter.")
     return Summary(f"{samples:,}", note, sentence)
 
 
