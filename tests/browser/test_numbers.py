@@ -220,8 +220,8 @@ def check_card(page: Page, scores: Any, results: dict[str, Any], allocation: Any
     for text, value in zip(page.texts(".share b"), (share, budget, curve), strict=True):
         same(text, value)
     first, second = page.texts(".share small")
-    same(first.replace(" to ", " "), 95, *ends, 100 * frame["share"].max())
-    same(second, 100 * max(allocation.ranks.values()) / (RANK * len(names)))
+    same(first.replace(" to ", " "), 95, *ends, 100 * frame["share"].mean())
+    same(second, 100 * sum(allocation.ranks.values()) / (RANK * len(names)) / len(names))
     update, used = updates(results, names), results["run"].rank_use().set_index("module")["used_rank"]
     rise = results["attribution"].to_frame().set_index("module")["contribution"] / results["attribution"].rise
     facts = {
@@ -377,7 +377,10 @@ def test_allocation(page: Page, scores: Any, results: dict[str, Any], allocation
     page.open("allocation", "allocation")
     frame, ranks = scores.to_frame(), np.array(list(allocation.ranks.values()))
     layer = frame["layer"][int(ranks.argmax())]
-    page.says("div.finding", ranks.min(), ranks.max(), RANK, layer, ranks.sum(), RANK * len(ranks))
+    outs, ins = np.array(list(scores.shapes.values())).T
+    trained = 100 * (ranks * outs).sum() / (RANK * (outs + ins).sum())
+    budget = [ranks.sum(), RANK * len(ranks)]
+    page.says("div.finding", ranks.min(), ranks.max(), RANK, layer, *budget, trained, RANK)
     rise = results["attribution"].to_frame()["contribution"] / results["attribution"].rise
     tabs: dict[str, Sequence[float]] = {
         "sensitivity": (100 * frame["share"]).tolist(),
