@@ -112,8 +112,14 @@ class LiveAttribution:
         self._thread.start()
 
     def _explain(self, row: int | None, said: str, prepare: Callable[[], Task], reference: str | None) -> None:
+        is_given_up = False
+
         def report(words: str, done: int, total: int | None) -> None:
+            nonlocal is_given_up
+            if is_given_up:
+                return  # bars say so once more when they are closed
             if self._stopping.is_set():
+                is_given_up = True
                 raise _StoppedError
             self._show(explaining={"row": row, "running": True, "said": said, "bar": bar(words, done, total)})
 

@@ -98,14 +98,18 @@ def adapted() -> Any:
 
 
 @contextmanager
-def followed(view: Any, *, stop_at: str = "") -> Iterator[list[dict[str, Any]]]:
-    """How the answer stands that is taken apart in the block, to its end; it is stopped once a bar says this."""
+def followed(view: Any, *, stop_at: str = "", refusals: Any = None) -> Iterator[list[dict[str, Any]]]:
+    """How the answer stands that is taken apart in the block, to its end.
+
+    Once a bar says ``stop_at`` another row is asked for, which is refused, and it is stopped.
+    """
     states: list[dict[str, Any]] = []
     ended = threading.Event()
 
     def note(change: Any) -> None:
         states.append(change["new"])
         if stop_at and stop_at in change["new"].get("bar", {}).get("words", ""):
+            refusals.append(ask(view, "explain_row", row=3))
             ask(view, "stop_explaining")
         if not change["new"]["running"]:
             ended.set()
@@ -178,9 +182,8 @@ def test_it_can_be_stopped_and_a_second_one_waits() -> None:
     model = adapted()
     view = ResultView(tlora.compare_answers(model, task(), limit=4, progress=False), model, task())
     refusals: list[str] = []
-    with followed(view, stop_at="attribution") as states:
+    with followed(view, stop_at="attribution", refusals=refusals) as states:
         ask(view, "explain_row", row=2)
-        refusals.append(ask(view, "explain_row", row=3))
     assert states[-1]["said"] == "Stopped."
     assert refusals[0].startswith("An answer is being taken apart already")
     assert view.explained == {}
