@@ -61,7 +61,7 @@ _NUMBERS = (bool, float, *_WHOLE_NUMBERS)
 
 
 def as_python_number(value: Any) -> Any:
-    """Return a number or text of NumPy or torch as one of Python, and anything else as it is."""
+    """Return a number of NumPy or torch as one of Python, and anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
@@ -189,7 +189,9 @@ def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | None:
     """Find the value, or its item, that is not of the kind of its annotation; return its name, itself, and the kind."""
     origin, parts = get_origin(hint), get_args(hint)
-    misfit, value = (place, value, hint), as_python_number(value)
+    misfit, plain = (place, value, hint), as_python_number(value)
+    if isinstance(value, str) or not isinstance(plain, str):  # a text in an array without axes is no text
+        value = plain
     if origin is Annotated:
         return _find_misfit(place, value, parts[1])
     if origin in (Union, UnionType):
@@ -205,8 +207,9 @@ def _find_misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | No
     kind: Any = origin or hint
     if kind is Any:
         return None
-    is_kind = isinstance(value, kind) and not (isinstance(value, str) and parts)  # a string is no list of letters
-    if not is_kind:
+    has_no_axes = getattr(value, "ndim", None) == 0
+    is_letters = isinstance(value, str) and bool(parts)  # a string is no list of letters
+    if not isinstance(value, kind) or has_no_axes or is_letters:
         return misfit
     if isinstance(value, Mapping) and len(parts) == 1:  # a dict in place of a list stands for its keys
         return misfit if any(_find_misfit(place, key, parts[0]) for key in value) else None
@@ -278,7 +281,6 @@ def _name_kind(hint: Any, given: str) -> str:
 
 def list_names(names: Any) -> Any:
     """Names in any iterable as a list, which can be read twice and saved; anything else unchanged."""
-    names = as_python_number(names)  # an array without axes is what it holds
     if isinstance(names, str) or not isinstance(names, Iterable):
         return names
     return sorted(names, key=str) if isinstance(names, set | frozenset) else list(names)
