@@ -101,7 +101,7 @@ def test_stages_show_their_panels_one_at_a_time_and_what_runs_them(bench: Bench)
         **others,
     }
     missing = bench.root.locator(".missing")
-    expect(missing).to_contain_text("attribution=tlora.attribute(adapted, task)")
+    expect(missing).to_contain_text("answers=tlora.compare_answers(adapted, task)")
     bench.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     missing.get_by_role("button", name="Copy").click()
     expect(missing).to_contain_text("Copied")
