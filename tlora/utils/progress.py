@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +19,7 @@ Listener = Callable[[str, int, int | None], None]
 """Called with what is being done, how many of its items are done, and their number if it is known."""
 
 _report: ContextVar[Listener | None] = ContextVar("report", default=None)
+_stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=None)
 _purpose: ContextVar[str] = ContextVar("purpose", default="")
 _stays: ContextVar[bool] = ContextVar("stays", default=True)
 
@@ -38,7 +40,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool, desc: str = 
     options = {"leave": _stays.get()} | options
     options |= {"desc": words, "miniters": 0}  # so that `note_progress` redraws it between two items
     if (report := _report.get()) is not None:
-        return _ReportedBar(items, report, **options)
+        return _ReportedBar(items, report, _stopping.get(), **options)
     return tqdm(items, disable=not is_shown(show), **options)
 
 
@@ -68,22 +70,39 @@ def vanishing_bars() -> Iterator[None]:
         _stays.reset(token)
 
 
+class StoppedError(Exception):
+    """What a bar stands for was stopped by whoever listens to it."""
+
+
 @contextlib.contextmanager
-def report_progress(report: Listener) -> Iterator[None]:
-    """Call ``report`` inside the block where this thread would draw a bar, whether bars are shown or not."""
-    token = _report.set(report)
+def report_progress(report: Listener, stopping: threading.Event | None = None) -> Iterator[None]:
+    """Call ``report`` inside the block where this thread would draw a bar, whether bars are shown or not.
+
+    Once ``stopping`` is set, the next step of a bar raises `StoppedError`.
+    """
+    tokens = _report.set(report), _stopping.set(stopping)
     try:
         yield
     finally:
-        _report.reset(token)
+        _report.reset(tokens[0])
+        _stopping.reset(tokens[1])
 
 
 class _ReportedBar(Bar):  # type: ignore[misc]
     """A bar that is reported, at most three times a second."""
 
-    def __init__(self, items: Iterable[Any] | None, report: Listener, **options: Any) -> None:
-        self._report = report
+    def __init__(
+        self, items: Iterable[Any] | None, report: Listener, stopping: threading.Event | None, **options: Any
+    ) -> None:
+        self._report, self._stopping = report, stopping
         super().__init__(items, file=io.StringIO(), disable=False, mininterval=0.3, **options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Advance, or end if that was asked for; not while it is drawn, when tqdm holds the lock of all bars."""
+        moved: bool | None = super().update(n)
+        if self._stopping is not None and self._stopping.is_set():
+            raise StoppedError
+        return moved
 
     def display(self, *args: Any, **kwargs: Any) -> None:
         """Report in place of drawing."""

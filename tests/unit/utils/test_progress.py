@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tlora.utils.progress import bars_for, note_progress, progress_bar, report_progress
+from tlora.utils.progress import StoppedError, bars_for, note_progress, progress_bar, report_progress
 
 CODE = """
 import sys, tqdm.auto, tqdm.notebook
@@ -47,3 +47,28 @@ def test_a_listener_hears_of_the_bars_of_its_thread_while_it_listens():
     assert {("loss of the base, at a", 0, 2), ("loss of the base, at b", 1, 2)} <= set(heard)
     assert heard[-1] == ("loss of the base, at b", 2, 2)
     assert {words.split(",")[0] for words, _, _ in heard} == {"loss of the base"}
+
+
+def test_a_bar_that_is_stopped_leaves_the_others_alone():
+    """An error while a bar is drawn would keep tqdm's lock, and every other thread that draws one would wait for it."""
+    stopping, done = threading.Event(), []
+
+    def work():
+        with report_progress(lambda *bar: stopping.set(), stopping):
+            bar = progress_bar(total=3, show=False, desc="stopped")
+            bar.mininterval = 0
+            try:
+                for _ in range(3):
+                    note_progress(bar, "a step")
+                    done.append(1)
+            except StoppedError:
+                done.append("stopped")
+
+    first = threading.Thread(target=work)
+    first.start()
+    first.join()
+    assert done == ["stopped"]
+    other = threading.Thread(target=lambda: list(progress_bar(range(3), show=True, leave=False)), daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()

@@ -30,7 +30,7 @@ from tlora.explanation.gated_adapter import GatedAdapter, Variant
 from tlora.results import Meta
 from tlora.tasks.evaluation import predict
 from tlora.tasks.task import Task
-from tlora.utils.progress import progress_bar, report_progress
+from tlora.utils.progress import StoppedError, progress_bar, report_progress
 from tlora.utils.text import rough_duration_text
 from viz.widgets.panels.answers import answer_values, nats, row_values, switch_key
 from viz.widgets.panels.parts import bar
@@ -112,28 +112,20 @@ class LiveAttribution:
         self._thread.start()
 
     def _explain(self, row: int | None, said: str, prepare: Callable[[], Task], reference: str | None) -> None:
-        is_given_up = False
-
         def report(words: str, done: int, total: int | None) -> None:
-            nonlocal is_given_up
-            if is_given_up:
-                return  # bars say so once more when they are closed
-            if self._stopping.is_set():
-                is_given_up = True
-                raise _StoppedError
             self._show(explaining={"row": row, "running": True, "said": said, "bar": bar(words, done, total)})
 
         outcome = ""
         try:
             report("", 0, None)
-            with report_progress(report):
+            with report_progress(report, self._stopping):
                 task = prepare()
                 said = f"{said}, {rough_duration_text(self._predict_seconds(task))}"
                 report("", 0, None)
                 found = attribute(self._adapted, task, limit=1, points=POINTS, answers=row is None)
             outcome = found.sentence
             self._add(row, task, found, reference)
-        except _StoppedError:
+        except StoppedError:
             outcome = "Stopped."
         except (ValueError, RuntimeError) as refusal:  # in a thread nobody else would see it
             outcome = str(refusal)
@@ -211,10 +203,6 @@ class LiveAttribution:
     @cached_property
     def _almost_whole(self) -> Compression:
         return almost_whole(self._adapted, self._calibration)
-
-
-class _StoppedError(Exception):
-    """The reader has given the answer up."""
 
 
 def _requests_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
