@@ -72,10 +72,14 @@ def row_values(
     places = [place_text(target.layer, target.projection, target.name) for target in attribution.targets.values()]
     contributions = sample.by_module[0].sum(0)
     order = contributions.abs().argsort(descending=True)[:MODULES].tolist()
+    largest = [(places[k], float(contributions[k])) for k in order]
+    if others := len(places) - len(largest):
+        rest = float(contributions.sum()) - sum(value for _, value in largest)
+        largest.append((f"{others} other{'s' * (others > 1)} together", rest))
     tokens = [sample.tokens[position] for position in sample.positions]
     apart = {
         "tokens": list(zip(tokens, shorten_all(sample.rise[0], 4), strict=True)),
-        "modules": [(places[k], shorten(float(contributions[k]))) for k in order],
+        "modules": [(place, shorten(value)) for place, value in largest],
     }
     return values | {"apart": apart}
 

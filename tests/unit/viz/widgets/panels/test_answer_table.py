@@ -47,17 +47,21 @@ def test_rows_are_those_of_the_table_in_the_order_to_read_them() -> None:
             assert row[name] == (None if pd.isna(expected[name]) else expected[name])
 
 
-def test_a_row_that_was_taken_apart_has_its_tokens_and_its_largest_modules() -> None:
-    table = answer_table()
+def test_a_row_that_was_taken_apart_has_its_tokens_and_its_largest_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, shown = answer_table(), 2
+    monkeypatch.setattr("viz.widgets.panels.answers.MODULES", shown)
     apart = {row["row"]: row["apart"] for row in part(table)["rows"]}
     assert [n for n, row in apart.items() if row] == table.explained == [1]
     tokens, modules = apart[1]["tokens"], apart[1]["modules"]
     assert sum(gain for _, gain in tokens) == pytest.approx(table.answers[1].gain, rel=0.01)
     assert "".join(token for token, _ in tokens).split()[:1] == table.answers[1].reference.split()[:1]
-    largest = table.attribution.largest(5)
+    largest = table.attribution.largest(shown)
     places = [f"layer {row.layer} {row.projection}" for row in largest.itertuples()]
-    assert [place for place, _ in modules] == places
-    assert [value for _, value in modules] == pytest.approx(largest["contribution"].tolist(), rel=1e-3)
+    others = len(table.attribution.targets) - shown
+    assert [place for place, _ in modules] == [*places, f"{others} others together"]
+    values = [value for _, value in modules]
+    assert values[:-1] == pytest.approx(largest["contribution"].tolist(), rel=1e-3)
+    assert sum(values) == pytest.approx(table.attribution.contributions().sum().item(), rel=1e-2)
 
 
 def test_a_page_on_it_alone_and_a_session(tmp_path) -> None:
