@@ -87,7 +87,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "explore.task": ("task", "batches", "rows"),
     "prepare.task": ("task", "batches", "rows"),
     "train.task": ("task", "rows"),
-    **dict.fromkeys(("race.task", "measure_scales.task", "Workbench.task"), ("task",)),
+    **dict.fromkeys(("race.task", "measure_scales.task", "Workbench.task", "show.task"), ("task",)),
     "task_or_text": ("task", "text"),
     "task_or_requests": ("task", *NAMES),
     "texts": ("tasks",),
