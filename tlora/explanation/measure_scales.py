@@ -163,13 +163,17 @@ class Rescaling(ModuleResult):
         ValueError
             If no point is within the limit, as a trained head may change other text by itself.
         """
-        within = [point for point in self.points if self.limit is None or self.lost(point) <= self.limit]
-        if not within:
+        if not (within := self._within()):
             least = min(self.points, key=self.lost)
             raise ValueError(
-                f"no point keeps every text within limit={self.limit}: {least.label} loses {self.lost(least):.3f} nats"
+                f"no point keeps every text within limit={self.limit}: {least.label} loses {self.lost(least):.3f} nats: raise "
+                "the limit, or pass a point"
             )
         return min(within, key=lambda point: self.loss(point, TASK))
+
+    def _within(self) -> list[RescaledPoint]:
+        """The points within the limit."""
+        return [point for point in self.points if self.limit is None or self.lost(point) <= self.limit]
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per point and set; see ``columns``."""
@@ -231,9 +235,9 @@ class Rescaling(ModuleResult):
         whole = next(point for point in self.points if point.kind == SCALE and point.scale == 1)
         parts = [
             f"{point.label}: task {self.loss(point, TASK):.3f}, other text {self.lost(point):+.3f}"
-            for point in dict.fromkeys((whole, self.best))
+            for point in dict.fromkeys((whole, *([self.best] if self._within() else [])))
         ]
-        return "; ".join(parts)
+        return "; ".join(parts if self._within() else [*parts, f"no point is within limit={self.limit}"])
 
     def _summary(self) -> str:
         return f"{len(self.points)} points on {len(self.counts)} sets, nats per token; {self.headline}"

@@ -1,5 +1,6 @@
 """Every point against the merged model with other scalings, and what is written against the model that was measured."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,15 @@ def test_a_set_of_texts_is_not_called_as_the_task_is():
         tlora.measure_scales(
             adapter("llama", target_modules=["q_proj"]), task("llama"), texts_of_that_name, progress=False
         )
+
+
+def test_a_result_without_a_point_within_the_limit_can_be_shown():
+    """As the last line of a cell, where what was measured would be lost with an error."""
+    rescaling = replace(measure("llama", limit=0.0)[2], limit=-math.inf)
+    for shown in (repr(rescaling), rescaling._repr_html_()):
+        assert "no point is within limit=-inf" in shown
+    with pytest.raises(ValueError, match="raise the limit, or pass a point"):
+        _ = rescaling.best
 
 
 def test_a_head_that_changes_other_text_by_itself():
