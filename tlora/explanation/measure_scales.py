@@ -166,8 +166,8 @@ class Rescaling(ModuleResult):
         if not (within := self._within()):
             least = min(self.points, key=self.lost)
             raise ValueError(
-                f"no point keeps every text within limit={self.limit}: {least.label} loses {self.lost(least):.3f} nats: "
-                "raise the limit, or pass a point"
+                f"no point keeps every text within limit={self.limit}: {least.label} loses "
+                f"{self.lost(least):.3f} nats: raise the limit, or pass a point"
             )
         return min(within, key=lambda point: self.loss(point, TASK))
 
