@@ -218,6 +218,7 @@ def expert_use(
     [80, 80]
     """
     check_arguments(expert_use, locals())
+    seed = require_positive_int(seed, "seed", least=0)
     experts: dict[tuple[str, int], list[str]] = {}
     for name in filter(is_expert, calibration.names):
         number = int(name.rpartition("[")[2].rstrip("]"))

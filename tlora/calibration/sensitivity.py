@@ -177,7 +177,8 @@ class Sensitivity(ModuleResult):
         Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
         """
         samples = self.resampling_scores()
-        means = bootstrap_means(samples, require_positive_int(resamples, "resamples"), seed)
+        resamples, seed = require_positive_int(resamples, "resamples"), require_positive_int(seed, "seed", least=0)
+        means = bootstrap_means(samples, resamples, seed)
         low, high = interval(means, require_confidence(confidence))
         return module_frame(self.targets.values()).assign(score=samples.mean(0), low=low, high=high)
 

@@ -115,6 +115,7 @@ def _silent():
         (lambda own: tlora.expert_use(_silent()), ValueError, "zero"),
         (lambda own: tlora.expert_use(own, confidence=95), ValueError, "confidence"),
         (lambda own: tlora.expert_use(own, resamples=0), ValueError, "resamples"),
+        (lambda own: tlora.expert_use(own, seed=-1), ValueError, "seed=-1"),
         (lambda own: tlora.expert_use(own).count(90), ValueError, "share"),
         (lambda own: tlora.expert_use(own.sensitivity), TypeError, "calibration"),
     ],

@@ -116,6 +116,7 @@ def test_scores_that_are_all_zero_have_tables():
         ([[1.0, 2.0]], {}, "1 sample"),
         ([[1.0, 2.0], [2.0, 1.0]], {"confidence": 95}, "confidence"),
         ([[1.0, 2.0], [2.0, 1.0]], {"resamples": 0}, "resamples"),
+        ([[1.0, 2.0], [2.0, 1.0]], {"seed": -1}, "seed=-1"),
     ],
 )
 def test_what_cannot_be_resampled_is_refused(scores, arguments, words):
