@@ -25,8 +25,9 @@ of SmolLM2-135M at ranks 8 and 32, and of the same model after 40 supervised ste
 ``both``, ``chosen`` or ``random`` with uniform ranks of 8, or LoRA of rank 4, which trains 2 % less. Four rates for
 each arm; the one with the lowest loss on validation pairs after training with a seed of its own (100) is run with
 seeds 0, 1 and 2. The highest rate was added, for all arms, after the search on commands: of three rates, the chosen
-answers and random directions were best at the highest. A seed draws 120 training pairs and their order, the calibration's pairs among them, and what is
-random in the adapter. The loss is DPO's on held-out pairs, nats per pair: ln 2 = 0.693 before training.
+answers and random directions were best at the highest. A seed draws 120 training pairs and their order, the
+calibration's pairs among them, and what is random in the adapter. The loss is DPO's on held-out pairs, nats per pair:
+ln 2 = 0.693 before training.
 
 Written before the runs
 -----------------------
