@@ -75,7 +75,7 @@ mutation: $(INSTALLED)  ## Change the modules that everything rests on, one plac
 test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --compile-bytecode ".[dev]"
-	$(OLDEST)/bin/python -m pytest -W ignore::DeprecationWarning -m "not slow and not packaged" tests/unit
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -W ignore::DeprecationWarning -m "not slow and not packaged" tests/unit
 
 integrations: $(INSTALLED)  ## Have LLaMA-Factory, in .venv-trainers, continue from an untrained adapter
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(TRAINERS)

@@ -211,9 +211,8 @@ def estimate(
     True
     """
     check_arguments(estimate, locals())
-    for what, value in (("speed", speed), ("memory", memory)):
-        if value is not None:
-            require_positive(value, what)
+    speed = None if speed is None else require_positive(speed, "speed")
+    memory = None if memory is None else require_positive(memory, "memory")
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
     name = config.name_or_path if isinstance(model, PretrainedConfig) else str(model)
     target_modules = list_names(target_modules)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -315,6 +316,14 @@ def test_a_config_without_a_start_token_takes_what_one_with_it_takes():
     bare = T5Config(**{key: each for key, each in whole.to_dict().items() if key != "decoder_start_token_id"})
     assert not hasattr(bare, "decoder_start_token_id")
     assert estimate(bare, 2, **SMALL).bytes == estimate(whole, 2, **SMALL).bytes
+
+
+def test_numbers_of_numpy_and_torch_are_kept_as_pythons():
+    """Otherwise a table and a file of the estimate would show a tensor."""
+    kept = estimate(tiny_config("llama"), 2, **SMALL, speed=np.float32(2e12), memory=torch.tensor(5_000_000_000))
+    plain = estimate(tiny_config("llama"), 2, **SMALL, speed=float(np.float32(2e12)), memory=5_000_000_000)
+    assert kept == plain
+    assert (type(kept.speed), type(kept.memory)) == (float, int)
 
 
 def test_speed_is_that_of_a_product():
