@@ -166,11 +166,11 @@ class LoraUpdate:
         Raises
         ------
         ValueError
-            If the update is not finite.
+            If the update is not finite, or the moment is not (d_in, d_in).
         """
         check_arguments(LoraUpdate.core, locals())
         a, r = self.a.detach().double(), _qr(self).R
-        core = r @ (a @ (a.mT if moment is None else moment @ a.mT)) @ r.mT
+        core = r @ (a @ _read(self, moment)) @ r.mT
         if not core.isfinite().all():
             raise ValueError(f"the update of {self.module} is not finite: the adapter is damaged, or diverged")
         return core
@@ -268,6 +268,21 @@ def _qr(update: LoraUpdate) -> Any:
     return torch.linalg.qr(update.scaling * update.b.detach().double())
 
 
+def _read(update: LoraUpdate, moment: Moment | None) -> Float[Tensor, "... d_in r"]:
+    """Return ``M A^T``, float64, or ``A^T`` without a moment."""
+    columns = update.a.detach().double().mT
+    if moment is None:
+        return columns
+    if isinstance(moment, Tensor):
+        size = columns.shape[-2]
+        if moment.shape[-2:] != (size, size):
+            raise ValueError(
+                f"{update.module} has {size} inputs, so its moment is ({size}, {size}): got {tuple(moment.shape)}"
+            )
+        moment = moment.to(columns)
+    return moment @ columns
+
+
 def have_same_a(updates: Sequence[LoraUpdate]) -> bool:
     """Whether several ``A`` are equal, or the first rows of the one with the most."""
     longest = max((update.a for update in updates), key=lambda a: a.shape[-2])
@@ -292,7 +307,7 @@ def add_updates(updates: Sequence[LoraUpdate]) -> LoraUpdate:
 def inner_products(updates: Sequence[LoraUpdate], moment: Moment | None = None) -> Float[Tensor, "... n n"]:
     """Return ``tr(dW_i M dW_j^T)`` of updates of one module, float64, from products of the size of their ranks."""
     folded = [update.to(torch.float64).fold() for update in updates]
-    read = [update.a if moment is None else (moment @ update.a.mT).mT for update in folded]
+    read = [_read(update, moment).mT for update in folded]
     # tr(B_i A_i M A_j^T B_j^T) is the sum of the entries of A_i M A_j^T times those of B_i^T B_j.
     entries = [
         [((rows @ second.a.mT) * (first.b.mT @ second.b)).sum((-2, -1)) for second in folded]

@@ -155,3 +155,11 @@ def test_a_number_that_leaves_no_update_is_refused(call):
     update = LoraUpdate("model.layers.3", torch.ones(2, 3), torch.ones(4, 2), 1.0)
     with pytest.raises(ValueError, match=r"factor|rank"):
         call(update)
+
+
+@pytest.mark.parametrize("measure", [lambda one, m: one.norm(m), lambda one, m: one.cut(2, m).norm()])
+def test_a_moment_is_taken_in_any_type_and_refused_in_another_size(measure):
+    one = update()
+    assert measure(one, moment().float()) == pytest.approx(measure(one, moment()), rel=1e-5)
+    with pytest.raises(ValueError, match=r"^m has 10 inputs, so its moment is \(10, 10\): got \(3, 10\)$"):
+        measure(one, moment()[:3])
