@@ -34,7 +34,7 @@ def map_tabs(
     with ``run`` are shown while the map has the ranks of the run.
     """
     tabs = [
-        _tab("rank", "Rank", "rank; red: above uniform", "ratio", ALLOCATION, of="ranks"),
+        _tab("rank", "Rank", "rank; red: more than uniform, blue: less", "ratio", ALLOCATION, of="ranks"),
         _tab("change", "Change", "ranks more or fewer than kept", "change", ALLOCATION, of="change"),
         _tab("sensitivity", "Sensitivity", "share of all scores", "percent", ALLOCATION, **_shares(sensitivity)),
         _tab("scaling", "Scaling", "factor of B A; white: alpha / rank", "ratio", ALLOCATION, of="scalings"),

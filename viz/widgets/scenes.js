@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 2f132059bafe0a2c770980b7301e8b046359443a20de6e0c2da4e506d0375960
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: b9035474caf8e94bd33ed5a8f3657c5ccaf29f04f9bdd73e87b84b9632642ae7
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];

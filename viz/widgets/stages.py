@@ -118,7 +118,7 @@ def _training(results: Results, curves: Curves, rank: int) -> Summary | None:
         f"The loss of {run.evaluated_on} samples went from {before:.3g} to {after:.3g} nats in "
         f"{count_text(run.steps, 'step')}."
     )
-    return Summary(f"{after:.3g}", f"nats of loss, from {before:.3g}", sentence)
+    return Summary(f"{after:.3g}", f"nats of {run.evaluated_on} loss, from {before:.3g}", sentence)
 
 
 def _answers(results: Results, curves: Curves, rank: int) -> Summary | None:
@@ -155,7 +155,9 @@ def _right(results: Results) -> Summary | None:
         number, other = style.percent(after), style.percent(before)
     what = f"{run.evaluated_on} answers are right by {name.replace('_', ' ')}"
     return Summary(
-        number, f"right, from {other}", f"{number} {'' if samples else 'of the '}{what}, {other} before training."
+        number,
+        f"{'' if samples else 'of '}{run.evaluated_on} answers right, from {other}",
+        f"{number} {'' if samples else 'of the '}{what}, {other} before training.",
     )
 
 

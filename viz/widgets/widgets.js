@@ -1,4 +1,4 @@
-// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: 2f132059bafe0a2c770980b7301e8b046359443a20de6e0c2da4e506d0375960
+// Written by `make bundle` from viz/browser/, do not edit. SHA-256 of the sources: b9035474caf8e94bd33ed5a8f3657c5ccaf29f04f9bdd73e87b84b9632642ae7
 // elements.js
 var SVG = "http://www.w3.org/2000/svg";
 var DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
@@ -2556,7 +2556,8 @@ function sharesOf(bench, k) {
 function compared(shares, k) {
   const share = shares[k] ?? 0, all = shares.map((share2) => share2 ?? 0), most = largest(all);
   const mean2 = sum(all) / all.length;
-  return { text: percent(share), part: share / most, note: `tick: the mean, ${percent(mean2)}`, mean: mean2 / most };
+  const note = `full: the most, ${percent(most)}; tick: the mean, ${percent(mean2)}`;
+  return { text: percent(share), part: share / most, note, mean: mean2 / most };
 }
 function factsOf(bench, k) {
   const { about, current } = bench, lines = [], count2 = about.experts[k];
@@ -3277,7 +3278,7 @@ function followAllocation(bench, stage, { number: number2, note }) {
 var isNotRun = ({ about }, { name, code }) => Boolean(code) && ![...about.panels, ...about.tabs].some(({ stage }) => stage === name);
 
 // workbench/workbench.js
-var LEAD = "A LoRA adapter in six stages. A cell of the map is a linear layer with the rank that it gets. Drag one: the others share the rest of the budget.";
+var LEAD = "A LoRA adapter in six stages. A cell of the map is a linear layer with the rank that it gets. Drag one up or down: the others share the rest.";
 function renderWorkbench({ model, el }) {
   const { bench, rail, finding, bar, message, missing, map, side, foot, train, body } = drawFrame2(model, el);
   const { about, page, requests } = bench;

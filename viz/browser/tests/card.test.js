@@ -38,7 +38,11 @@ Deno.test("shares are numbers with bars: of scores and budget compared with the 
   const bars = [...side.querySelectorAll(".track div")].map((bar) => bar.getAttribute("style"));
   assert.deepEqual(bars, ["width: 29%", "width: 33%", "width: 25%"]);
   const notes = rows.map((row) => row.querySelector("small")?.textContent ?? "");
-  assert.deepEqual(notes, ["tick: the mean, 33\u00a0%", "tick: the mean, 33\u00a0%", ""]);
+  assert.deepEqual(notes, [
+    "full: the most, 70\u00a0%; tick: the mean, 33\u00a0%",
+    "full: the most, 50\u00a0%; tick: the mean, 33\u00a0%",
+    "",
+  ]);
 });
 
 Deno.test("the stepper gives all selected modules one rank more or fewer than the last has, and never none", () => {

@@ -128,7 +128,8 @@ export function sharesOf(bench, k) {
 function compared(shares, k) {
   const share = shares[k] ?? 0, all = shares.map((share) => share ?? 0), most = largest(all);
   const mean = sum(all) / all.length;
-  return { text: percent(share), part: share / most, note: `tick: the mean, ${percent(mean)}`, mean: mean / most };
+  const note = `full: the most, ${percent(most)}; tick: the mean, ${percent(mean)}`;
+  return { text: percent(share), part: share / most, note, mean: mean / most };
 }
 
 /**

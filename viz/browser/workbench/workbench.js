@@ -20,7 +20,7 @@ import { currentTab } from "./values.js";
 /** @import { About, Ask, Content, Current, Model } from "../traits.js" */
 
 const LEAD = "A LoRA adapter in six stages. A cell of the map is a linear layer with the rank that it gets. " +
-  "Drag one: the others share the rest of the budget.";
+  "Drag one up or down: the others share the rest.";
 
 /**
  * A rank that is dragged: of module `k`, from height `y` and `rank`, and the `last` that was asked for.

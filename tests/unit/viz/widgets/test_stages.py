@@ -53,7 +53,7 @@ def test_each_number_is_that_of_its_result() -> None:
     assert (float(share.split()[0]) / 100, note) == (pytest.approx(found, rel=0.05), "of the gradient in 2 directions")
     assert number("directions", subspaces=subspaces()) == ("8", "directions by module")
     loss = replace(run(), before={"loss": 5.4}, after={"loss": 0.25})
-    assert number("training", run=loss) == ("0.25", "nats of loss, from 5.4")
+    assert number("training", run=loss) == ("0.25", "nats of train loss, from 5.4")
     assert number("training", run=replace(run(), before={}, after={})) == (str(run().steps), "optimizer steps")
     recipes = [run().meta.recipe | {"evaluated_samples": samples} for samples in (8, None)]
     metrics: dict[str, Any] = {
@@ -61,8 +61,9 @@ def test_each_number_is_that_of_its_result() -> None:
         "after": {"loss": 0.25, "exact_match": 0.75},
     }
     right, uncounted = (replace(run(), **metrics, meta=replace(run().meta, recipe=recipe)) for recipe in recipes)
-    assert number("answers", run=right, attribution=attribution()) == ("6 of 8", "right, from 1")
-    assert number("answers", run=uncounted) == (style.percent(0.75), f"right, from {style.percent(0.125)}")
+    assert number("answers", run=right, attribution=attribution()) == ("6 of 8", "train answers right, from 1")
+    note = f"of train answers right, from {style.percent(0.125)}"
+    assert number("answers", run=uncounted) == (style.percent(0.75), note)
     table = answer_table()
     frame = table.to_frame()
     counts = int(frame["adapter_right"].sum()), int(frame["base_right"].sum())
