@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import tlora
 import viz
@@ -26,6 +27,8 @@ DATA = Path(__file__).parents[2] / "docs" / "gallery" / "data"
 FILES = {"effects": "side_effects"}
 PARTS = ("capture", "run", "estimate", "spectrum", "activations", "attribution", "rescaling", "effects")
 RANK = 8
+EVALUATED = 100
+"""Samples on which the run was evaluated, as docs/gallery/measure.py says."""
 NO_RESULT = {
     "text.tick": "ticks of an axis",
     ".ramp": "the middle of a scale of colors",
@@ -170,7 +173,7 @@ def _frame(page: Page, scores: Any, results: dict[str, Any], allocation: Any) ->
         ([captured(results)[RANK]], [RANK]),
         ([min(ranks), max(ranks)], [RANK]),
         ([run.after["loss"]], [run.before["loss"]]),
-        ([100 * run.after["exact_match"]], [100 * run.before["exact_match"]]),
+        ([EVALUATED * run.after["exact_match"], EVALUATED], [EVALUATED * run.before["exact_match"]]),
     ]
     assert [text.split()[0] for text in page.texts(".rail span")] == list("123456")
     for number, note, (large, small) in zip(page.texts(".rail b"), page.texts(".rail small"), expected, strict=True):
@@ -220,8 +223,9 @@ def check_card(page: Page, scores: Any, results: dict[str, Any], allocation: Any
     for text, value in zip(page.texts(".share b"), (share, budget, curve), strict=True):
         same(text, value)
     first, second = page.texts(".share small")
-    same(first.replace(" to ", " "), 95, *ends, 100 * frame["share"].mean())
-    same(second, 100 * sum(allocation.ranks.values()) / (RANK * len(names)) / len(names))
+    same(first.replace(" to ", " "), 95, *ends, 100 * frame["share"].max(), 100 * frame["share"].mean())
+    spent = 100 / (RANK * len(names))
+    same(second, spent * max(allocation.ranks.values()), spent * sum(allocation.ranks.values()) / len(names))
     update, used = updates(results, names), results["run"].rank_use().set_index("module")["used_rank"]
     rise = results["attribution"].to_frame().set_index("module")["contribution"] / results["attribution"].rise
     facts = {
@@ -460,9 +464,15 @@ def test_training(page: Page, results: dict[str, Any]) -> None:
     page.says("div.finding", run.before["loss"], run.after["loss"], run.steps)
     tables = page.tables("[data-panel=training]")
     before, after = run.before, run.after
-    match = [100 * one["exact_match"] for one in (before, after)]
+    match = [one["exact_match"] for one in (before, after)]
     metrics = [["", before[name], after[name], after[name] - before[name]] for name in ("loss", "perplexity")]
-    check_table(tables["Before and after, on test samples"], [*metrics, ["", *match, match[1] - match[0]]])
+    tests = [binomtest(round(EVALUATED * one), EVALUATED) for one in match]
+    wilson = [
+        [100 * one, *(100 * np.array(t.proportion_ci(method="wilson")))] for one, t in zip(match, tests, strict=True)
+    ]
+    ((caption, rows),) = ((key, value) for key, value in tables.items() if key.startswith("Before and after"))
+    same(caption, EVALUATED, 95)
+    check_table(rows, [*metrics, ["", *wilson, 100 * (match[1] - match[0])]])
     recipe = run.meta.recipe
     facts = [run.steps, divmod(round(run.seconds), 60), run.peak_bytes / 1e9, run.trainable_parameters]
     facts += ["frozen", *(recipe[name] for name in ("learning_rate", "epochs", "batch_size", "max_steps"))]
@@ -505,7 +515,8 @@ def check_largest(rows: list[list[str]], found: Any) -> None:
 def test_attribution(page: Page, scores: Any, results: dict[str, Any]) -> None:
     page.open("answers", "attribution")
     run, found = results["run"], results["attribution"]
-    page.says("div.finding:not(p)", 100 * run.after["exact_match"], 100 * run.before["exact_match"])
+    match = [EVALUATED * one["exact_match"] for one in (run.after, run.before)]
+    page.says("div.finding:not(p)", match[0], EVALUATED, match[1])
     sample = found.samples[0]
     rise = (sample.adapter - sample.base).double().numpy()
     for name, values in {"gained": rise[0], "base": sample.base[0].exp(), "adapter": sample.adapter[0].exp()}.items():
