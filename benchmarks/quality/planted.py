@@ -476,8 +476,8 @@ def summary() -> str:
         f"{10 * len(ten)} among the first ten, costs {found[10][1]}.\n\n"
         f"The limit is how few were learned: {trained['is_learned'].sum()} of {len(trained)} skills in {max(STEPS)} "
         f"steps, and of the skills in one module none in {' or '.join(f'`{name}`' for name in missing)}. "
-        f"{'' if measured == planned else f'{measured} of '}{planned} states, of {sum(ADAPTERS.values())} adapters after "
-        f"{' and '.join(map(str, STEPS))} steps each, are measured.\n\n"
+        f"{'' if measured == planned else f'{measured} of '}{planned} states, of {sum(ADAPTERS.values())} adapters "
+        f"after {' and '.join(map(str, STEPS))} steps each, are measured.\n\n"
         f"The word of the request that chose the skill comes first among the tokens {token_finding()}. So the "
         f"tokens that a module reads are not the words that the answer depends on."
     )
