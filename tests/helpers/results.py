@@ -231,6 +231,7 @@ def many_answers() -> AnswerTable:
         for n in range(12)
     ]
     answers[5] = dataclasses.replace(answers[5], reference=None, base_right=None, adapter_right=None)
+    answers[7] = dataclasses.replace(answers[7], base_cut=True)
     return dataclasses.replace(answer_table(), answers=answers)
 
 

@@ -103,7 +103,8 @@ def _print_rows(table: AnswerTable) -> None:
     lines = [["row", "request", "base", "", "adapter", "", "reference", "gain"]]
     for row in order[:SHOWN]:
         one = table.answers[row]
-        said = [_cut(one.base), _mark(one.base_right), _cut(one.adapter), _mark(one.adapter_right)]
+        base, adapter = one.base + "…" * one.base_cut, one.adapter + "…" * one.adapter_cut
+        said = [_cut(base), _mark(one.base_right), _cut(adapter), _mark(one.adapter_right)]
         lines.append([str(row), _cut(one.request, end=True), *said, _cut(one.reference or ""), f"{one.gain:+.2f}"])
     typer.echo(f"{table_text(lines)}\n")
     if len(order) > SHOWN:

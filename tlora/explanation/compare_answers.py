@@ -20,7 +20,14 @@ from tlora.explanation.gated_adapter import GatedAdapter
 from tlora.models.forward import IGNORED, evaluation_mode
 from tlora.models.weights import model_name
 from tlora.results import Meta, Result
-from tlora.tasks.evaluation import class_logits, decode_answer, generate_tokens, token_losses, with_written
+from tlora.tasks.evaluation import (
+    class_logits,
+    decode_answer,
+    generate_tokens,
+    has_ended,
+    token_losses,
+    with_written,
+)
 from tlora.tasks.requests import load_requests
 from tlora.tasks.task import Task, architecture_of, check_architecture, classes_of
 from tlora.utils.progress import progress_bar
@@ -48,6 +55,8 @@ class ComparedAnswer:
     gain : float
         Log-probability of the reference in the adapted model less that in the base, nats; without a reference that of
         the adapter's answer.
+    base_cut, adapter_cut : bool
+        Whether the answer was as long as the task's longest one and had not ended.
     """
 
     request: str
@@ -57,6 +66,8 @@ class ComparedAnswer:
     base_right: bool | None
     adapter_right: bool | None
     gain: float
+    base_cut: bool = False
+    adapter_cut: bool = False
 
     @property
     def changed(self) -> bool:
@@ -122,6 +133,8 @@ class AnswerTable(Result):
         "adapter_right": "the same for the adapted model",
         "changed": "whether the two answers differ",
         "gain": "nats that the reference gained by the adapter; without a reference, the adapter's answer",
+        "base_cut": "whether the base's answer was cut at the length of the task's longest one",
+        "adapter_cut": "the same for the adapted model",
     }
 
     def to_frame(self) -> pd.DataFrame:
@@ -301,6 +314,8 @@ def _write(gated: GatedAdapter, task: Task, rows: Dataset) -> tuple[list[Compare
         ComparedAnswer(row["prompt"], row["answer"] if row["answer"].strip() else None, first, second, None, None, gain)
         for row, first, second, gain in zip(own, texts[0], texts[1], gains, strict=True)
     ]
+    cut = [[not has_ended(task, ids) for ids in each] for each in (before, after)]
+    answers = [replace(one, base_cut=a, adapter_cut=b) for one, a, b in zip(answers, *cut, strict=True)]
     return answers, scored
 
 

@@ -177,6 +177,11 @@ def generate_tokens(model: Any, task: Task, rows: Dataset, batch_size: int, prog
     return answers
 
 
+def has_ended(task: Task, written: Sequence[int]) -> bool:
+    """Whether an answer of `generate_tokens` ended by itself; otherwise there was no room for more."""
+    return bool(written) and written[-1] in task.stop_ids
+
+
 def decode_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) -> str:
     """The text of the tokens written after a row's prompt, up to their end and without the template's frame."""
     prompt = [] if task.architecture == "seq2seq" else row["input_ids"][: row["prompt_length"]]

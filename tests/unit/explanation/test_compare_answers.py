@@ -40,6 +40,25 @@ def test_rows_are_what_both_models_answer_and_gain(family):
     np.testing.assert_allclose(frame["gain"], np.subtract(gained, start), rtol=1e-4, atol=1e-5)
 
 
+def test_an_answer_that_had_not_ended_is_cut():
+    model, rows, room = adapter("llama"), task("llama"), 4
+    prompts = [torch.tensor([row["input_ids"][: row["prompt_length"]]]) for row in rows.test]
+
+    def written() -> list[list[int]]:
+        options = {"max_new_tokens": room, "do_sample": False, "eos_token_id": None}
+        return [model.generate(input_ids=ids, **options)[0, ids.shape[1] :].tolist() for ids in prompts]
+
+    after = written()
+    with model.disable_adapter():
+        before = written()
+    stop = after[0][-1]
+    table = compare(model, replace(rows, max_new_tokens=room, stop_ids=(stop,)))
+    cut = [one.adapter_cut for one in table.answers]
+    assert cut == [stop not in ids for ids in after]
+    assert [one.base_cut for one in table.answers] == [stop not in ids for ids in before]
+    assert len(set(cut)) == 2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_reference_the_gain_is_that_of_the_adapters_answer(family):
     model, tokenizer = adapter(family), tiny_tokenizer()

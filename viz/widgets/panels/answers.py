@@ -59,13 +59,15 @@ def row_values(
 ) -> dict[str, Any]:
     """A row of the answers: its texts and marks, and if it was taken apart its tokens and largest modules; nats.
 
-    ``row`` is its number in the table, and -1, -2 ... of requests of the reader's own.
+    ``row`` is its number in the table, and -1, -2 ... of requests of the reader's own. An answer that was cut ends with
+    an ellipsis.
     """
     marks = {
         name: None if mark is None else bool(mark)
         for name, mark in (("base_right", one.base_right), ("adapter_right", one.adapter_right))
     }
-    texts = {"request": one.request, "base": one.base, "adapter": one.adapter, "reference": one.reference}
+    said = {"base": one.base + "…" * one.base_cut, "adapter": one.adapter + "…" * one.adapter_cut}
+    texts = {"request": one.request, **said, "reference": one.reference}
     values = {"row": row, **texts, **marks, "changed": one.changed, "gain": shorten(one.gain, 5), "apart": None}
     if attribution is None or sample is None:
         return values
