@@ -234,7 +234,8 @@ RULES: dict[str, str | None] = {
 def measurements() -> pd.DataFrame:
     """Return one row per arm that has a cell: its best rate, and what a rule multiplies, the geometric mean of seeds.
 
-    ``group`` is the task, whose arms are left out together; the two ciphers are one.
+    The rows are in the order of `ARMS`. ``group`` is the task, whose arms are left out together; the two ciphers are
+    one.
     """
     numbers = ["curvature", "adam_curvature", "range"]
     rows = [
@@ -244,7 +245,7 @@ def measurements() -> pd.DataFrame:
     cells = pd.DataFrame(rows, columns=[*ARM, "seed", *numbers]).astype({"rank": int, **dict.fromkeys(numbers, float)})
     means = np.exp(np.log(cells.set_index(ARM)[numbers]).groupby(ARM, sort=False).mean()).reset_index()
     families = pd.DataFrame([arm.key(0) | {"family": arm.family} for arm in ARMS]).drop(columns="seed")
-    table = means.merge(families).merge(best_rates()[[*ARM, "best"]])
+    table = families.merge(means).merge(best_rates()[[*ARM, "best"]])
     return table.assign(group=table["task"].str.removeprefix("second_"))
 
 
