@@ -354,8 +354,8 @@ class TrainingFlags:
         float,
         _training(
             "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best at rank 8 were "
-            "5e-4 to 4e-3 for lora, at whose best rate captured learned as much on three tasks of four, and 6e-5 to "
-            "4e-3 for tlora-paper.",
+            "5e-4 to 8e-3 for lora, at whose best rate captured learned as much on three tasks of four, and 6e-5 to "
+            "4e-3 for tlora-paper. With queries and values alone, captured was best at 3.2e-2.",
             *("--learning-rate", "--lr"),
             callback=check_positive,
         ),
