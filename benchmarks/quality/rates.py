@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.rates                  # what is not in the store; can be stopped at any moment
     python -m benchmarks.quality.rates --only grid
-    python -m benchmarks.quality.rates --table          # write the tables of the store to the page
+    python -m benchmarks.quality.rates --table          # write the tables and the picture of the store to their places
 
 The arms, the rates, the hypotheses and the analysis are on the page, docs/results/rates.md, which was written before
 the first run. Runs are kept in ``benchmarks/results/rates.jsonl``; those that are there are not run again.
@@ -17,18 +17,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.lab.compare import compare
 from benchmarks.lab.store import Store
-from benchmarks.quality.pages import markdown, publish
+from benchmarks.quality.pages import digest_text, markdown, publish, save_figure
 from benchmarks.quality.study import holm_adjusted, run_all
+from viz import style
 
 STORE = Path("benchmarks/results/rates.jsonl")
 PAGE = Path("docs/results/rates.md")
+PICTURE = Path("docs/rates.png")
 MODEL, RANK = "smollm2-135m", 8
 TRAINING = {"steps": 30, "batch_size": 4, "samples": 32}
 TASKS: dict[str, dict[str, Any]] = {
@@ -185,32 +190,75 @@ def hypotheses_table() -> str:
     return markdown(["", "task", "targets", "value, nats", "p (Holm)", ""], lines)
 
 
+def means() -> pd.DataFrame:
+    """Return one row per arm and rate of each task and targets: seeds, runs that diverged, mean test loss of others."""
+    runs = test_runs()
+    runs = runs.assign(diverged=~np.isfinite(runs["loss"]), loss=runs["loss"].where(np.isfinite(runs["loss"])))
+    cell = ["task", "targets", "arm", "share"]
+    table = runs.groupby(cell).agg(seeds=("seed", "size"), diverged=("diverged", "sum"), loss=("loss", "mean"))
+    cells = pd.MultiIndex.from_product([TASKS, TARGETS, ARMS, SHARES], names=cell)
+    return table.reindex(cells).dropna(subset="seeds").reset_index()
+
+
 def means_table() -> str:
     """Test losses of each arm at each rate: means over seeds, and how many runs diverged."""
     runs, lines = test_runs(), []
-    for task, targets, arm in product(TASKS, TARGETS, ARMS):
-        mine, best = runs_of(runs, task, targets, arm), best_share(runs, task, targets, arm)
-        for share, rows in mine.groupby("share"):
-            finite = rows["loss"][np.isfinite(rows["loss"])]
-            counts = [str(len(rows)), str(len(rows) - len(finite))]
-            rate = f"{share * R:g} ({share} R)" + (", best" if share == best else "")
-            lines.append([task, targets, arm, rate, *counts, f"{finite.mean():.3f}" if len(finite) else ""])
+    for row in means().itertuples():
+        is_best = row.share == best_share(runs, row.task, row.targets, row.arm)
+        rate = f"{row.share * R:g} ({row.share} R)" + (", best" if is_best else "")
+        loss = f"{row.loss:.3f}" if np.isfinite(row.loss) else ""
+        lines.append([row.task, row.targets, row.arm, rate, f"{row.seeds:.0f}", f"{row.diverged:.0f}", loss])
     heads = ["task", "targets", "arm", "rate", "seeds", "diverged", "test loss"]
     return markdown(heads, lines) if lines else "Nothing is measured yet."
+
+
+@style.styled
+def draw(table: pd.DataFrame) -> Figure:
+    """A panel for each task and targets: the mean test loss by learning rate, a line for each arm."""
+    cells = list(product(TASKS, TARGETS))
+    figure, panels = plt.subplots(1, len(cells), figsize=(3.1 * len(cells), 3.9), layout="constrained")
+    for ax, (task, targets) in zip(panels, cells, strict=True):
+        for arm, color, marker in zip(ARMS, style.colors(len(ARMS)), style.markers(len(ARMS)), strict=True):
+            line = runs_of(table, task, targets, arm)
+            ax.plot(line["share"], line["loss"], color=color, marker=marker, linewidth=2, label=arm)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(SHARES, [f"{share} R" for share in SHARES])
+        ax.set_xlabel(f"learning rate; R = {R:g}")
+        style.logarithmic(ax, "y")
+        style.guide_lines(ax)
+        at_r = {arm: float(losses_at(test_runs(), task, targets, arm, 1).mean()) for arm in (LORA, RANDOM)}
+        best = {arm: float(losses_at(test_runs(), task, targets, arm, None).mean()) for arm in (LORA, RANDOM)}
+        style.headline(
+            ax,
+            f"{RANDOM} {at_r[RANDOM] - at_r[LORA]:+.2f} at R, {best[RANDOM] - best[LORA]:+.2f} at best",
+            f"{Path(task).name}, {'all layers' if TARGETS[targets] is None else targets}",
+        )
+    panels[0].set_ylabel("test loss, nats")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ARMS))
+    return figure
+
+
+def digest() -> str:
+    """Identifies the numbers in the picture."""
+    return digest_text(means().to_csv(index=False, float_format="%.6g"))
 
 
 TABLES = {"missing": missing_runs, "gaps": gap_table, "hypotheses": hypotheses_table, "means": means_table}
 
 
 def main() -> None:
+    matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="run nothing, and write the tables to the page")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing; make the tables and the picture of the store"
+    )
     options = parser.parse_args()
     if not options.table:
         for part in options.only:
             run_all(plan(part), options.workers, torch.set_num_threads)
+    save_figure(draw(means()), PICTURE, digest())
     publish(PAGE, "rates", TABLES)
 
 

@@ -21,6 +21,7 @@ NOISES = {"lora": 0 * NOISE, "lora-fa": NOISE, "captured": NOISE[::-1] / 2}
 def test_the_page_is_of_the_store():
     text = rates.PAGE.read_text()
     assert fill_blocks(text, "rates", rates.TABLES) == text, "run python -m benchmarks.quality.rates --table"
+    assert b"Description\0" + rates.digest().encode() in rates.PICTURE.read_bytes()  # PNG's tEXt chunk
 
 
 @pytest.fixture
