@@ -52,6 +52,8 @@ TEST_RATES = np.geomspace(1e-4, 1, 20)
 """The rising rates of the range test."""
 CHATS, REVIEWS = ("chain_sum", "family_relationships", "letter_counting", "syllogism"), ("rotten_tomatoes", "imdb")
 LORA, FROZEN = FAMILIES = ("LoRA", "frozen A")
+BY_RECIPE = "constant by recipe"
+"""The row of a rule that was not written down before: a constant for each recipe and LoRA's rank."""
 Batches = Sequence[Mapping[str, Tensor]]
 
 
@@ -235,7 +237,8 @@ def measurements() -> pd.DataFrame:
     """Return one row per arm that has a cell: its best rate, and what a rule multiplies, the geometric mean of seeds.
 
     The rows are in the order of `ARMS`. ``group`` is the task, whose arms are left out together; the two ciphers are
-    one.
+    one. ``recipe`` is a row of the table in docs/howto/learning_rate.md: LoRA of a rank, or a frozen `A` with uniform
+    ranks or not.
     """
     numbers = ["curvature", "adam_curvature", "range"]
     rows = [
@@ -246,19 +249,21 @@ def measurements() -> pd.DataFrame:
     means = np.exp(np.log(cells.set_index(ARM)[numbers]).groupby(ARM, sort=False).mean()).reset_index()
     families = pd.DataFrame([arm.key(0) | {"family": arm.family} for arm in ARMS]).drop(columns="seed")
     table = families.merge(means).merge(best_rates()[[*ARM, "best"]])
-    return table.assign(group=table["task"].str.removeprefix("second_"))
+    by_sensitivity = np.where(table["method"] == "score", "by sensitivity", "uniform")
+    recipe = table["family"] + " " + np.where(table["family"] == LORA, table["rank"].astype(str), by_sensitivity)
+    return table.assign(group=table["task"].str.removeprefix("second_"), recipe=recipe)
 
 
-def doublings_off(table: pd.DataFrame, measured: str | None, family: str | None = None) -> pd.Series:
+def doublings_off(table: pd.DataFrame, measured: str | None, by: str = "family", only: str | None = None) -> pd.Series:
     """Return log2 of the suggested over the best rate of each arm.
 
-    The rate suggested is a constant times what is measured. The constant is the median, over the arms of the same
-    family (or of ``family``) on other tasks, of the best rate over what is measured there.
+    The rate suggested is a constant times what is measured. The constant is the median, over the arms on other tasks
+    with the same value (or the value ``only``) in the column ``by``, of the best rate over what is measured there.
     """
     measure = pd.Series(1.0, table.index) if measured is None else table[measured]
     ratio, errors = np.log2(table["best"] / measure), pd.Series(np.nan, table.index)
     for place, row in table.iterrows():
-        others = (table["family"] == (family or row["family"])) & (table["group"] != row["group"])
+        others = (table[by] == (only or row[by])) & (table["group"] != row["group"])
         errors[place] = ratio[others].median() - ratio[place]
     return errors
 
@@ -269,13 +274,14 @@ def is_hit(errors: pd.Series) -> pd.Series:
 
 
 def judge(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per rule, and one for the constant of LoRA applied to all arms.
+    """Return one row per rule, for the constant of LoRA applied to all arms, and for a constant by recipe.
 
     ``LoRA`` and ``frozen A`` are shares of arms that are hit, ``off`` the mean size of `doublings_off`, ``difference``
     the share of hits minus that of the constant, with ``low`` and ``high`` over resampled tasks, and ``wins``.
     """
     errors = {rule: doublings_off(table, measured) for rule, measured in RULES.items()}
-    errors["LoRA's rate for all"] = doublings_off(table, None, LORA)
+    errors["LoRA's rate for all"] = doublings_off(table, None, only=LORA)
+    errors[BY_RECIPE] = doublings_off(table, None, by="recipe")
     constant = is_hit(errors["constant"])
     groups = table["group"].unique()
     draws = np.random.default_rng(0).integers(len(groups), size=(RESAMPLES, len(groups)))

@@ -45,10 +45,12 @@ LORA, RANDOM, CAPTURED, PAPER = ARMS = ("lora", "lora-fa", "captured", "tlora-pa
 R = 4e-3
 """LoRA's best rate on the smart-home commands, from the study of directions."""
 SHARES = (1, 2, 4, 8)
+BEYOND = {SHARES[0]: 0.5, SHARES[-1]: 16}
+"""What was tried after the grid, where the best of its rates was the lowest or the highest."""
 GRID_SEEDS, SEEDS = (0, 1), (0, 1, 2, 3, 4, 5)
 MARGIN = 0.05
 """Part of what LoRA learns by which a loss may be higher and count as not behind."""
-PARTS = ("grid", "more")
+PARTS = ("grid", "more", "beyond")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ArmRuns:
     task: str
     targets: str
     arm: str
-    share: int
+    share: float
     seeds: tuple[int, ...]
 
     def run(self) -> None:
@@ -70,7 +72,10 @@ class ArmRuns:
 
 
 def plan(part: str) -> Iterator[ArmRuns]:
-    """Return the runs of a part; the second is planned when the first is done."""
+    """Return the runs of a part; those after the grid are planned when it is done.
+
+    "beyond" was added after the others: a rate outside the grid for arms whose best is at an end of it.
+    """
     cells = product(TASKS, TARGETS, ARMS)
     if part == "grid":
         yield from (ArmRuns(*cell, share, GRID_SEEDS) for cell in cells for share in SHARES)
@@ -80,7 +85,10 @@ def plan(part: str) -> Iterator[ArmRuns]:
         best = best_share(runs, task, targets, arm)
         if best is None:
             raise ValueError(f"the grid of {arm} on {task}, {targets}, is not done: run the part grid first")
-        yield from (ArmRuns(task, targets, arm, share, SEEDS) for share in sorted({1, best}))
+        if part == "more":
+            yield from (ArmRuns(task, targets, arm, share, SEEDS) for share in sorted({1, best}))
+        elif best in BEYOND:
+            yield ArmRuns(task, targets, arm, BEYOND[best], GRID_SEEDS)
 
 
 def test_runs() -> pd.DataFrame:
@@ -94,7 +102,7 @@ def test_runs() -> pd.DataFrame:
         key, is_done = record["key"], record["status"] == "done"
         targets = next(name for name, modules in TARGETS.items() if key.get("target_modules") == modules)
         losses = (record["metrics"]["loss"], record["validation_loss"]) if is_done else (np.inf, np.inf)
-        cell = (key["task"], targets, key["method"], round(key["learning_rate"] / R), key["seed"])
+        cell = (key["task"], targets, key["method"], round(key["learning_rate"] / R, 1), key["seed"])
         rows.append((*cell, *losses, record.get("base_loss", np.nan)))
     return pd.DataFrame(rows, columns=columns)
 
@@ -104,14 +112,15 @@ def runs_of(runs: pd.DataFrame, task: str, targets: str, arm: str) -> pd.DataFra
     return runs[(runs["task"] == task) & (runs["targets"] == targets) & (runs["arm"] == arm)]
 
 
-def best_share(runs: pd.DataFrame, task: str, targets: str, arm: str) -> int | None:
+def best_share(runs: pd.DataFrame, task: str, targets: str, arm: str) -> float | None:
     """Return the multiple of R with the lowest mean validation loss of the grid's seeds; None before all have run."""
     mine = runs_of(runs, task, targets, arm)
-    losses = mine[mine["seed"].isin(GRID_SEEDS)].pivot(index="share", columns="seed", values="validation")
-    return None if losses.shape != (len(SHARES), len(GRID_SEEDS)) else int(losses.mean(axis=1).idxmin())
+    grid = mine[mine["seed"].isin(GRID_SEEDS) & mine["share"].isin(SHARES)]
+    losses = grid.pivot(index="share", columns="seed", values="validation")
+    return None if losses.shape != (len(SHARES), len(GRID_SEEDS)) else losses.mean(axis=1).idxmin()
 
 
-def losses_at(runs: pd.DataFrame, task: str, targets: str, arm: str, share: int | None) -> pd.Series:
+def losses_at(runs: pd.DataFrame, task: str, targets: str, arm: str, share: float | None) -> pd.Series:
     """Return the test losses by seed at a multiple of R, or at the arm's own best (None); NaN where there is no run."""
     share = best_share(runs, task, targets, arm) if share is None else share
     mine = runs_of(runs, task, targets, arm)
@@ -167,7 +176,7 @@ def hypotheses() -> pd.DataFrame:
 def missing_runs() -> str:
     """Say how many runs of the grid are there."""
     runs = test_runs()
-    there = len(runs[runs["seed"].isin(GRID_SEEDS)])
+    there = (runs["seed"].isin(GRID_SEEDS) & runs["share"].isin(SHARES)).sum()
     return f"{there} of the {len(list(plan('grid'))) * len(GRID_SEEDS)} runs of the grid are there, {len(runs)} in all."
 
 
@@ -191,24 +200,27 @@ def hypotheses_table() -> str:
 
 
 def means() -> pd.DataFrame:
-    """Return one row per arm and rate of each task and targets: seeds, runs that diverged, mean test loss of others."""
+    """Return one row per arm and rate of each task and targets: mean losses over the grid's seeds, NaN if one diverged.
+
+    ``best`` is whether the rate is the arm's best of the grid.
+    """
     runs = test_runs()
-    runs = runs.assign(diverged=~np.isfinite(runs["loss"]), loss=runs["loss"].where(np.isfinite(runs["loss"])))
     cell = ["task", "targets", "arm", "share"]
-    table = runs.groupby(cell).agg(seeds=("seed", "size"), diverged=("diverged", "sum"), loss=("loss", "mean"))
-    cells = pd.MultiIndex.from_product([TASKS, TARGETS, ARMS, SHARES], names=cell)
-    return table.reindex(cells).dropna(subset="seeds").reset_index()
+    table = runs[runs["seed"].isin(GRID_SEEDS)].groupby(cell)[["validation", "loss"]].mean()
+    cells = pd.MultiIndex.from_product([TASKS, TARGETS, ARMS, sorted((*SHARES, *BEYOND.values()))], names=cell)
+    table = table.reindex(cells).dropna().reset_index()
+    is_best = [row.share == best_share(runs, row.task, row.targets, row.arm) for row in table.itertuples()]
+    return table.assign(best=is_best).replace(np.inf, np.nan)
 
 
 def means_table() -> str:
-    """Test losses of each arm at each rate: means over seeds, and how many runs diverged."""
-    runs, lines = test_runs(), []
+    """Losses of each arm at each rate, on validation and test rows."""
+    lines = []
     for row in means().itertuples():
-        is_best = row.share == best_share(runs, row.task, row.targets, row.arm)
-        rate = f"{row.share * R:g} ({row.share} R)" + (", best" if is_best else "")
-        loss = f"{row.loss:.3f}" if np.isfinite(row.loss) else ""
-        lines.append([row.task, row.targets, row.arm, rate, f"{row.seeds:.0f}", f"{row.diverged:.0f}", loss])
-    heads = ["task", "targets", "arm", "rate", "seeds", "diverged", "test loss"]
+        rate = f"{row.share * R:g} ({row.share:g} R)" + (", best of the grid" if row.best else "")
+        losses = [f"{loss:.3f}" if np.isfinite(loss) else "diverged" for loss in (row.validation, row.loss)]
+        lines.append([row.task, row.targets, row.arm, rate, *losses])
+    heads = ["task", "targets", "arm", "rate", "validation loss", "test loss"]
     return markdown(heads, lines) if lines else "Nothing is measured yet."
 
 
@@ -217,20 +229,21 @@ def draw(table: pd.DataFrame) -> Figure:
     """A panel for each task and targets: the mean test loss by learning rate, a line for each arm."""
     cells = list(product(TASKS, TARGETS))
     figure, panels = plt.subplots(1, len(cells), figsize=(3.1 * len(cells), 3.9), layout="constrained")
+    runs, shares = test_runs(), sorted(table["share"].unique())
     for ax, (task, targets) in zip(panels, cells, strict=True):
         for arm, color, marker in zip(ARMS, style.colors(len(ARMS)), style.markers(len(ARMS)), strict=True):
             line = runs_of(table, task, targets, arm)
             ax.plot(line["share"], line["loss"], color=color, marker=marker, linewidth=2, label=arm)
         ax.set_xscale("log", base=2)
-        ax.set_xticks(SHARES, [f"{share} R" for share in SHARES])
-        ax.set_xlabel(f"learning rate; R = {R:g}")
+        ax.set_xticks(shares, [f"{share:g}" for share in shares])
+        ax.set_xlabel(f"learning rate / {R:g}")
         style.logarithmic(ax, "y")
         style.guide_lines(ax)
-        at_r = {arm: float(losses_at(test_runs(), task, targets, arm, 1).mean()) for arm in (LORA, RANDOM)}
-        best = {arm: float(losses_at(test_runs(), task, targets, arm, None).mean()) for arm in (LORA, RANDOM)}
+        parts = {name: values.mean() for name, values in gaps(runs, task, targets).items()}
+        behind = parts["gap at R"] - parts["rate"]
         style.headline(
             ax,
-            f"{RANDOM} {at_r[RANDOM] - at_r[LORA]:+.2f} at R, {best[RANDOM] - best[LORA]:+.2f} at best",
+            f"{RANDOM} {parts['gap at R']:+.2f} at 1, {behind:+.2f} at best",
             f"{Path(task).name}, {'all layers' if TARGETS[targets] is None else targets}",
         )
     panels[0].set_ylabel("test loss, nats")

@@ -119,7 +119,7 @@ def test_constants_are_medians_of_the_other_tasks(table):
     best = table["best"].to_numpy()[:5]
     others = [np.median(np.log2(np.delete(best, n))) for n in range(5)]
     assert rate_rule.doublings_off(table, None)[:5].tolist() == pytest.approx(others - np.log2(best))
-    assert rate_rule.doublings_off(table, None, rate_rule.LORA)[5:].tolist() == pytest.approx(
+    assert rate_rule.doublings_off(table, None, only=rate_rule.LORA)[5:].tolist() == pytest.approx(
         others - np.log2(2 * best)
     )
 
