@@ -107,7 +107,7 @@ def table():
     """Five tasks with both families: the best rate is 3 or 6 over the curvature, the other measurements are noise."""
     curvature = np.array([100.0, 800.0, 3000.0, 24000.0, 50.0])
     rows = [
-        {"family": family, "group": f"task {n}", "best": constant / value, "curvature": 1 / value}
+        {"family": family, "recipe": family, "group": f"task {n}", "best": constant / value, "curvature": 1 / value}
         for family, constant in zip(rate_rule.FAMILIES, (3.0, 6.0), strict=True)
         for n, value in enumerate(curvature)
     ]
@@ -124,11 +124,22 @@ def test_constants_are_medians_of_the_other_tasks(table):
     )
 
 
+def test_a_constant_by_recipe_tells_recipes_of_one_family_apart(table):
+    table["recipe"] = ["low", "high", "high", "low", "high"] * 2
+    table["best"] = table["recipe"].map({"low": 1e-3, "high": 8e-3})
+    assert rate_rule.doublings_off(table, None, by="recipe").tolist() == [0] * 10
+    assert rate_rule.doublings_off(table, None)[:5].tolist() == pytest.approx([3, -1.5, -1.5, 3, -1.5])
+    verdicts = rate_rule.judge(table).set_index("rule")
+    assert verdicts.loc[rate_rule.BY_RECIPE, "difference"] == 1
+    assert not verdicts.loc[rate_rule.BY_RECIPE, "wins"]
+
+
 def test_a_rule_wins_if_it_hits_more_often_on_resampled_tasks(table):
     verdicts = rate_rule.judge(table).set_index("rule")
     assert verdicts.loc["curvature", [*rate_rule.FAMILIES, "off"]].tolist() == pytest.approx([1, 1, 0])
     assert verdicts.loc["curvature", "wins"]
     assert verdicts.loc["AdamW's curvature", "difference"] == 0  # the same everywhere, so it is the constant
+    assert verdicts.loc[rate_rule.BY_RECIPE, "difference"] == 0  # each family has one recipe here
     assert not verdicts.drop("curvature")["wins"].any()
     constant = (rate_rule.doublings_off(table, None).abs() <= 1).mean()
     assert verdicts.loc["curvature", "difference"] == pytest.approx(1 - constant)

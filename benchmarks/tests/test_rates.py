@@ -58,13 +58,26 @@ def test_hypotheses_are_paired_t_tests(store):
     assert table.loc[("H1", TASK, "all"), "p"] == 1  # was not run
 
 
-def test_the_second_part_is_at_r_and_at_the_best_rate(store, monkeypatch):
+def test_parts_after_the_grid_are_of_the_best_rates(store, monkeypatch):
     monkeypatch.setattr(rates, "TASKS", {TASK: {}})
     monkeypatch.setattr(rates, "TARGETS", {"q, v": ["q_proj", "v_proj"]})
     monkeypatch.setattr(rates, "ARMS", tuple(LOSSES))
     assert [(runs.arm, runs.share) for runs in rates.plan("more")] == [
         ("lora", 1), ("lora-fa", 1), ("lora-fa", 4), ("captured", 1), ("captured", 2),
     ]  # fmt: skip
+    assert [(runs.arm, runs.share, runs.seeds) for runs in rates.plan("beyond")] == [("lora", 0.5, rates.GRID_SEEDS)]
     monkeypatch.setattr(rates, "ARMS", (*rates.ARMS, "tlora-paper"))
     with pytest.raises(ValueError, match="tlora-paper"):
         list(rates.plan("more"))
+
+
+def test_a_rate_beyond_the_grid_is_shown_and_changes_no_test(store):
+    before = rates.hypotheses()
+    key = {"task": TASK, "method": "lora", "learning_rate": rates.R / 2, "target_modules": ["q_proj", "v_proj"]}
+    for seed, loss in enumerate((0.2, 0.4)):
+        record = {"status": "done", "metrics": {"loss": loss + 1}, "validation_loss": loss, "base_loss": 3.0}
+        store.append({"key": key | {"seed": seed}, **record})
+    pd.testing.assert_frame_equal(rates.hypotheses(), before)
+    shown = rates.means().set_index(["arm", "share"]).loc["lora"]
+    assert shown.loc[0.5, ["validation", "loss"]].tolist() == pytest.approx([0.3, 1.3])
+    assert shown.index[shown["best"]].tolist() == [1]
