@@ -19,5 +19,10 @@ def __getattr__(name: str) -> Any:
     return importlib.import_module("viz") if name == "viz" else _public(name)
 
 
-# PEFT imports bitsandbytes where that is installed, and its import says on every CPU that optional kernels are missing.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))
+# PEFT imports bitsandbytes where that is installed, and its import says on every CPU that optional kernels are missing,
+# with the hub offline also that nobody checked who published them.
+for _logger, _said in (
+    ("bitsandbytes.backends.cpu.ops", "kernels-community"),
+    ("kernels._internals.hf_hub", "kernels-community/quantization-bitsandbytes"),
+):
+    logging.getLogger(_logger).addFilter(lambda record, said=_said: said not in str(record.msg))

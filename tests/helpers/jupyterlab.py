@@ -146,7 +146,7 @@ class Lab:
                     found.append(f"{output['ename']}: {output['evalue']}")
                 elif output.get("name") == "stderr":
                     lines = "".join(output["text"]).splitlines(keepends=True)
-                    text = "".join(line for line in lines if "kernels-community" not in line)
+                    text = "".join(line for line in lines if "gemm_4bit_forward from kernels-community" not in line)
                     found += [text] if text else []
         return found
 
